@@ -1,0 +1,105 @@
+//! What can go wrong, each as one line that names the file, the key and what was expected.
+
+use std::path::PathBuf;
+
+/// This crate's results.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// This crate's errors.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A file that cannot be opened or read.
+    #[error("{file}: {source}", file = file.display())]
+    Io {
+        /// The file.
+        file: PathBuf,
+        /// The operating system's reason.
+        source: std::io::Error,
+    },
+    /// A file that is not what its name promises.
+    #[error("{file}: {reason}", file = file.display())]
+    Malformed {
+        /// The file.
+        file: PathBuf,
+        /// What was expected and what was found.
+        reason: String,
+    },
+    /// A configuration key with a value that this program does not implement.
+    #[error("{file}: `{key}` is {found}, expected {expected}", file = file.display())]
+    Config {
+        /// The file.
+        file: PathBuf,
+        /// The key.
+        key: String,
+        /// Its value there.
+        found: String,
+        /// What is understood.
+        expected: String,
+    },
+    /// A tensor that the architecture needs and the file lacks.
+    #[error("{file}: tensor `{name}` is missing, expected shape {expected:?}", file = file.display())]
+    MissingTensor {
+        /// The file.
+        file: PathBuf,
+        /// The tensor's name.
+        name: String,
+        /// Its shape by the configuration.
+        expected: Vec<usize>,
+    },
+    /// A tensor of another shape than the configuration implies.
+    #[error("{file}: tensor `{name}` has shape {found:?}, expected {expected:?}", file = file.display())]
+    TensorShape {
+        /// The file.
+        file: PathBuf,
+        /// The tensor's name.
+        name: String,
+        /// Its shape by the configuration.
+        expected: Vec<usize>,
+        /// Its shape in the file.
+        found: Vec<usize>,
+    },
+    /// Tensors that the architecture has no place for.
+    #[error("{file}: {} tensors have no place in this architecture, first `{}`", names.len(), names[0], file = file.display())]
+    LeftOverTensors {
+        /// The file.
+        file: PathBuf,
+        /// Their names, sorted; never empty.
+        names: Vec<String>,
+    },
+    /// A method that cannot do on this model what its file asks for.
+    #[error("method `{method}`: {reason}")]
+    Method {
+        /// The method's name.
+        method: String,
+        /// What was expected and what was found.
+        reason: String,
+    },
+    /// A request that this checkpoint cannot serve.
+    #[error("`{key}` is {found}, expected {expected}")]
+    Request {
+        /// The field of the request.
+        key: &'static str,
+        /// Its value.
+        found: String,
+        /// What would be accepted.
+        expected: String,
+    },
+    /// A tensor operation failed; the shapes are in the message.
+    #[error(transparent)]
+    Tensor(#[from] candle_core::Error),
+}
+
+impl Error {
+    pub(crate) fn malformed(file: impl Into<PathBuf>, reason: impl std::fmt::Display) -> Self {
+        Self::Malformed { file: file.into(), reason: reason.to_string() }
+    }
+
+    pub(crate) fn method(method: &str, reason: impl Into<String>) -> Self {
+        Self::Method { method: method.to_owned(), reason: reason.into() }
+    }
+}
+
+/// Reads a whole file; the error names it.
+pub(crate) fn read(file: &std::path::Path) -> Result<Vec<u8>> {
+    std::fs::read(file).map_err(|source| Error::Io { file: file.to_owned(), source })
+}

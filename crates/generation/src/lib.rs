@@ -1,0 +1,35 @@
+//! Text and seed in, image out, under a tuning-free higher-resolution method.
+//!
+//! Reading order: [`site`] names the places where a method may act; [`plan`] says what may happen
+//! there, when, and in which passes; [`methods`] decides; the U-Net carries it out; [`sampler`] walks
+//! the noise levels; [`Pipeline`] holds it together.
+//!
+//! The network names no method and methods hold no tensors. A plan that is plain everywhere leaves the
+//! network bit-identical to the unmodified one. All tensors are f32; maps are
+//! `(batch, channels, height, width)`.
+
+mod config;
+mod disperse;
+mod error;
+mod layers;
+pub mod methods;
+pub mod noise;
+#[cfg(test)]
+mod parity;
+mod pipeline;
+pub mod plan;
+pub mod sampler;
+pub mod site;
+mod text;
+mod unet;
+mod vae;
+mod weights;
+
+pub use candle_core::Tensor;
+pub use disperse::{Dispersion, disperse};
+pub use error::{Error, Result};
+pub use methods::{Method, MethodSpec};
+pub use pipeline::{Injected, Pipeline, Request, Rgb, Trace};
+pub use sampler::Sampler;
+pub use site::SiteTable;
+pub use text::ClipTokenizer;

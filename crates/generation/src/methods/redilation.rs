@@ -1,0 +1,107 @@
+//! Re-dilation (ScaleCrafter §3.2): convolutions reach further, with the weights they have.
+//!
+//! A listed convolution is dilated by its factor for the first steps of a run, where structure is
+//! decided, and is plain afterwards. Progressive schedules lower the factor step by step.
+
+use crate::error::{Error, Result};
+use crate::plan::{Dilation, Intervention, Moment, Pass, Plan};
+use crate::site::SiteTable;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// Which convolutions, by how much, for how long.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Redilation {
+    /// Active while `step < tau`, counted in a run of [`of_steps`](Self::of_steps) steps; runs of
+    /// other lengths scale it.
+    pub tau: f64,
+    /// The run length in which `tau` is counted.
+    #[serde(default = "fifty")]
+    pub of_steps: usize,
+    /// Whether the factor falls as `max(⌈d (tau − step) / tau⌉, 2)`.
+    #[serde(default)]
+    pub progressive: bool,
+    /// Site rule → factor. Every rule must match a site, and no two rules the same one.
+    pub dilation: BTreeMap<String, Dilation>,
+}
+
+pub(super) fn fifty() -> usize {
+    50
+}
+
+/// A [`Redilation`] with its rules looked up.
+#[derive(Debug)]
+pub(super) struct Resolved {
+    tau: f64,
+    of_steps: usize,
+    progressive: bool,
+    factors: Vec<(usize, f64)>,
+}
+
+/// `tau` of a run of `n_steps`, in its own steps.
+pub(super) fn scaled_tau(tau: f64, of_steps: usize, n_steps: usize) -> f64 {
+    if n_steps == of_steps { tau } else { tau * n_steps as f64 / of_steps as f64 }
+}
+
+/// A `tau` that switches something on in some step of the run it is counted in.
+pub(super) fn check_tau(method: &str, key: &str, tau: f64, of_steps: usize) -> Result<()> {
+    if of_steps == 0 || !(tau > 0.0 && tau <= of_steps as f64) {
+        let reason = format!("`{key}.tau` is {tau} of {of_steps} steps, expected more than 0 (leave `{key}` out to switch it off) and at most `of_steps`");
+        return Err(Error::method(method, reason));
+    }
+    Ok(())
+}
+
+impl Redilation {
+    pub(super) fn resolve(&self, method: &str, key: &str, sites: &SiteTable) -> Result<Resolved> {
+        check_tau(method, key, self.tau, self.of_steps)?;
+        if self.dilation.is_empty() {
+            return Err(Error::method(method, format!("`{key}.dilation` is empty, expected at least one site rule")));
+        }
+        let mut by_site: BTreeMap<usize, (&str, f64)> = BTreeMap::new();
+        for (pattern, factor) in &self.dilation {
+            for site in sites.match_convs(method, pattern)? {
+                if let Some((other, _)) = by_site.insert(site, (pattern, factor.get())) {
+                    let path = &sites.convs[site].path;
+                    let reason = format!("site rules `{other}` and `{pattern}` both match `{path}`, expected one rule a site");
+                    return Err(Error::method(method, reason));
+                }
+            }
+        }
+        let factors = by_site.into_iter().map(|(site, (_, factor))| (site, factor)).collect();
+        Ok(Resolved { tau: self.tau, of_steps: self.of_steps, progressive: self.progressive, factors })
+    }
+}
+
+impl Resolved {
+    pub(super) fn is_active(&self, at: &Moment) -> bool {
+        (at.step as f64) < scaled_tau(self.tau, self.of_steps, at.n_steps)
+    }
+
+    pub(super) fn dilate(&self, at: &Moment, plan: &mut Plan) {
+        let tau = scaled_tau(self.tau, self.of_steps, at.n_steps);
+        for &(site, factor) in &self.factors {
+            let factor = if self.progressive {
+                (factor * ((tau - at.step as f64) / tau)).ceil().max(2.0)
+            } else {
+                factor
+            };
+            plan.convs[site].dilation = Some(Dilation::new(factor).expect("rules hold factors of at least 1"));
+        }
+    }
+
+    pub(super) fn covers(&self, site: usize) -> bool {
+        self.factors.iter().any(|(s, _)| *s == site)
+    }
+}
+
+impl Intervention for Resolved {
+    fn apply(&self, _sites: &SiteTable, at: &Moment, passes: &mut Vec<Pass>) {
+        if self.is_active(at) {
+            for pass in passes {
+                self.dilate(at, &mut pass.plan);
+            }
+        }
+    }
+}

@@ -1,0 +1,393 @@
+//! From request to image: the only file that sees all parts.
+
+use crate::error::{Error, Result};
+use crate::methods::Method;
+use crate::noise::Generator;
+use crate::plan::{Conditioning, Moment, Pass};
+use crate::sampler::{Sampler, Schedule};
+use crate::site::SiteTable;
+use crate::text::TextEncoder;
+use crate::unet::UNet;
+use crate::vae::Vae;
+use candle_core::{Device, Tensor};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+/// What to generate. With the checkpoint and the method it determines the image.
+#[derive(Debug, Clone, PartialEq, serde::Serialize)]
+pub struct Request {
+    /// The text.
+    pub prompt: String,
+    /// What guidance leads away from; usually empty.
+    pub negative_prompt: String,
+    /// Image width in pixels.
+    pub width: u32,
+    /// Image height in pixels.
+    pub height: u32,
+    /// Sampler steps.
+    pub steps: usize,
+    /// Which solver.
+    pub sampler: Sampler,
+    /// Weight of the text direction; 1 and below switch guidance off.
+    pub guidance_scale: f64,
+    /// Share of the guided prediction that is rescaled to the text prediction's spread (Lin et al.
+    /// 2024, §3.4), in [0, 1].
+    pub guidance_rescale: f64,
+    /// Share of the DDPM noise that each DDIM step adds, in [0, 1]. The paper's code uses 1.
+    pub eta: f64,
+    /// Seeds the initial latents and the step noise, as `torch.Generator().manual_seed`.
+    pub seed: u64,
+}
+
+/// An image: sRGB bytes, row by row.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rgb {
+    /// Width in pixels.
+    pub width: u32,
+    /// Height in pixels.
+    pub height: u32,
+    /// `height × width × 3` bytes.
+    pub data: Vec<u8>,
+}
+
+/// Randomness from outside, for comparisons with other programs.
+#[derive(Debug, Clone, Default)]
+pub struct Injected {
+    /// Unit-normal initial latents, `(1, c, h, w)`.
+    pub init_latents: Option<Tensor>,
+    /// Step noise, `(steps, 1, c, h, w)`.
+    pub step_noise: Option<Tensor>,
+}
+
+/// Tensors recorded on the way: `init_latents`, `noise`, `text.cond`, `text.uncond`, per step
+/// `pass<j>.<i>`, `guided.<i>` and `latents.<i>`, and `final_latents`.
+#[derive(Debug, Clone, Default)]
+pub struct Trace {
+    /// By name.
+    pub tensors: BTreeMap<String, Tensor>,
+}
+
+impl Trace {
+    /// Writes a safetensors file, whole or not at all.
+    pub fn save(&self, path: &Path) -> Result<()> {
+        let temporary = path.with_extension("tmp");
+        let tensors = self.tensors.iter().map(|(k, v)| (k.clone(), v.clone())).collect();
+        candle_core::safetensors::save(&tensors, &temporary)?;
+        std::fs::rename(&temporary, path).map_err(|source| Error::Io { file: path.to_owned(), source })
+    }
+}
+
+/// A loaded checkpoint.
+pub struct Pipeline {
+    text: TextEncoder,
+    pub(crate) unet: UNet,
+    pub(crate) vae: Vae,
+    schedule: Schedule,
+    digest: String,
+}
+
+impl std::fmt::Debug for Pipeline {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Pipeline").field("digest", &self.digest).finish_non_exhaustive()
+    }
+}
+
+impl Pipeline {
+    /// Loads a diffusers folder of the Stable Diffusion 1.x layout.
+    pub fn load(folder: &Path) -> Result<Self> {
+        let text = TextEncoder::open(folder)?;
+        let unet = UNet::open(&folder.join("unet"))?;
+        let vae = Vae::open(&folder.join("vae"))?;
+        let schedule = Schedule::open(&folder.join("scheduler").join("scheduler_config.json"))?;
+        if text.width != unet.config.cross_attention_dim {
+            let file = folder.join("unet").join("config.json");
+            let reason = format!("`cross_attention_dim` is {}, expected the text encoder's {}", unet.config.cross_attention_dim, text.width);
+            return Err(Error::malformed(file, reason));
+        }
+        Ok(Self { text, unet, vae, schedule, digest: digest(folder)? })
+    }
+
+    /// Hash (BLAKE3, hex) of every file that determines the checkpoint's output.
+    pub fn digest(&self) -> &str {
+        &self.digest
+    }
+
+    /// Where methods may act.
+    pub fn sites(&self) -> &SiteTable {
+        &self.unet.sites
+    }
+
+    /// Training (width, height) in pixels.
+    pub fn native_size(&self) -> (u32, u32) {
+        let side = (self.unet.native_side() * self.vae.factor) as u32;
+        (side, side)
+    }
+
+    /// Pixels per latent, along one axis.
+    pub fn vae_factor(&self) -> u32 {
+        self.vae.factor as u32
+    }
+
+    #[cfg(test)]
+    pub(crate) fn embed(&self, text: &str) -> Result<Tensor> {
+        self.text.embed(text)
+    }
+
+    fn native_latent(&self) -> (usize, usize) {
+        let side = self.unet.native_side();
+        (side, side)
+    }
+
+    fn latent_size(&self, request: &Request) -> (usize, usize) {
+        (request.height as usize / self.vae.factor, request.width as usize / self.vae.factor)
+    }
+
+    /// Refuses what [`generate`](Self::generate) could not do, without doing anything.
+    pub fn check(&self, request: &Request, method: &Method) -> Result<()> {
+        let f = self.vae_factor();
+        for (key, side) in [("width", request.width), ("height", request.height)] {
+            if side == 0 || side % f != 0 {
+                let expected = format!("a positive multiple of the autoencoder's factor {f}");
+                return Err(Error::Request { key, found: side.to_string(), expected });
+            }
+        }
+        let range = |key: &'static str, value: f64, low: f64, high: f64| {
+            if (low..=high).contains(&value) {
+                Ok(())
+            } else {
+                Err(Error::Request { key, found: value.to_string(), expected: format!("a number from {low} to {high}") })
+            }
+        };
+        range("steps", request.steps as f64, 1.0, self.schedule.alphas_cumprod.len() as f64)?;
+        range("eta", request.eta, 0.0, 1.0)?;
+        range("guidance_scale", request.guidance_scale, 0.0, 1e3)?;
+        range("guidance_rescale", request.guidance_rescale, 0.0, 1.0)?;
+        method.check(self.latent_size(request), self.native_latent())
+    }
+
+    /// Generates one image.
+    pub fn generate(&self, request: &Request, method: &Method, trace: Option<&mut Trace>) -> Result<Rgb> {
+        self.generate_with(request, method, &Injected::default(), trace)
+    }
+
+    /// [`generate`](Self::generate) with randomness from outside where it is given.
+    pub fn generate_with(
+        &self,
+        request: &Request,
+        method: &Method,
+        injected: &Injected,
+        trace: Option<&mut Trace>,
+    ) -> Result<Rgb> {
+        let latents = self.sample(request, method, injected, trace, request.steps)?;
+        self.decode(&latents)
+    }
+
+    /// Seconds that an image of this request takes here: one step is timed after a warm-up step, and
+    /// the decoder once. Steps differ in cost where the method changes over time, so the timed step's
+    /// passes are weighed against those of the whole run.
+    pub fn estimate_seconds(&self, request: &Request, method: &Method) -> Result<f64> {
+        self.check(request, method)?;
+        let injected = Injected::default();
+        self.sample(request, method, &injected, None, 1)?;
+        let start = Instant::now();
+        let latents = self.sample(request, method, &injected, None, 1)?;
+        let step = start.elapsed().as_secs_f64();
+        let start = Instant::now();
+        self.decode(&latents)?;
+        let decode = start.elapsed().as_secs_f64();
+        let moments = self.moments(request);
+        let passes: Vec<usize> = moments.iter().map(|m| method.passes(self.sites(), m).len()).collect();
+        Ok(step * passes.iter().sum::<usize>() as f64 / passes[0] as f64 + decode)
+    }
+
+    fn moments(&self, request: &Request) -> Vec<Moment> {
+        let timesteps = self.schedule.timesteps(request.steps);
+        let moment = |(step, timestep)| Moment {
+            step,
+            n_steps: request.steps,
+            timestep,
+            latent: self.latent_size(request),
+            native: self.native_latent(),
+            guidance_scale: request.guidance_scale,
+        };
+        timesteps.into_iter().enumerate().map(moment).collect()
+    }
+
+    /// The sampler loop, stopped after `limit` steps: latents `(1, c, h, w)`.
+    fn sample(
+        &self,
+        request: &Request,
+        method: &Method,
+        injected: &Injected,
+        mut trace: Option<&mut Trace>,
+        limit: usize,
+    ) -> Result<Tensor> {
+        self.check(request, method)?;
+        let (h, w) = self.latent_size(request);
+        let shape = (1, self.unet.config.in_channels, h, w);
+        let mut record = |name: String, tensor: &Tensor| {
+            if let Some(trace) = trace.as_deref_mut() {
+                trace.tensors.insert(name, tensor.clone());
+            }
+        };
+        let text = self.text.embed(&request.prompt)?;
+        let empty = self.text.embed(&request.negative_prompt)?;
+        record("text.cond".into(), &text);
+        record("text.uncond".into(), &empty);
+
+        let mut generator = Generator::new(request.seed);
+        let drawn = generator.randn(shape)?;
+        let mut latents = match &injected.init_latents {
+            Some(given) => checked(given, &[shape.0, shape.1, h, w], "init_latents")?,
+            None => drawn,
+        };
+        record("init_latents".into(), &latents);
+        let step_noise = match &injected.step_noise {
+            Some(given) => Some(checked(given, &[request.steps, shape.0, shape.1, h, w], "noise")?),
+            None => None,
+        };
+        let mut noises = Vec::new();
+        for moment in self.moments(request).iter().take(limit) {
+            let i = moment.step;
+            let passes = method.passes(self.sites(), moment);
+            let predictions = self.predict(&latents, moment, &passes, &text, &empty)?;
+            for (j, prediction) in predictions.iter().enumerate() {
+                record(format!("pass{j}.{i}"), prediction);
+            }
+            let guided = combine(&passes, &predictions, request.guidance_rescale)?;
+            record(format!("guided.{i}"), &guided);
+            let noise = match &step_noise {
+                Some(given) => Some(given.get(i)?),
+                None if request.eta > 0.0 => Some(generator.randn(shape)?),
+                None => None,
+            };
+            latents = match request.sampler {
+                Sampler::Ddim => {
+                    self.schedule.ddim_step(&latents, &guided, moment.timestep, request.steps, request.eta, noise.as_ref())?
+                }
+            };
+            record(format!("latents.{i}"), &latents);
+            noises.extend(noise);
+        }
+        if !noises.is_empty() {
+            record("noise".into(), &Tensor::stack(&noises, 0)?);
+        }
+        record("final_latents".into(), &latents);
+        Ok(latents)
+    }
+
+    /// The prediction of each pass, `(1, c, h, w)` each; passes with equal plans run as one batch.
+    fn predict(&self, latents: &Tensor, moment: &Moment, passes: &[Pass], text: &Tensor, empty: &Tensor) -> Result<Vec<Tensor>> {
+        let mut predictions: Vec<Option<Tensor>> = vec![None; passes.len()];
+        for first in 0..passes.len() {
+            if predictions[first].is_some() {
+                continue;
+            }
+            let same: Vec<usize> = (first..passes.len())
+                .filter(|&j| predictions[j].is_none() && passes[j].plan == passes[first].plan)
+                .collect();
+            let conditions: Vec<&Tensor> = same
+                .iter()
+                .map(|&j| match passes[j].conditioning {
+                    Conditioning::Text => text,
+                    Conditioning::Empty => empty,
+                })
+                .collect();
+            let batch = Tensor::cat(&vec![latents; same.len()], 0)?;
+            let out = self.unet.forward(&batch, moment.timestep, &Tensor::cat(&conditions, 0)?, &passes[first].plan)?;
+            for (row, j) in same.into_iter().enumerate() {
+                predictions[j] = Some(out.narrow(0, row, 1)?.contiguous()?);
+            }
+        }
+        Ok(predictions.into_iter().flatten().collect())
+    }
+
+    fn decode(&self, latents: &Tensor) -> Result<Rgb> {
+        let image = self.vae.decode(&(latents / self.vae.scaling_factor)?)?;
+        let (_, channels, height, width) = image.dims4()?;
+        let planes = image.flatten_all()?.to_vec1::<f32>()?;
+        let pixels = height * width;
+        let mut data = vec![0u8; pixels * channels];
+        for (c, plane) in planes.chunks_exact(pixels).enumerate() {
+            for (i, &v) in plane.iter().enumerate() {
+                // As diffusers: to [0, 1], clamp, times 255, round (ties to even).
+                data[i * channels + c] = ((v * 0.5 + 0.5).clamp(0.0, 1.0) * 255.0).round_ties_even() as u8;
+            }
+        }
+        Ok(Rgb { width: width as u32, height: height as u32, data })
+    }
+
+    /// What the autoencoder makes of an image: its reconstruction through the latents' mean. The
+    /// distance between the two is the best that any latent sampler could reach.
+    pub fn reconstruct(&self, image: &Rgb) -> Result<Rgb> {
+        let (h, w) = (image.height as usize, image.width as usize);
+        let values: Vec<f32> = image.data.iter().map(|&v| f32::from(v) / 127.5 - 1.0).collect();
+        let x = Tensor::from_vec(values, (1, h, w, 3), &Device::Cpu)?.permute((0, 3, 1, 2))?.contiguous()?;
+        let (mean, _) = self.vae.encode(&x)?;
+        self.decode(&(mean * self.vae.scaling_factor)?)
+    }
+}
+
+fn checked(tensor: &Tensor, shape: &[usize], key: &'static str) -> Result<Tensor> {
+    if tensor.dims() != shape {
+        return Err(Error::Request { key, found: format!("of shape {:?}", tensor.dims()), expected: format!("shape {shape:?}") });
+    }
+    Ok(tensor.to_dtype(candle_core::DType::F32)?)
+}
+
+/// The weighted sum of the passes, partly rescaled to the spread of the text prediction.
+fn combine(passes: &[Pass], predictions: &[Tensor], rescale: f64) -> Result<Tensor> {
+    let mut guided: Option<Tensor> = None;
+    for (pass, prediction) in passes.iter().zip(predictions) {
+        let term = (prediction * pass.weight)?;
+        guided = Some(match guided {
+            None => term,
+            Some(sum) => (sum + term)?,
+        });
+    }
+    let guided = guided.ok_or_else(|| Error::method("", "a step without passes"))?;
+    let text = passes.iter().position(|p| p.conditioning == Conditioning::Text);
+    match text {
+        Some(text) if rescale > 0.0 => {
+            let rescaled = (&guided * (deviation(&predictions[text])? / deviation(&guided)?))?;
+            Ok(((rescaled * rescale)? + (guided * (1.0 - rescale))?)?)
+        }
+        _ => Ok(guided),
+    }
+}
+
+/// Sample standard deviation over all elements.
+fn deviation(x: &Tensor) -> Result<f64> {
+    let values = x.flatten_all()?.to_vec1::<f32>()?;
+    let n = values.len() as f64;
+    let mean = values.iter().map(|&v| f64::from(v)).sum::<f64>() / n;
+    Ok((values.iter().map(|&v| (f64::from(v) - mean).powi(2)).sum::<f64>() / (n - 1.0)).sqrt())
+}
+
+/// Hashes names and contents of a checkpoint's files, in sorted order.
+fn digest(folder: &Path) -> Result<String> {
+    let mut files: Vec<PathBuf> = Vec::new();
+    for component in ["scheduler", "text_encoder", "tokenizer", "unet", "vae"] {
+        let path = folder.join(component);
+        let wrong = |source| Error::Io { file: path.clone(), source };
+        for entry in std::fs::read_dir(&path).map_err(wrong)? {
+            let file = entry.map_err(wrong)?.path();
+            let kept = file.extension().is_some_and(|e| e == "json" || e == "txt" || e == "safetensors");
+            if kept && file.is_file() {
+                files.push(file);
+            }
+        }
+    }
+    files.sort();
+    let mut hasher = blake3::Hasher::new();
+    for file in files {
+        let name = file.strip_prefix(folder).unwrap_or(&file).to_string_lossy().replace('\\', "/");
+        hasher.update(name.as_bytes());
+        let mut one = blake3::Hasher::new();
+        let source = std::fs::File::open(&file).map_err(|source| Error::Io { file: file.clone(), source })?;
+        one.update_reader(source).map_err(|source| Error::Io { file: file.clone(), source })?;
+        hasher.update(one.finalize().as_bytes());
+    }
+    Ok(hasher.finalize().to_hex().to_string())
+}

@@ -1,0 +1,91 @@
+//! The places in the U-Net where a method may act.
+//!
+//! A site's name *is* its diffusers module path (`down_blocks.1.resnets.0.conv1`); the table is built
+//! while the weights load, and everything afterwards goes by dense index.
+
+use crate::error::{Error, Result};
+use globset::GlobBuilder;
+
+/// A convolution with a 3×3 kernel. (1×1 convolutions have no neighbourhood to act on.)
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ConvSite {
+    /// Module path.
+    pub path: String,
+    /// Stride of the trained convolution.
+    pub stride: usize,
+}
+
+/// A self-attention.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AttentionSite {
+    /// Module path (`….attn1`).
+    pub path: String,
+    /// How many stride-2 convolutions lie between the latents and this layer.
+    pub halvings: usize,
+}
+
+impl AttentionSite {
+    /// Tokens of this layer for latents of `(height, width)`.
+    pub fn n_tokens(&self, latent: (usize, usize)) -> usize {
+        // A stride-2 convolution with padding 1 rounds up.
+        let side = |n: usize| (0..self.halvings).fold(n, |n, _| n.div_ceil(2));
+        side(latent.0) * side(latent.1)
+    }
+}
+
+/// Every site of one U-Net, in the order in which its modules are loaded.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct SiteTable {
+    /// Convolutions.
+    pub convs: Vec<ConvSite>,
+    /// Self-attentions.
+    pub attentions: Vec<AttentionSite>,
+}
+
+impl SiteTable {
+    pub(crate) fn add_conv(&mut self, path: &str, stride: usize) -> usize {
+        self.convs.push(ConvSite { path: path.to_owned(), stride });
+        self.convs.len() - 1
+    }
+
+    pub(crate) fn add_attention(&mut self, path: &str, halvings: usize) -> usize {
+        self.attentions.push(AttentionSite { path: path.to_owned(), halvings });
+        self.attentions.len() - 1
+    }
+
+    /// Indices of the convolutions that `pattern` names.
+    ///
+    /// `*` stands for any part of one path segment, `**` for any number of segments, `{a,b}` for
+    /// alternatives. A pattern that names nothing is an error.
+    pub fn match_convs(&self, method: &str, pattern: &str) -> Result<Vec<usize>> {
+        let slashed = |path: &str| path.replace('.', "/");
+        let glob = GlobBuilder::new(&slashed(pattern))
+            .literal_separator(true)
+            .build()
+            .map_err(|e| Error::method(method, format!("site rule `{pattern}` is not a valid pattern: {e}")))?
+            .compile_matcher();
+        let found: Vec<usize> =
+            self.convs.iter().enumerate().filter(|(_, s)| glob.is_match(slashed(&s.path))).map(|(i, _)| i).collect();
+        if found.is_empty() {
+            let near = self.convs.iter().map(|s| s.path.as_str()).min_by_key(|path| distance(path, pattern));
+            let hint = near.map(|path| format!("; the nearest site is `{path}`")).unwrap_or_default();
+            return Err(Error::method(method, format!("site rule `{pattern}` matches no convolution of this model{hint}")));
+        }
+        Ok(found)
+    }
+}
+
+/// Levenshtein distance, for hints.
+fn distance(a: &str, b: &str) -> usize {
+    let b: Vec<char> = b.chars().collect();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, ca) in a.chars().enumerate() {
+        let mut diagonal = std::mem::replace(&mut row[0], i + 1);
+        for (j, cb) in b.iter().enumerate() {
+            let substituted = diagonal + usize::from(ca != *cb);
+            diagonal = row[j + 1];
+            row[j + 1] = substituted.min(diagonal + 1).min(row[j] + 1);
+        }
+    }
+    row[b.len()]
+}

@@ -1,0 +1,294 @@
+//! The U-Net of Stable Diffusion with named sites. It asks the plan what to do and names no method.
+
+mod conv;
+mod resnet;
+mod transformer;
+
+pub(crate) use conv::SiteConv;
+use resnet::ResnetBlock;
+use transformer::Transformer;
+
+use crate::config::Config;
+use crate::error::{Error, Result};
+use crate::layers::{GroupNorm, Linear};
+use crate::plan::{ConvAction, Plan};
+use crate::site::SiteTable;
+use crate::weights::{Scope, Weights, weight_file};
+use candle_core::{Device, Tensor};
+use scalebench_kernels as kernels;
+use serde_json::json;
+use std::path::Path;
+
+/// What `unet/config.json` decides.
+#[derive(Debug, Clone)]
+pub(crate) struct UNetConfig {
+    pub(crate) sample_size: usize,
+    pub(crate) in_channels: usize,
+    out_channels: usize,
+    channels: Vec<usize>,
+    down_attention: Vec<bool>,
+    up_attention: Vec<bool>,
+    layers_per_block: usize,
+    pub(crate) cross_attention_dim: usize,
+    /// Per level. The file calls it `attention_head_dim`, a name that upstream kept by mistake.
+    heads: Vec<usize>,
+    transformer_depth: Vec<usize>,
+    use_linear_projection: bool,
+    norm_num_groups: usize,
+    norm_eps: f64,
+}
+
+impl UNetConfig {
+    fn open(file: &Path) -> Result<Self> {
+        let mut c = Config::open(file)?;
+        let channels = c.usizes("block_out_channels", None, None)?;
+        let n = channels.len();
+        let mut attention = |key: &str, with: &str, without: &str| -> Result<Vec<bool>> {
+            let names = c.strings(key)?;
+            let wrong = || Error::malformed(file, format!("`{key}` is {names:?}, expected {n} of {with} or {without}"));
+            if names.len() != n {
+                return Err(wrong());
+            }
+            names.iter().map(|s| if s == with { Ok(true) } else if s == without { Ok(false) } else { Err(wrong()) }).collect()
+        };
+        let down_attention = attention("down_block_types", "CrossAttnDownBlock2D", "DownBlock2D")?;
+        let up_attention = attention("up_block_types", "CrossAttnUpBlock2D", "UpBlock2D")?;
+        c.only("mid_block_type", &[json!("UNetMidBlock2DCrossAttn")])?;
+        c.only("act_fn", &[json!("silu")])?;
+        c.only("flip_sin_to_cos", &[json!(true)])?;
+        c.only("freq_shift", &[json!(0)])?;
+        c.only("downsample_padding", &[json!(1)])?;
+        c.only("mid_block_scale_factor", &[json!(1), json!(1.0)])?;
+        c.only("dropout", &[json!(0.0), json!(0)])?;
+        c.only("conv_in_kernel", &[json!(3)])?;
+        c.only("conv_out_kernel", &[json!(3)])?;
+        c.only("resnet_time_scale_shift", &[json!("default")])?;
+        c.only("resnet_out_scale_factor", &[json!(1.0)])?;
+        c.only("time_embedding_type", &[json!("positional")])?;
+        c.only("attention_type", &[json!("default")])?;
+        c.ignore(&["upcast_attention"]); // Attention runs in f32 throughout.
+        let config = Self {
+            sample_size: c.usize("sample_size", None)?,
+            in_channels: c.usize("in_channels", Some(4))?,
+            out_channels: c.usize("out_channels", Some(4))?,
+            layers_per_block: c.usize("layers_per_block", Some(2))?,
+            cross_attention_dim: c.usize("cross_attention_dim", Some(1280))?,
+            heads: c.usizes("attention_head_dim", Some(n), Some(8))?,
+            transformer_depth: c.usizes("transformer_layers_per_block", Some(n), Some(1))?,
+            use_linear_projection: c.bool("use_linear_projection", false)?,
+            norm_num_groups: c.usize("norm_num_groups", Some(32))?,
+            norm_eps: c.f64("norm_eps", 1e-5)?,
+            channels,
+            down_attention,
+            up_attention,
+        };
+        c.finish()?;
+        Ok(config)
+    }
+
+    pub(crate) fn time_width(&self) -> usize {
+        4 * self.channels[0]
+    }
+}
+
+/// What loading threads through: the configuration, and the sites found so far.
+pub(crate) struct Build {
+    config: UNetConfig,
+    sites: SiteTable,
+}
+
+/// What every layer may look at during one pass.
+pub(crate) struct Context<'a> {
+    plan: &'a Plan,
+    /// Text embedding, `(batch, tokens, cross_attention_dim)`.
+    text: &'a Tensor,
+    /// SiLU of the time embedding, `(1, time_width)`.
+    time_silu: Tensor,
+}
+
+impl Context<'_> {
+    fn conv(&self, conv: &SiteConv) -> &ConvAction {
+        &self.plan.convs[conv.site]
+    }
+}
+
+#[derive(Debug)]
+struct Stage {
+    resnets: Vec<ResnetBlock>,
+    /// One per resnet, or none.
+    attentions: Vec<Transformer>,
+    resampler: Option<SiteConv>,
+}
+
+impl Stage {
+    fn layer(&self, i: usize, x: &Tensor, cx: &Context<'_>) -> Result<Tensor> {
+        let x = self.resnets[i].forward(x, cx)?;
+        match self.attentions.get(i) {
+            Some(attention) => attention.forward(&x, cx),
+            None => Ok(x),
+        }
+    }
+}
+
+/// The noise predictor.
+#[derive(Debug)]
+pub(crate) struct UNet {
+    pub(crate) config: UNetConfig,
+    pub(crate) sites: SiteTable,
+    conv_in: SiteConv,
+    time_in: Linear,
+    time_out: Linear,
+    down_blocks: Vec<Stage>,
+    mid_resnets: [ResnetBlock; 2],
+    mid_attention: Transformer,
+    up_blocks: Vec<Stage>,
+    conv_norm_out: GroupNorm,
+    conv_out: SiteConv,
+}
+
+impl UNet {
+    /// Reads `config.json` and the weights of a diffusers `unet/` folder.
+    pub(crate) fn open(folder: &Path) -> Result<Self> {
+        let config = UNetConfig::open(&folder.join("config.json"))?;
+        let weights = Weights::open(&weight_file(folder, "diffusion_pytorch_model")?)?;
+        let mut build = Build { config, sites: SiteTable::default() };
+        let unet = Self::load(&mut build, &weights.root())?;
+        weights.finish()?;
+        Ok(unet)
+    }
+
+    fn load(build: &mut Build, root: &Scope<'_>) -> Result<Self> {
+        let config = build.config.clone();
+        let (channels, n, time) = (&config.channels, config.channels.len(), config.time_width());
+        let conv_in = SiteConv::load(build, &root.pp("conv_in"), config.in_channels, channels[0], 1)?;
+        let embedding = root.pp("time_embedding");
+        let time_in = Linear::load(&embedding.pp("linear_1"), channels[0], time)?;
+        let time_out = Linear::load(&embedding.pp("linear_2"), time, time)?;
+
+        // What each skip connection carries, in the order in which the down path makes them.
+        let mut skips = vec![channels[0]];
+        let mut down_blocks = Vec::new();
+        let mut c = channels[0];
+        for (level, &out) in channels.iter().enumerate() {
+            let at = root.pp("down_blocks").pp(level);
+            let (mut resnets, mut attentions) = (Vec::new(), Vec::new());
+            for i in 0..config.layers_per_block {
+                resnets.push(ResnetBlock::load(build, &at.pp("resnets").pp(i), c, out)?);
+                if config.down_attention[level] {
+                    attentions.push(Transformer::load(build, &at.pp("attentions").pp(i), out, level)?);
+                }
+                c = out;
+                skips.push(c);
+            }
+            let resampler = if level + 1 < n {
+                skips.push(c);
+                Some(SiteConv::load(build, &at.pp("downsamplers.0.conv"), c, c, 2)?)
+            } else {
+                None
+            };
+            down_blocks.push(Stage { resnets, attentions, resampler });
+        }
+
+        let mid = root.pp("mid_block");
+        let first = ResnetBlock::load(build, &mid.pp("resnets.0"), c, c)?;
+        let mid_attention = Transformer::load(build, &mid.pp("attentions.0"), c, n - 1)?;
+        let mid_resnets = [first, ResnetBlock::load(build, &mid.pp("resnets.1"), c, c)?];
+
+        let mut up_blocks = Vec::new();
+        for i in 0..n {
+            let level = n - 1 - i;
+            let (at, out) = (root.pp("up_blocks").pp(i), channels[level]);
+            let (mut resnets, mut attentions) = (Vec::new(), Vec::new());
+            for j in 0..=config.layers_per_block {
+                let skip = skips.pop().expect("one skip per up layer");
+                resnets.push(ResnetBlock::load(build, &at.pp("resnets").pp(j), c + skip, out)?);
+                if config.up_attention[i] {
+                    attentions.push(Transformer::load(build, &at.pp("attentions").pp(j), out, level)?);
+                }
+                c = out;
+            }
+            let resampler = if i + 1 < n {
+                Some(SiteConv::load(build, &at.pp("upsamplers.0.conv"), c, c, 1)?)
+            } else {
+                None
+            };
+            up_blocks.push(Stage { resnets, attentions, resampler });
+        }
+        let conv_norm_out = GroupNorm::load(&root.pp("conv_norm_out"), c, config.norm_num_groups, config.norm_eps)?;
+        let conv_out = SiteConv::load(build, &root.pp("conv_out"), c, config.out_channels, 1)?;
+        let sites = std::mem::take(&mut build.sites);
+        Ok(Self { config, sites, conv_in, time_in, time_out, down_blocks, mid_resnets, mid_attention, up_blocks, conv_norm_out, conv_out })
+    }
+
+    /// Predicts from `latents` `(batch, in_channels, h, w)` at `timestep` under `plan`, told `text`
+    /// `(batch, tokens, cross_attention_dim)`. Same shape out.
+    pub(crate) fn forward(&self, latents: &Tensor, timestep: usize, text: &Tensor, plan: &Plan) -> Result<Tensor> {
+        self.forward_observed(latents, timestep, text, plan, &mut |_, _| {})
+    }
+
+    /// [`forward`](Self::forward), showing `see` the output of each block under its module path.
+    pub(crate) fn forward_observed(
+        &self,
+        latents: &Tensor,
+        timestep: usize,
+        text: &Tensor,
+        plan: &Plan,
+        see: &mut dyn FnMut(&str, &Tensor),
+    ) -> Result<Tensor> {
+        let time = sinusoid(timestep, self.config.channels[0])?;
+        let time = self.time_out.forward(&kernels::silu(&self.time_in.forward(&time)?)?)?;
+        see("time_embedding", &time);
+        let cx = Context { plan, text, time_silu: kernels::silu(&time)? };
+
+        let mut x = self.conv_in.forward(latents, cx.conv(&self.conv_in), None)?;
+        see("conv_in", &x);
+        let mut skips = vec![x.clone()];
+        for (level, block) in self.down_blocks.iter().enumerate() {
+            for i in 0..block.resnets.len() {
+                x = block.layer(i, &x, &cx)?;
+                skips.push(x.clone());
+            }
+            if let Some(conv) = &block.resampler {
+                x = conv.forward(&x, cx.conv(conv), None)?;
+                skips.push(x.clone());
+            }
+            see(&format!("down_blocks.{level}"), &x);
+        }
+
+        x = self.mid_resnets[0].forward(&x, &cx)?;
+        x = self.mid_attention.forward(&x, &cx)?;
+        x = self.mid_resnets[1].forward(&x, &cx)?;
+        see("mid_block", &x);
+
+        for (level, block) in self.up_blocks.iter().enumerate() {
+            for i in 0..block.resnets.len() {
+                let skip = skips.pop().expect("one skip per up layer");
+                x = block.layer(i, &Tensor::cat(&[&x, &skip], 1)?, &cx)?;
+            }
+            if let Some(conv) = &block.resampler {
+                // Twice the size, or the next skip's where an odd size was halved on the way down.
+                let (_, _, h, w) = skips.last().expect("skips remain below the last block").dims4()?;
+                x = kernels::upsample_nearest(&x, h, w)?;
+                x = conv.forward(&x, cx.conv(conv), None)?;
+            }
+            see(&format!("up_blocks.{level}"), &x);
+        }
+        x = self.conv_norm_out.forward_silu(&x)?;
+        x = self.conv_out.forward(&x, cx.conv(&self.conv_out), None)?;
+        see("conv_out", &x);
+        Ok(x)
+    }
+
+    /// Latent side of the training resolution.
+    pub(crate) fn native_side(&self) -> usize {
+        self.config.sample_size
+    }
+}
+
+/// Sinusoidal embedding of a timestep, cosines first: `(1, width)`, in f32 as diffusers has it.
+fn sinusoid(timestep: usize, width: usize) -> Result<Tensor> {
+    let half = width / 2;
+    let angle = |i: usize| timestep as f32 * (-(10_000f32.ln()) * i as f32 / half as f32).exp();
+    let values: Vec<f32> = (0..half).map(|i| angle(i).cos()).chain((0..half).map(|i| angle(i).sin())).collect();
+    Ok(Tensor::from_vec(values, (1, width), &Device::Cpu)?)
+}

@@ -1,0 +1,119 @@
+//! The transformer block: self-attention, cross-attention, feed-forward.
+
+use super::{Build, Context};
+use crate::error::Result;
+use crate::layers::{GroupNorm, LayerNorm, Linear};
+use crate::weights::Scope;
+use candle_core::Tensor;
+use scalebench_kernels as kernels;
+
+/// An attention layer over `(batch, tokens, width)`.
+#[derive(Debug)]
+struct Attention {
+    to_q: Linear,
+    to_k: Linear,
+    to_v: Linear,
+    to_out: Linear,
+    heads: usize,
+    /// `1 / √d` of one head.
+    scale: f64,
+}
+
+impl Attention {
+    fn load(at: &Scope<'_>, width: usize, context: usize, heads: usize) -> Result<Self> {
+        Ok(Self {
+            to_q: Linear::load_no_bias(&at.pp("to_q"), width, width)?,
+            to_k: Linear::load_no_bias(&at.pp("to_k"), context, width)?,
+            to_v: Linear::load_no_bias(&at.pp("to_v"), context, width)?,
+            to_out: Linear::load(&at.pp("to_out.0"), width, width)?,
+            heads,
+            scale: 1.0 / ((width / heads) as f64).sqrt(),
+        })
+    }
+
+    fn forward(&self, x: &Tensor, context: &Tensor, temperature: f64) -> Result<Tensor> {
+        let (q, k, v) = (self.to_q.forward(x)?, self.to_k.forward(context)?, self.to_v.forward(context)?);
+        self.to_out.forward(&kernels::attention(&q, &k, &v, self.heads, self.scale * temperature)?)
+    }
+}
+
+#[derive(Debug)]
+struct Block {
+    /// Index of `attn1` among the self-attention sites.
+    site: usize,
+    norm1: LayerNorm,
+    attn1: Attention,
+    norm2: LayerNorm,
+    attn2: Attention,
+    norm3: LayerNorm,
+    ff_in: Linear,
+    ff_out: Linear,
+}
+
+impl Block {
+    fn load(build: &mut Build, at: &Scope<'_>, width: usize, heads: usize, halvings: usize) -> Result<Self> {
+        let context = build.config.cross_attention_dim;
+        let attn1 = at.pp("attn1");
+        Ok(Self {
+            site: build.sites.add_attention(attn1.path(), halvings),
+            norm1: LayerNorm::load(&at.pp("norm1"), width)?,
+            attn1: Attention::load(&attn1, width, width, heads)?,
+            norm2: LayerNorm::load(&at.pp("norm2"), width)?,
+            attn2: Attention::load(&at.pp("attn2"), width, context, heads)?,
+            norm3: LayerNorm::load(&at.pp("norm3"), width)?,
+            ff_in: Linear::load(&at.pp("ff.net.0.proj"), width, 8 * width)?,
+            ff_out: Linear::load(&at.pp("ff.net.2"), 4 * width, width)?,
+        })
+    }
+
+    fn forward(&self, x: &Tensor, cx: &Context<'_>) -> Result<Tensor> {
+        let h = self.norm1.forward(x)?;
+        let x = (x + self.attn1.forward(&h, &h, cx.plan.attentions[self.site].temperature)?)?;
+        let x = (&x + self.attn2.forward(&self.norm2.forward(&x)?, cx.text, 1.0)?)?;
+        let h = kernels::geglu(&self.ff_in.forward(&self.norm3.forward(&x)?)?)?;
+        Ok((x + self.ff_out.forward(&h)?)?)
+    }
+}
+
+/// A stack of blocks over the pixels of a map.
+#[derive(Debug)]
+pub(crate) struct Transformer {
+    norm: GroupNorm,
+    /// `(width, width)`; 1×1 convolutions in SD 1.x, linear layers in SD 2 and SDXL: the same product.
+    proj_in: Linear,
+    blocks: Vec<Block>,
+    proj_out: Linear,
+}
+
+impl Transformer {
+    pub(crate) fn load(build: &mut Build, at: &Scope<'_>, width: usize, level: usize) -> Result<Self> {
+        let (heads, depth) = (build.config.heads[level], build.config.transformer_depth[level]);
+        let linear = build.config.use_linear_projection;
+        let projection = |at: Scope<'_>| -> Result<Linear> {
+            if linear {
+                return Linear::load(&at, width, width);
+            }
+            let weight = at.get("weight", &[width, width, 1, 1])?.reshape((width, width))?;
+            Ok(Linear { weight, bias: Some(at.get("bias", &[width])?) })
+        };
+        Ok(Self {
+            norm: GroupNorm::load(&at.pp("norm"), width, build.config.norm_num_groups, 1e-6)?,
+            proj_in: projection(at.pp("proj_in"))?,
+            blocks: (0..depth)
+                .map(|i| Block::load(build, &at.pp("transformer_blocks").pp(i), width, heads, level))
+                .collect::<Result<_>>()?,
+            proj_out: projection(at.pp("proj_out"))?,
+        })
+    }
+
+    /// `x` `(batch, width, h, w)` → the same shape.
+    pub(crate) fn forward(&self, x: &Tensor, cx: &Context<'_>) -> Result<Tensor> {
+        let bias = |l: &'_ Linear| l.bias.clone().expect("projections have a bias");
+        let h = self.norm.forward(x)?;
+        let mut h = kernels::map_to_tokens(&h, &self.proj_in.weight, &bias(&self.proj_in))?;
+        for block in &self.blocks {
+            h = block.forward(&h, cx)?;
+        }
+        Ok(kernels::tokens_to_map(&h, &self.proj_out.weight, &bias(&self.proj_out), x)?)
+    }
+}

@@ -1,0 +1,249 @@
+//! The autoencoder: latents to pixels and back.
+
+use crate::config::Config;
+use crate::error::Result;
+use crate::layers::{Conv, GroupNorm, Linear};
+use crate::weights::{Scope, Weights, weight_file};
+use candle_core::Tensor;
+use scalebench_kernels as kernels;
+use serde_json::json;
+use std::path::Path;
+
+/// Epsilon of every normalisation in the autoencoder.
+const EPS: f64 = 1e-6;
+
+#[derive(Debug)]
+struct ResnetBlock {
+    norm1: GroupNorm,
+    conv1: Conv,
+    norm2: GroupNorm,
+    conv2: Conv,
+    conv_shortcut: Option<Conv>,
+}
+
+impl ResnetBlock {
+    fn load(at: &Scope<'_>, c_in: usize, c_out: usize, groups: usize) -> Result<Self> {
+        let shortcut = || Conv::load(&at.pp("conv_shortcut"), c_in, c_out, 1, 1);
+        Ok(Self {
+            norm1: GroupNorm::load(&at.pp("norm1"), c_in, groups, EPS)?,
+            conv1: Conv::load(&at.pp("conv1"), c_in, c_out, 3, 1)?,
+            norm2: GroupNorm::load(&at.pp("norm2"), c_out, groups, EPS)?,
+            conv2: Conv::load(&at.pp("conv2"), c_out, c_out, 3, 1)?,
+            conv_shortcut: if c_in == c_out { None } else { Some(shortcut()?) },
+        })
+    }
+
+    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let h = self.conv1.forward(&self.norm1.forward_silu(x)?)?;
+        let h = self.conv2.forward(&self.norm2.forward_silu(&h)?)?;
+        match &self.conv_shortcut {
+            Some(shortcut) => Ok((shortcut.forward(x)? + h)?),
+            None => Ok((x + h)?),
+        }
+    }
+}
+
+/// Single-head self-attention over pixels.
+#[derive(Debug)]
+struct Attention {
+    norm: GroupNorm,
+    q: Linear,
+    k: Linear,
+    v: Linear,
+    out: Linear,
+}
+
+impl Attention {
+    fn load(at: &Scope<'_>, c: usize, groups: usize) -> Result<Self> {
+        // Checkpoints of 2022 use the names in the second column.
+        let legacy = at.has("query.weight");
+        let linear = |new: &str, old: &str| Linear::load(&at.pp(if legacy { old } else { new }), c, c);
+        Ok(Self {
+            norm: GroupNorm::load(&at.pp("group_norm"), c, groups, EPS)?,
+            q: linear("to_q", "query")?,
+            k: linear("to_k", "key")?,
+            v: linear("to_v", "value")?,
+            out: linear("to_out.0", "proj_attn")?,
+        })
+    }
+
+    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let (_, c, _, _) = x.dims4()?;
+        let h = self.norm.forward(x)?;
+        let project = |l: &Linear| kernels::map_to_tokens(&h, &l.weight, l.bias.as_ref().expect("loaded with a bias"));
+        let (q, k, v) = (project(&self.q)?, project(&self.k)?, project(&self.v)?);
+        let h = kernels::attention(&q, &k, &v, 1, 1.0 / (c as f64).sqrt())?;
+        Ok(kernels::tokens_to_map(&h, &self.out.weight, self.out.bias.as_ref().expect("loaded with a bias"), x)?)
+    }
+}
+
+#[derive(Debug)]
+struct Mid {
+    resnets: [ResnetBlock; 2],
+    attention: Attention,
+}
+
+impl Mid {
+    fn load(at: &Scope<'_>, c: usize, groups: usize) -> Result<Self> {
+        Ok(Self {
+            resnets: [
+                ResnetBlock::load(&at.pp("resnets.0"), c, c, groups)?,
+                ResnetBlock::load(&at.pp("resnets.1"), c, c, groups)?,
+            ],
+            attention: Attention::load(&at.pp("attentions.0"), c, groups)?,
+        })
+    }
+
+    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        self.resnets[1].forward(&self.attention.forward(&self.resnets[0].forward(x)?)?)
+    }
+}
+
+#[derive(Debug)]
+struct Stage {
+    resnets: Vec<ResnetBlock>,
+    resampler: Option<Conv>,
+}
+
+#[derive(Debug)]
+struct Decoder {
+    conv_in: Conv,
+    mid: Mid,
+    up_blocks: Vec<Stage>,
+    norm_out: GroupNorm,
+    conv_out: Conv,
+}
+
+#[derive(Debug)]
+struct Encoder {
+    conv_in: Conv,
+    down_blocks: Vec<Stage>,
+    mid: Mid,
+    norm_out: GroupNorm,
+    conv_out: Conv,
+}
+
+/// `AutoencoderKL`.
+#[derive(Debug)]
+pub(crate) struct Vae {
+    encoder: Encoder,
+    decoder: Decoder,
+    quant: Conv,
+    post_quant: Conv,
+    /// Latents are multiplied by it after encoding and divided by it before decoding.
+    pub(crate) scaling_factor: f64,
+    /// Pixels per latent, along one axis.
+    pub(crate) factor: usize,
+}
+
+impl Vae {
+    /// Reads `config.json` and the weights of a diffusers `vae/` folder.
+    pub(crate) fn open(folder: &Path) -> Result<Self> {
+        let mut c = Config::open(&folder.join("config.json"))?;
+        let channels = c.usizes("block_out_channels", None, None)?;
+        let n = channels.len();
+        c.only("act_fn", &[json!("silu")])?;
+        c.only("down_block_types", &[json!(vec!["DownEncoderBlock2D"; n])])?;
+        c.only("up_block_types", &[json!(vec!["UpDecoderBlock2D"; n])])?;
+        c.only("mid_block_add_attention", &[json!(true)])?;
+        c.only("use_quant_conv", &[json!(true)])?;
+        c.only("use_post_quant_conv", &[json!(true)])?;
+        c.ignore(&["sample_size", "force_upcast"]); // Everything runs in f32.
+        let layers = c.usize("layers_per_block", Some(1))?;
+        let groups = c.usize("norm_num_groups", Some(32))?;
+        let latent = c.usize("latent_channels", Some(4))?;
+        let (c_in, c_out) = (c.usize("in_channels", Some(3))?, c.usize("out_channels", Some(3))?);
+        let scaling_factor = c.f64("scaling_factor", 0.18215)?;
+        c.finish()?;
+
+        let weights = Weights::open(&weight_file(folder, "diffusion_pytorch_model")?)?;
+        let (root, last) = (weights.root(), channels[n - 1]);
+        let norm_out = |at: &Scope<'_>, c| GroupNorm::load(&at.pp("conv_norm_out"), c, groups, EPS);
+
+        let at = root.pp("encoder");
+        let mut width = channels[0];
+        let mut down_blocks = Vec::new();
+        for (i, &out) in channels.iter().enumerate() {
+            let at = at.pp("down_blocks").pp(i);
+            let mut resnets = Vec::new();
+            for j in 0..layers {
+                resnets.push(ResnetBlock::load(&at.pp("resnets").pp(j), width, out, groups)?);
+                width = out;
+            }
+            let resampler = if i + 1 < n {
+                Some(Conv::load(&at.pp("downsamplers.0.conv"), out, out, 3, 2)?.unpadded())
+            } else {
+                None
+            };
+            down_blocks.push(Stage { resnets, resampler });
+        }
+        let encoder = Encoder {
+            conv_in: Conv::load(&at.pp("conv_in"), c_in, channels[0], 3, 1)?,
+            down_blocks,
+            mid: Mid::load(&at.pp("mid_block"), last, groups)?,
+            norm_out: norm_out(&at, last)?,
+            conv_out: Conv::load(&at.pp("conv_out"), last, 2 * latent, 3, 1)?,
+        };
+
+        let at = root.pp("decoder");
+        let mut width = last;
+        let mut up_blocks = Vec::new();
+        for (i, &out) in channels.iter().rev().enumerate() {
+            let at = at.pp("up_blocks").pp(i);
+            let mut resnets = Vec::new();
+            for j in 0..=layers {
+                resnets.push(ResnetBlock::load(&at.pp("resnets").pp(j), width, out, groups)?);
+                width = out;
+            }
+            let resampler =
+                if i + 1 < n { Some(Conv::load(&at.pp("upsamplers.0.conv"), out, out, 3, 1)?) } else { None };
+            up_blocks.push(Stage { resnets, resampler });
+        }
+        let decoder = Decoder {
+            conv_in: Conv::load(&at.pp("conv_in"), latent, last, 3, 1)?,
+            mid: Mid::load(&at.pp("mid_block"), last, groups)?,
+            up_blocks,
+            norm_out: norm_out(&at, channels[0])?,
+            conv_out: Conv::load(&at.pp("conv_out"), channels[0], c_out, 3, 1)?,
+        };
+        let quant = Conv::load(&root.pp("quant_conv"), 2 * latent, 2 * latent, 1, 1)?;
+        let post_quant = Conv::load(&root.pp("post_quant_conv"), latent, latent, 1, 1)?;
+        weights.finish()?;
+        Ok(Self { encoder, decoder, quant, post_quant, scaling_factor, factor: 1 << (n - 1) })
+    }
+
+    /// Unscaled latents `(batch, latent, h, w)` → images `(batch, 3, f·h, f·w)`, nominally in [−1, 1].
+    pub(crate) fn decode(&self, latents: &Tensor) -> Result<Tensor> {
+        let d = &self.decoder;
+        let mut x = d.mid.forward(&d.conv_in.forward(&self.post_quant.forward(latents)?)?)?;
+        for block in &d.up_blocks {
+            for resnet in &block.resnets {
+                x = resnet.forward(&x)?;
+            }
+            if let Some(conv) = &block.resampler {
+                let (_, _, h, w) = x.dims4()?;
+                x = conv.forward(&kernels::upsample_nearest(&x, 2 * h, 2 * w)?)?;
+            }
+        }
+        d.conv_out.forward(&d.norm_out.forward_silu(&x)?)
+    }
+
+    /// Images `(batch, 3, H, W)` in [−1, 1] → mean and log-variance of the unscaled latents, each
+    /// `(batch, latent, H / f, W / f)`.
+    pub(crate) fn encode(&self, images: &Tensor) -> Result<(Tensor, Tensor)> {
+        let e = &self.encoder;
+        let mut x = e.conv_in.forward(images)?;
+        for block in &e.down_blocks {
+            for resnet in &block.resnets {
+                x = resnet.forward(&x)?;
+            }
+            if let Some(conv) = &block.resampler {
+                // Padded on the right and below only.
+                x = conv.forward(&x.pad_with_zeros(2, 0, 1)?.pad_with_zeros(3, 0, 1)?)?;
+            }
+        }
+        let x = e.conv_out.forward(&e.norm_out.forward_silu(&e.mid.forward(&x)?)?)?;
+        let moments = self.quant.forward(&x)?.chunk(2, 1)?;
+        Ok((moments[0].contiguous()?, moments[1].contiguous()?))
+    }
+}

@@ -1,0 +1,25 @@
+//! The hot path: convolution, attention, normalisation and resizing on the CPU.
+//!
+//! Every function takes and returns contiguous `f32` candle tensors and knows nothing else: no
+//! network, no method, no checkpoint. Shapes are written `(batch, channels, height, width)` for maps
+//! and `(batch, tokens, channels)` for token sequences.
+//!
+//! Results do not depend on the number of threads: work is cut into tiles whose sizes follow from the
+//! shapes alone, and each output element is summed inside one tile.
+
+mod attention;
+mod conv;
+mod elementwise;
+mod norm;
+mod resize;
+mod simd;
+mod tokens;
+mod view;
+
+pub use attention::attention;
+pub use candle_core::{Result, Tensor};
+pub use conv::{ConvGeometry, conv2d};
+pub use elementwise::{geglu, linear, silu};
+pub use norm::{group_norm, layer_norm};
+pub use resize::{resize_bilinear, upsample_nearest};
+pub use tokens::{map_to_tokens, tokens_to_map};

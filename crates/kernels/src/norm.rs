@@ -1,0 +1,123 @@
+//! Group norm (with SiLU fused) and layer norm.
+
+use crate::simd::{dispatch, silu};
+use crate::view::{tensor, with_slice};
+use candle_core::{Result, Tensor, bail};
+use rayon::prelude::*;
+
+/// Mean and 1 / standard deviation, in f64 from per-lane f32 partial sums over short blocks.
+#[inline(always)]
+fn moments(x: &[f32], eps: f64) -> (f32, f32) {
+    const LANES: usize = 16;
+    const BLOCK: usize = 1024;
+    let (mut sum, mut squares) = (0f64, 0f64);
+    for block in x.chunks(BLOCK) {
+        let (mut s, mut q) = ([0f32; LANES], [0f32; LANES]);
+        let mut chunks = block.chunks_exact(LANES);
+        for chunk in &mut chunks {
+            for i in 0..LANES {
+                s[i] += chunk[i];
+                q[i] += chunk[i] * chunk[i];
+            }
+        }
+        for (i, &v) in chunks.remainder().iter().enumerate() {
+            s[i] += v;
+            q[i] += v * v;
+        }
+        sum += s.iter().map(|&v| f64::from(v)).sum::<f64>();
+        squares += q.iter().map(|&v| f64::from(v)).sum::<f64>();
+    }
+    let n = x.len() as f64;
+    let mean = sum / n;
+    let variance = (squares / n - mean * mean).max(0.0);
+    (mean as f32, (1.0 / (variance + eps).sqrt()) as f32)
+}
+
+/// Group normalisation of `x` `(batch, channels, height, width)` with affine `weight` and `bias`
+/// `(channels)`, followed by SiLU if `with_silu`: one pass over the data for the statistics, one for
+/// the result.
+pub fn group_norm(x: &Tensor, groups: usize, weight: &Tensor, bias: &Tensor, eps: f64, with_silu: bool) -> Result<Tensor> {
+    let (batch, channels, h, w) = x.dims4()?;
+    if groups == 0 || channels % groups != 0 {
+        bail!("group_norm: {channels} channels do not divide into {groups} groups");
+    }
+    let (per_group, plane) = (channels / groups, h * w);
+    with_slice(x, |x| {
+        with_slice(weight, |weight| {
+            with_slice(bias, |bias| {
+                let mut output = vec![0f32; batch * channels * plane];
+                let size = per_group * plane;
+                output.par_chunks_mut(size).zip(x.par_chunks(size)).enumerate().for_each(|(g, (out, x))| {
+                    let first = g % groups * per_group;
+                    dispatch(
+                        #[inline(always)]
+                        || {
+                            let (mean, inverse) = moments(x, eps);
+                            for c in 0..per_group {
+                                let a = inverse * weight[first + c];
+                                let b = bias[first + c] - mean * a;
+                                let (from, to) = (&x[c * plane..][..plane], &mut out[c * plane..][..plane]);
+                                if with_silu {
+                                    to.iter_mut().zip(from).for_each(|(o, &v)| *o = silu(v * a + b));
+                                } else {
+                                    to.iter_mut().zip(from).for_each(|(o, &v)| *o = v * a + b);
+                                }
+                            }
+                        },
+                    );
+                });
+                tensor(output, (batch, channels, h, w))
+            })
+        })
+    })
+}
+
+/// Layer normalisation over the last dimension of `x` `(…, channels)`.
+pub fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Result<Tensor> {
+    let channels = x.dims().last().copied().unwrap_or(0);
+    if channels == 0 || weight.dims() != [channels] {
+        bail!("layer_norm: input {:?}, weight {:?}", x.dims(), weight.dims());
+    }
+    with_slice(x, |data| {
+        with_slice(weight, |weight| {
+            with_slice(bias, |bias| {
+                let mut output = vec![0f32; data.len()];
+                // Many short rows to a task, or scheduling costs more than the sums.
+                let block = channels * 64;
+                output.par_chunks_mut(block).zip(data.par_chunks(block)).for_each(|(out, data)| {
+                    dispatch(
+                        #[inline(always)]
+                        || {
+                            for (out, row) in out.chunks_exact_mut(channels).zip(data.chunks_exact(channels)) {
+                                let (mean, inverse) = moments(row, eps);
+                                for i in 0..channels {
+                                    out[i] = (row[i] - mean) * inverse * weight[i] + bias[i];
+                                }
+                            }
+                        },
+                    );
+                });
+                tensor(output, x.shape())
+            })
+        })
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::Device;
+
+    #[test]
+    fn group_norm_standardises_each_group() {
+        let data: Vec<f32> = (0..2 * 6 * 35).map(|i| 50.0 + (i as f32 * 0.77).sin() * (1.0 + i as f32 * 0.01)).collect();
+        let x = Tensor::from_vec(data, (2, 6, 5, 7), &Device::Cpu).unwrap();
+        let (one, zero) = (Tensor::ones(6, x.dtype(), &Device::Cpu).unwrap(), Tensor::zeros(6, x.dtype(), &Device::Cpu).unwrap());
+        let y = group_norm(&x, 3, &one, &zero, 0.0, false).unwrap().reshape((6, 70)).unwrap().to_vec2::<f32>().unwrap();
+        for group in y {
+            let mean = group.iter().map(|&v| f64::from(v)).sum::<f64>() / 70.0;
+            let var = group.iter().map(|&v| f64::from(v).powi(2)).sum::<f64>() / 70.0;
+            assert!(mean.abs() < 1e-4 && (var - 1.0).abs() < 1e-3, "{mean} {var}");
+        }
+    }
+}

@@ -1,0 +1,81 @@
+//! Bilinear and nearest resizing of feature maps.
+
+use crate::view::{tensor, with_slice};
+use candle_core::{Result, Tensor, bail};
+use rayon::prelude::*;
+
+/// The two neighbours of each output position and the weight of the second, as
+/// `torch.nn.functional.interpolate(mode="bilinear", align_corners=False)` computes them.
+fn taps(from: usize, to: usize) -> Vec<(usize, usize, f32)> {
+    let scale = from as f32 / to as f32;
+    (0..to)
+        .map(|i| {
+            let s = (scale * (i as f32 + 0.5) - 0.5).max(0.0);
+            let i0 = (s as usize).min(from - 1);
+            (i0, (i0 + 1).min(from - 1), (s - i0 as f32).clamp(0.0, 1.0))
+        })
+        .collect()
+}
+
+/// Resizes `x` `(batch, channels, h, w)` to `(batch, channels, height, width)`: half-pixel centres,
+/// no antialiasing. Returns `x` itself when the size does not change.
+pub fn resize_bilinear(x: &Tensor, height: usize, width: usize) -> Result<Tensor> {
+    let (batch, channels, h, w) = x.dims4()?;
+    if (h, w) == (height, width) {
+        return Ok(x.clone());
+    }
+    if [h, w, height, width].contains(&0) {
+        bail!("resize_bilinear: {h}×{w} to {height}×{width}");
+    }
+    let (rows, columns) = (taps(h, height), taps(w, width));
+    with_slice(x, |data| {
+        let mut output = vec![0f32; batch * channels * height * width];
+        output.par_chunks_mut(height * width).zip(data.par_chunks(h * w)).for_each(|(out, plane)| {
+            for (line, &(y0, y1, fy)) in out.chunks_exact_mut(width).zip(&rows) {
+                let (a, b) = (&plane[y0 * w..][..w], &plane[y1 * w..][..w]);
+                for (o, &(x0, x1, fx)) in line.iter_mut().zip(&columns) {
+                    let top = a[x0] * (1.0 - fx) + a[x1] * fx;
+                    let bottom = b[x0] * (1.0 - fx) + b[x1] * fx;
+                    *o = top * (1.0 - fy) + bottom * fy;
+                }
+            }
+        });
+        tensor(output, (batch, channels, height, width))
+    })
+}
+
+/// Nearest-neighbour resize, as `interpolate(mode="nearest")`: output `i` reads `⌊i · from / to⌋`.
+pub fn upsample_nearest(x: &Tensor, height: usize, width: usize) -> Result<Tensor> {
+    let (batch, channels, h, w) = x.dims4()?;
+    if [h, w, height, width].contains(&0) {
+        bail!("upsample_nearest: {h}×{w} to {height}×{width}");
+    }
+    let index = |from: usize, to: usize| (0..to).map(|i| (i * from / to).min(from - 1)).collect::<Vec<_>>();
+    let (rows, columns) = (index(h, height), index(w, width));
+    with_slice(x, |data| {
+        let mut output = vec![0f32; batch * channels * height * width];
+        output.par_chunks_mut(height * width).zip(data.par_chunks(h * w)).for_each(|(out, plane)| {
+            for (line, &y) in out.chunks_exact_mut(width).zip(&rows) {
+                let from = &plane[y * w..][..w];
+                line.iter_mut().zip(&columns).for_each(|(o, &x)| *o = from[x]);
+            }
+        });
+        tensor(output, (batch, channels, height, width))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::Device;
+
+    #[test]
+    fn constant_maps_stay_constant_and_nearest_repeats() {
+        let x = Tensor::full(2.5f32, (1, 2, 5, 7), &Device::Cpu).unwrap();
+        let y = resize_bilinear(&x, 8, 4).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        assert!(y.len() == 64 && y.iter().all(|v| (v - 2.5).abs() < 1e-6));
+        let x = Tensor::arange(0f32, 4.0, &Device::Cpu).unwrap().reshape((1, 1, 2, 2)).unwrap();
+        let y = upsample_nearest(&x, 4, 4).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        assert_eq!(y[..8], [0., 0., 1., 1., 0., 0., 1., 1.]);
+    }
+}

@@ -1,0 +1,247 @@
+//! The one error type of the crate.
+
+use std::path::PathBuf;
+
+/// What can go wrong when images are turned into numbers.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A file could not be read or written.
+    #[error("cannot {action} {path}")]
+    Io {
+        /// `read`, `write`, `list`.
+        action: &'static str,
+        /// The file or folder.
+        path: PathBuf,
+        /// The cause.
+        source: std::io::Error,
+    },
+    /// A folder holds no PNG, JPEG or WebP file.
+    #[error("no png, jpeg or webp image under {path}")]
+    NoImages {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// A file has an image's name but does not decode.
+    #[error("cannot decode image {path}: {message}")]
+    Decode {
+        /// The file.
+        path: PathBuf,
+        /// The decoder's words.
+        message: String,
+    },
+    /// A pixel buffer does not have the length its size demands.
+    #[error("a {width}x{height} image needs {expected} values, found {found}")]
+    PixelCount {
+        /// Width in pixels.
+        width: usize,
+        /// Height in pixels.
+        height: usize,
+        /// Values that the size demands.
+        expected: usize,
+        /// Values found.
+        found: usize,
+    },
+    /// An image or a target size has no pixels.
+    #[error("cannot resize {from_width}x{from_height} to {to_width}x{to_height}: a side is zero")]
+    EmptyResize {
+        /// Source width.
+        from_width: usize,
+        /// Source height.
+        from_height: usize,
+        /// Target width.
+        to_width: usize,
+        /// Target height.
+        to_height: usize,
+    },
+    /// A crop is larger than the image it is taken from.
+    #[error("image {name} is {width}x{height}, too small for crops of {size}x{size}")]
+    CropTooLarge {
+        /// Image id.
+        name: String,
+        /// Image width.
+        width: usize,
+        /// Image height.
+        height: usize,
+        /// Crop side.
+        size: usize,
+    },
+    /// A preprocessing description makes no sense.
+    #[error("bad preprocessing: {0}")]
+    BadPreprocess(String),
+    /// A safetensors file is truncated or is not one.
+    #[error("{path} is truncated or not a safetensors file: {message}")]
+    Container {
+        /// The file.
+        path: PathBuf,
+        /// The parser's words.
+        message: String,
+    },
+    /// A configuration or metadata entry could not be understood.
+    #[error("bad configuration in {path}: {message}")]
+    Config {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        message: String,
+    },
+    /// A tensor is not in the file.
+    #[error("{path} has no tensor {key} (expected shape {expected:?})")]
+    MissingTensor {
+        /// The file.
+        path: PathBuf,
+        /// The key looked for.
+        key: String,
+        /// The shape it should have.
+        expected: Vec<usize>,
+    },
+    /// A tensor has another shape or type than the network needs.
+    #[error("{path}: tensor {key} should be {expected}, found {found}")]
+    TensorMismatch {
+        /// The file.
+        path: PathBuf,
+        /// The key.
+        key: String,
+        /// Type and shape it should have, such as `F32[40]`.
+        expected: String,
+        /// Type and shape in the file.
+        found: String,
+    },
+    /// A tensor in the file has no place in the network.
+    #[error("{path}: tensor {key} is not part of the network")]
+    UnknownTensor {
+        /// The file.
+        path: PathBuf,
+        /// The key.
+        key: String,
+    },
+    /// A network input has a shape the network cannot take.
+    #[error("network input must be (batch, 3, height >= 75, width >= 75), found {found:?}")]
+    InputShape {
+        /// The shape given.
+        found: Vec<usize>,
+    },
+    /// A convolution's operands do not fit together.
+    #[error(
+        "convolution of {input:?} with weight {weight:?}, bias {bias:?} and padding {padding:?}"
+    )]
+    ConvShape {
+        /// Input shape.
+        input: Vec<usize>,
+        /// Weight shape.
+        weight: Vec<usize>,
+        /// Bias shape.
+        bias: Vec<usize>,
+        /// Padding (height, width).
+        padding: (usize, usize),
+    },
+    /// The tensor library failed.
+    #[error("tensor operation failed")]
+    Tensor(#[from] candle_core::Error),
+    /// A feature set's parts have different lengths.
+    #[error(
+        "feature set with {names} names, {groups} groups and {values} values of dimension {dim}"
+    )]
+    FeatureShape {
+        /// Number of names.
+        names: usize,
+        /// Number of group ids.
+        groups: usize,
+        /// Number of feature values.
+        values: usize,
+        /// Feature dimension.
+        dim: usize,
+    },
+    /// A feature is NaN or infinite.
+    #[error("feature {column} of row {row} (image {name}) is {value}")]
+    NonFinite {
+        /// Row index.
+        row: usize,
+        /// Image id of the row.
+        name: String,
+        /// Column index.
+        column: usize,
+        /// The value.
+        value: f32,
+    },
+    /// A metric needs more images than there are.
+    #[error("{metric} needs at least {needed} images on each side, found {left} and {right}")]
+    TooFewImages {
+        /// The metric.
+        metric: &'static str,
+        /// Images needed.
+        needed: usize,
+        /// Images on the first side.
+        left: usize,
+        /// Images on the second side.
+        right: usize,
+    },
+    /// KID was asked for without subsets, or with subsets of fewer than two images.
+    #[error("kid needs subsets of at least 2 images, asked for {subsets} of {size}")]
+    BadSubsets {
+        /// Number of subsets.
+        subsets: usize,
+        /// Rows per subset.
+        size: usize,
+    },
+    /// Two feature sets were not made in the same way.
+    #[error(
+        "feature sets cannot be compared: {what} is {left} on one side and {right} on the other"
+    )]
+    Incomparable {
+        /// `extractor`, `weights`, `preprocess profile`, `dimension`.
+        what: &'static str,
+        /// The first set's.
+        left: String,
+        /// The second set's.
+        right: String,
+    },
+    /// Two feature sets that should share their groups do not.
+    #[error("group {group} is in one feature set but not in the other")]
+    UnpairedGroup {
+        /// The group id.
+        group: u32,
+    },
+    /// Too few blocks for an interval.
+    #[error(
+        "a jackknife needs at least 2 blocks with images, found {found} (of {blocks} asked for)"
+    )]
+    TooFewBlocks {
+        /// Blocks that hold an image.
+        found: usize,
+        /// Blocks asked for.
+        blocks: u32,
+    },
+    /// A confidence level outside (0, 1).
+    #[error("confidence level must lie between 0 and 1, found {level}")]
+    BadLevel {
+        /// The level.
+        level: f64,
+    },
+    /// A covariance matrix has an eigenvalue that is negative beyond rounding.
+    #[error("covariance is not positive semi-definite: eigenvalues from {smallest} to {largest}")]
+    NotPositive {
+        /// Smallest eigenvalue.
+        smallest: f64,
+        /// Largest eigenvalue.
+        largest: f64,
+    },
+    /// A statistic's mean and covariance do not fit.
+    #[error("statistics with a mean of {mean} values and a covariance of {rows}x{columns}")]
+    StatisticsShape {
+        /// Length of the mean.
+        mean: usize,
+        /// Rows of the covariance.
+        rows: usize,
+        /// Columns of the covariance.
+        columns: usize,
+    },
+    /// A matrix decomposition did not converge.
+    #[error("{what} did not converge")]
+    NoConvergence {
+        /// The decomposition.
+        what: &'static str,
+    },
+}
+
+/// Result of this crate's functions.
+pub type Result<T, E = Error> = std::result::Result<T, E>;

@@ -1,0 +1,194 @@
+//! Image files to 8-bit RGB, the way `PIL.Image.open(path).convert("RGB")` gives it.
+
+use std::path::{Path, PathBuf};
+
+use image::{ColorType, DynamicImage, ImageDecoder, ImageReader, Limits};
+
+use crate::{Error, Result};
+
+/// An RGB image, `(height, width, 3)` row-major, 8 bits per value, sRGB as stored in the file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Image {
+    /// Width in pixels.
+    pub width: usize,
+    /// Height in pixels.
+    pub height: usize,
+    /// `3 * width * height` values, red first.
+    pub rgb: Vec<u8>,
+}
+
+impl Image {
+    /// Wraps pixels, checking their number.
+    pub fn new(width: usize, height: usize, rgb: Vec<u8>) -> Result<Self> {
+        let expected = 3 * width * height;
+        if rgb.len() != expected || expected == 0 {
+            return Err(Error::PixelCount {
+                width,
+                height,
+                expected,
+                found: rgb.len(),
+            });
+        }
+        Ok(Self { width, height, rgb })
+    }
+
+    /// Decodes a PNG, JPEG or WebP file; the format is taken from the content, not from the name.
+    ///
+    /// Alpha is dropped, not composited, and grey is repeated, as Pillow's `convert("RGB")` does.
+    /// 16-bit files keep their high byte. EXIF orientation is ignored, as in all FID tools.
+    pub fn open(path: &Path) -> Result<Self> {
+        let decode = |message: String| Error::Decode {
+            path: path.to_owned(),
+            message,
+        };
+        let mut reader = ImageReader::open(path)
+            .and_then(ImageReader::with_guessed_format)
+            .map_err(|source| Error::Io {
+                action: "read",
+                path: path.to_owned(),
+                source,
+            })?;
+        // The default limit of 512 MiB refuses 16384x16384, a size this project is about.
+        reader.limits(Limits::no_limits());
+        let decoder = reader.into_decoder().map_err(|e| decode(e.to_string()))?;
+        let (width, height) = decoder.dimensions();
+        let colour = decoder.color_type();
+        let pixels = DynamicImage::from_decoder(decoder).map_err(|e| decode(e.to_string()))?;
+        let rgb = match colour {
+            ColorType::Rgb8 | ColorType::Rgba8 | ColorType::L8 | ColorType::La8 => {
+                pixels.into_rgb8().into_raw()
+            }
+            // `into_rgb8` would round to nearest here; the high byte is what 8-bit tools read.
+            _ => pixels
+                .into_rgb16()
+                .into_raw()
+                .into_iter()
+                .map(|v| (v >> 8) as u8)
+                .collect(),
+        };
+        Self::new(width as usize, height as usize, rgb)
+    }
+
+    /// Copies the `size` × `size` square whose top left corner is at `(left, top)`.
+    ///
+    /// The caller has checked that it lies inside.
+    pub(crate) fn crop(&self, left: usize, top: usize, size: usize) -> Self {
+        let rgb = (top..top + size)
+            .flat_map(|y| {
+                let start = 3 * (y * self.width + left);
+                &self.rgb[start..start + 3 * size]
+            })
+            .copied()
+            .collect();
+        Self {
+            width: size,
+            height: size,
+            rgb,
+        }
+    }
+}
+
+/// Paths of all PNG, JPEG and WebP files under `folder`, recursively, sorted by path.
+///
+/// The order is that of the path's components as bytes, so it is the same on every machine.
+/// A missing folder and a folder without images are errors: both are nearly always a mistyped path.
+pub fn list_images(folder: &Path) -> Result<Vec<PathBuf>> {
+    fn visit(folder: &Path, found: &mut Vec<PathBuf>) -> Result<()> {
+        let error = |source| Error::Io {
+            action: "list",
+            path: folder.to_owned(),
+            source,
+        };
+        for entry in std::fs::read_dir(folder).map_err(error)? {
+            let path = entry.map_err(error)?.path();
+            if path.is_dir() {
+                visit(&path, found)?;
+            } else if is_image(&path) {
+                found.push(path);
+            }
+        }
+        Ok(())
+    }
+    let mut found = Vec::new();
+    visit(folder, &mut found)?;
+    if found.is_empty() {
+        return Err(Error::NoImages {
+            path: folder.to_owned(),
+        });
+    }
+    found.sort();
+    Ok(found)
+}
+
+fn is_image(path: &Path) -> bool {
+    path.extension().and_then(|e| e.to_str()).is_some_and(|e| {
+        ["png", "jpg", "jpeg", "webp"]
+            .iter()
+            .any(|known| e.eq_ignore_ascii_case(known))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn alpha_is_dropped_and_grey_is_repeated() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.png");
+        image::RgbaImage::from_raw(2, 1, vec![10, 20, 30, 0, 40, 50, 60, 255])
+            .unwrap()
+            .save(&path)
+            .unwrap();
+        assert_eq!(Image::open(&path).unwrap().rgb, [10, 20, 30, 40, 50, 60]);
+        image::GrayImage::from_raw(2, 1, vec![7, 9])
+            .unwrap()
+            .save(&path)
+            .unwrap();
+        assert_eq!(Image::open(&path).unwrap().rgb, [7, 7, 7, 9, 9, 9]);
+        let deep = image::ImageBuffer::<image::Luma<u16>, _>::from_raw(1, 1, vec![0x12ffu16]);
+        deep.unwrap().save(&path).unwrap();
+        assert_eq!(Image::open(&path).unwrap().rgb, [0x12; 3]);
+    }
+
+    #[test]
+    fn folders_are_listed_recursively_in_order() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir(dir.path().join("b")).unwrap();
+        for name in ["c.PNG", "b/a.jpeg", "a.webp", "notes.txt"] {
+            std::fs::write(dir.path().join(name), b"").unwrap();
+        }
+        let found = list_images(dir.path()).unwrap();
+        let expected: Vec<_> = ["a.webp", "b/a.jpeg", "c.PNG"]
+            .iter()
+            .map(|n| dir.path().join(n))
+            .collect();
+        assert_eq!(found, expected);
+    }
+
+    #[test]
+    fn bad_folders_and_files_are_named() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(matches!(
+            list_images(dir.path()),
+            Err(Error::NoImages { .. })
+        ));
+        let missing = dir.path().join("missing");
+        assert!(
+            list_images(&missing)
+                .unwrap_err()
+                .to_string()
+                .contains("missing")
+        );
+        let corrupt = dir.path().join("corrupt.png");
+        std::fs::write(&corrupt, b"\x89PNG\r\n\x1a\nbroken").unwrap();
+        let message = Image::open(&corrupt).unwrap_err().to_string();
+        assert!(message.contains("corrupt.png"), "{message}");
+        assert!(
+            Image::open(&missing)
+                .unwrap_err()
+                .to_string()
+                .contains("missing")
+        );
+    }
+}

@@ -1,0 +1,59 @@
+//! Metrics between sets of images: exact preprocessing, features, distances, intervals.
+//!
+//! | metric | function | needs | compares across n | reference |
+//! | --- | --- | --- | --- | --- |
+//! | FID | [`fid`], [`fid_from_statistics`] | features or mean and covariance | no, biased by c/n | arXiv:1706.08500 |
+//! | KID, subsets | [`kid`] | features | yes | torch-fidelity 0.4.0 |
+//! | KID, all pairs | [`kid_u`] | features | yes | arXiv:1801.01401 |
+//! | interval of FID or KID | [`estimate()`] | features with group ids | | block jackknife |
+//! | interval of a difference | [`paired_difference`] | two feature sets of the same groups | | block jackknife |
+//!
+//! The way from files to a number:
+//!
+//! ```no_run
+//! use scalebench_metrics::{
+//!     Crops, Extractor, Jackknife, Metric, Preprocess, Sample, estimate, fid,
+//! };
+//! # fn main() -> Result<(), scalebench_metrics::Error> {
+//! let extractor = Extractor::load("inception.safetensors".as_ref())?;
+//! let whole = Preprocess::default();
+//! let crops = Preprocess {
+//!     crops: Some(Crops { count: 10, size: 512, seed: 0 }),
+//!     ..Preprocess::default()
+//! };
+//! let real = extractor.features(Sample::folder("real".as_ref())?, &whole, |_| {})?;
+//! let patches = extractor.features(Sample::folder("generated".as_ref())?, &crops, |_| {})?;
+//! let value = fid(&patches, &real)?;
+//! let interval = estimate(Metric::Fid, &patches, &real, &Jackknife::STANDARD)?;
+//! assert_eq!(value, interval.value);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! What is *not* promised: JPEG files decode to within rounding of libjpeg-turbo, not to its bits; and
+//! distances depend on the machine's vector width in the last few bits. Features do not depend on the
+//! batch, the order of the images or the number of threads.
+
+mod conv;
+mod error;
+mod estimate;
+mod features;
+mod frechet;
+mod image;
+pub mod inception;
+mod kernel;
+pub mod preprocess;
+pub mod random;
+pub mod resize;
+
+#[cfg(test)]
+mod test_data;
+
+pub use error::{Error, Result};
+pub use estimate::{Estimate, Jackknife, Metric, ReferenceBlocks, estimate, paired_difference};
+pub use features::{Extractor, FeatureSet, Provenance, Sample, Source};
+pub use frechet::{Statistics, fid, fid_from_statistics};
+pub use image::{Image, list_images};
+pub use inception::{Inception, InceptionConfig, Taps};
+pub use kernel::{Kid, KidOptions, kid, kid_u};
+pub use preprocess::{Crops, Preprocess, Profile};

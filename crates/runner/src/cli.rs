@@ -1,0 +1,246 @@
+//! The command line.
+
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Evaluates tuning-free methods that sample diffusion models above their training resolution.
+#[derive(Debug, Parser)]
+#[command(version, max_term_width = 100)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Run an experiment: images, features, scores, tables, charts, report
+    Sweep(Sweep),
+    /// Make one image
+    Generate(Generate),
+    /// Extract features of a folder of images
+    Features(Features),
+    /// Compare two sets of images by FID and KID
+    Score(Score),
+    /// Solve for the transform that disperses a small convolution kernel into a large one
+    Disperse(Disperse),
+    /// Rebuild the report of a finished run from its files
+    Report(Report),
+    /// List the built-in methods
+    Methods,
+    /// Describe checkpoints
+    Models(Models),
+    /// Write images of the embedded emoji set
+    Dataset(Dataset),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Sweep {
+    /// The experiment file; see experiments/README.md
+    pub(crate) experiment: PathBuf,
+    /// Run directory [default: runs/<name of the experiment file>]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) out: Option<PathBuf>,
+    /// Make only the images whose index leaves the remainder I when divided by N
+    #[arg(long, value_name = "I/N", default_value = "0/1")]
+    pub(crate) shard: Shard,
+    /// Replace a value of the experiment file, for example images=4 or sampler.steps=10
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub(crate) set: Vec<String>,
+    /// Print the cells, the images to make and the estimated time, and write nothing
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+}
+
+/// Part `index` of `count`, written `I/N` with I from 0.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Shard {
+    pub(crate) index: usize,
+    pub(crate) count: usize,
+}
+
+impl Shard {
+    pub(crate) const WHOLE: Shard = Shard { index: 0, count: 1 };
+
+    pub(crate) fn holds(self, image: usize) -> bool {
+        image % self.count == self.index
+    }
+}
+
+impl FromStr for Shard {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let parsed = text.split_once('/').and_then(|(i, n)| Some((i.parse().ok()?, n.parse().ok()?)));
+        match parsed {
+            Some((index, count)) if index < count => Ok(Shard { index, count }),
+            _ => Err("expected I/N with 0 <= I < N, for example 0/4".into()),
+        }
+    }
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Generate {
+    /// Checkpoint folder in diffusers layout
+    #[arg(long, value_name = "DIR")]
+    pub(crate) checkpoint: PathBuf,
+    /// Model family whose method settings apply [default: name of the checkpoint folder]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) family: Option<String>,
+    #[arg(long)]
+    pub(crate) prompt: String,
+    #[arg(long, default_value = "")]
+    pub(crate) negative_prompt: String,
+    /// Size in pixels
+    #[arg(long, value_name = "WxH")]
+    pub(crate) size: Size,
+    #[arg(long, value_name = "FILE.png")]
+    pub(crate) out: PathBuf,
+    /// Built-in method, or a YAML file
+    #[arg(long, value_name = "NAME|FILE.yaml", default_value = "direct-inf")]
+    pub(crate) method: String,
+    #[arg(long, default_value = "ddim")]
+    pub(crate) sampler: String,
+    #[arg(long, default_value_t = 50)]
+    pub(crate) steps: usize,
+    /// DDIM's share of fresh noise
+    #[arg(long, default_value_t = 1.0)]
+    pub(crate) eta: f64,
+    #[arg(long, default_value_t = 7.5)]
+    pub(crate) guidance_scale: f64,
+    #[arg(long, default_value_t = 0.0)]
+    pub(crate) guidance_rescale: f64,
+    #[arg(long, default_value_t = 0)]
+    pub(crate) seed: u64,
+    /// Take the first latents from this file (tensor `init_latents`)
+    #[arg(long, value_name = "F.safetensors")]
+    pub(crate) init_latents: Option<PathBuf>,
+    /// Take the noise of the steps from this file (tensor `noise`)
+    #[arg(long, value_name = "F.safetensors")]
+    pub(crate) step_noise: Option<PathBuf>,
+    /// Write the intermediate tensors
+    #[arg(long, value_name = "F.safetensors")]
+    pub(crate) trace: Option<PathBuf>,
+}
+
+/// Width × height in pixels, written `256x192`.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Size {
+    pub(crate) width: u32,
+    pub(crate) height: u32,
+}
+
+impl FromStr for Size {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let parsed = text.split_once(['x', '×']).and_then(|(w, h)| Some((w.parse().ok()?, h.parse().ok()?)));
+        match parsed {
+            Some((width, height)) if width > 0 && height > 0 => Ok(Size { width, height }),
+            _ => Err("expected WxH in pixels, for example 256x256".into()),
+        }
+    }
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Features {
+    #[arg(long, value_name = "DIR")]
+    pub(crate) images: PathBuf,
+    #[command(flatten)]
+    pub(crate) look: Look,
+    #[arg(long, value_name = "F.safetensors")]
+    pub(crate) out: PathBuf,
+}
+
+/// How images are looked at.
+#[derive(Debug, Args)]
+pub(crate) struct Look {
+    /// Feature network: a folder with model.safetensors, or the weights file
+    #[arg(long, value_name = "PATH")]
+    pub(crate) extractor: Option<PathBuf>,
+    /// Resize and scaling in front of the network: clean, pytorch-fid or torch-fidelity
+    #[arg(long, value_name = "PROFILE", default_value = "clean")]
+    pub(crate) preprocess: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Score {
+    /// Real side: an image folder or a feature file
+    #[arg(long, value_name = "A")]
+    pub(crate) real: PathBuf,
+    /// Generated side: an image folder or a feature file
+    #[arg(long, value_name = "B")]
+    pub(crate) fake: PathBuf,
+    #[arg(long, value_delimiter = ',', default_value = "fid,kid")]
+    pub(crate) metrics: Vec<Metric>,
+    /// Print one JSON object
+    #[arg(long)]
+    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) look: Look,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Metric {
+    Fid,
+    Kid,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Disperse {
+    /// Side of the trained kernel
+    #[arg(long, default_value_t = 3)]
+    pub(crate) small: usize,
+    /// Side of the dispersed kernel
+    #[arg(long, default_value_t = 5)]
+    pub(crate) large: usize,
+    /// Side of the input patch that the two must agree on
+    #[arg(long, default_value_t = 3)]
+    pub(crate) input: usize,
+    /// Factor by which that patch is enlarged
+    #[arg(long, default_value_t = 2)]
+    pub(crate) scale: usize,
+    /// Weight of the pixel-wise term
+    #[arg(long, default_value_t = 0.05)]
+    pub(crate) eta: f64,
+    /// Write the matrix as tensor `R`, f64, (large², small²), instead of printing it
+    #[arg(long, value_name = "R.safetensors")]
+    pub(crate) out: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Report {
+    /// Run directory
+    pub(crate) dir: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Models {
+    /// Checkpoint folders, or folders that hold some
+    #[arg(default_value = "datasets")]
+    pub(crate) folders: Vec<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Dataset {
+    #[arg(long)]
+    pub(crate) split: SplitName,
+    /// Placements of each emoji; with --png, images in all
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub(crate) views: usize,
+    /// Side of the images in pixels
+    #[arg(long, value_name = "S", default_value_t = 64)]
+    pub(crate) size: u32,
+    #[arg(long, value_name = "DIR")]
+    pub(crate) out: PathBuf,
+    /// Write PNG files in the order of a sweep's reference images (prompt seed 0)
+    #[arg(long)]
+    pub(crate) png: bool,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(crate) enum SplitName {
+    Train,
+    Reference,
+}

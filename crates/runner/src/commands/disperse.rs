@@ -1,0 +1,21 @@
+//! `scalebench disperse`
+
+use anyhow::{Context, Result};
+use scalebench_generation::Tensor;
+
+use crate::cli::Disperse;
+
+pub(super) fn run(args: &Disperse) -> Result<()> {
+    let matrix = scalebench_generation::disperse(args.small, args.large, args.input, args.scale, args.eta)?;
+    let (n_rows, n_columns) = (args.large * args.large, args.small * args.small);
+    let Some(file) = &args.out else {
+        for row in matrix.chunks(n_columns) {
+            let cells: Vec<String> = row.iter().map(|value| format!("{value:>12.8}")).collect();
+            println!("{}", cells.join(" "));
+        }
+        return Ok(());
+    };
+    let tensor = Tensor::from_vec(matrix, (n_rows, n_columns), &candle_core::Device::Cpu)?;
+    let save = || tensor.save_safetensors("R", file);
+    save().with_context(|| format!("cannot write {}", file.display()))
+}

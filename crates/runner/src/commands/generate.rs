@@ -1,0 +1,54 @@
+//! `scalebench generate`
+
+use std::path::Path;
+
+use anyhow::{Context, Result, anyhow};
+use scalebench_generation::{Injected, Pipeline, Request, Tensor, Trace};
+use scalebench_metrics::Image;
+
+use super::write_file;
+use crate::cli::Generate;
+use crate::{methods, png};
+
+pub(super) fn run(args: Generate) -> Result<()> {
+    let method = methods::find(&args.method, Path::new("")).context("--method")?;
+    let injected = Injected {
+        init_latents: args.init_latents.as_deref().map(|file| tensor(file, "init_latents")).transpose()?,
+        step_noise: args.step_noise.as_deref().map(|file| tensor(file, "noise")).transpose()?,
+    };
+    let pipeline = Pipeline::load(&args.checkpoint).context("--checkpoint")?;
+    let folder = || args.checkpoint.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let family = args.family.clone().unwrap_or_else(folder);
+    let request = Request {
+        prompt: args.prompt,
+        negative_prompt: args.negative_prompt,
+        width: args.size.width,
+        height: args.size.height,
+        steps: args.steps,
+        sampler: args.sampler.parse().map_err(|error: String| anyhow!("--sampler: {error}"))?,
+        guidance_scale: args.guidance_scale,
+        guidance_rescale: args.guidance_rescale,
+        eta: args.eta,
+        seed: args.seed,
+    };
+    let (width, height) = pipeline.native_size();
+    let pixels = |width: u32, height: u32| f64::from(width) * f64::from(height);
+    let scale = pixels(args.size.width, args.size.height) / pixels(width, height);
+    let method = method.resolve(&family, scale, pipeline.sites()).context("--method")?;
+    pipeline.check(&request, &method)?;
+    let mut trace = Trace::default();
+    let image =
+        pipeline.generate_with(&request, &method, &injected, args.trace.is_some().then_some(&mut trace))?;
+    let image = Image::new(image.width as usize, image.height as usize, image.data)?;
+    if let Some(file) = &args.trace {
+        trace.save(file)?;
+    }
+    write_file(&args.out, &png::encode(&image, None)?)
+}
+
+/// One tensor of a safetensors file.
+fn tensor(file: &Path, name: &str) -> Result<Tensor> {
+    let read = || candle_core::safetensors::load(file, &candle_core::Device::Cpu);
+    let mut tensors = read().with_context(|| format!("cannot read {}", file.display()))?;
+    tensors.remove(name).with_context(|| format!("{}: expected a tensor `{name}`", file.display()))
+}

@@ -1,0 +1,38 @@
+//! One module per subcommand with work of its own.
+
+mod dataset;
+mod disperse;
+mod generate;
+mod list;
+mod score;
+mod sweep;
+
+use std::path::Path;
+
+use anyhow::{Context, Result};
+
+use crate::cli::{Cli, Command, Shard};
+use crate::report;
+use crate::store::Store;
+
+/// Runs what the command line asks for.
+pub(crate) fn run(cli: Cli) -> Result<()> {
+    match cli.command {
+        Command::Sweep(args) => sweep::run(&args),
+        Command::Generate(args) => generate::run(args),
+        Command::Features(args) => score::features(&args),
+        Command::Score(args) => score::run(&args),
+        Command::Disperse(args) => disperse::run(&args),
+        Command::Report(args) => report::write(&Store::new(&args.dir, Shard::WHOLE)),
+        Command::Methods => list::methods(),
+        Command::Models(args) => list::models(&args),
+        Command::Dataset(args) => dataset::run(&args),
+    }
+}
+
+/// Writes a file under a path of the user's choice, whole or not at all.
+fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
+    let folder = path.parent().unwrap_or(Path::new(""));
+    let name = path.file_name().with_context(|| format!("{}: expected a file name", path.display()))?;
+    Store::new(folder, Shard::WHOLE).write(&name.to_string_lossy(), bytes)
+}

@@ -1,0 +1,32 @@
+//! `scalebench sweep`
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+
+use crate::cli::Sweep;
+use crate::store::Store;
+use crate::{execute, plan, resolve, spec};
+
+pub(super) fn run(args: &Sweep) -> Result<()> {
+    let experiment = spec::read(&args.experiment, &args.set)?;
+    let (resolved, inputs) = resolve::resolve(&args.experiment, experiment)?;
+    let plan = plan::plan(&resolved, &inputs)?;
+    let out = args.out.clone().unwrap_or_else(|| PathBuf::from("runs").join(&resolved.name));
+    let store = Store::new(&out, args.shard);
+    if args.dry_run {
+        execute::check_same_experiment(&store, &resolved)?;
+        return execute::dry_run(&plan, &inputs, &store, args.shard);
+    }
+    execute::run(&resolved, &inputs, &plan, &store, args.shard, command(args, &resolved.name))
+}
+
+/// The command that makes the same images again, without what belongs to this machine.
+fn command(args: &Sweep, name: &str) -> String {
+    let experiment = match args.experiment.is_relative() {
+        true => args.experiment.display().to_string(),
+        false => Path::new(name).with_extension("yaml").display().to_string(),
+    };
+    let overrides = args.set.iter().map(|text| format!(" --set {text}"));
+    format!("scalebench sweep {experiment}{}", overrides.collect::<String>())
+}

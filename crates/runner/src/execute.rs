@@ -1,0 +1,240 @@
+//! Running a plan: images first, then scores, then everything that shows them.
+
+use std::fmt::Write as _;
+use std::io::IsTerminal;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use indicatif::{ProgressBar, ProgressStyle};
+use scalebench_metrics::Image;
+use serde::{Deserialize, Serialize};
+
+use crate::cli::Shard;
+use crate::plan::{Cell, Plan};
+use crate::resolve::{Inputs, Resolved, difference};
+use crate::store::{ManifestLine, Store, Timing};
+use crate::{report, score, tables};
+
+/// `run.yaml`.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct RunFile {
+    /// The command that began the run.
+    pub(crate) command: String,
+    pub(crate) experiment: Resolved,
+}
+
+/// Name of the run's description in its directory.
+pub(crate) const RUN_FILE: &str = "run.yaml";
+
+/// Progress for people on stderr: a bar on a terminal, else a line per finished part.
+pub(crate) struct Progress {
+    terminal: bool,
+}
+
+impl Progress {
+    pub(crate) fn new() -> Progress {
+        Progress { terminal: std::io::stderr().is_terminal() }
+    }
+
+    /// A bar with an estimate of what is left; invisible unless stderr is a terminal.
+    pub(crate) fn bar(&self, length: u64, message: &str) -> ProgressBar {
+        if !self.terminal {
+            return ProgressBar::hidden();
+        }
+        let style = ProgressStyle::with_template("{bar:30} {percent:>3}% {msg} [{elapsed} elapsed, {eta} left]");
+        let bar = ProgressBar::new(length).with_message(message.to_owned());
+        bar.set_style(style.expect("a valid template"));
+        bar.enable_steady_tick(Duration::from_millis(500));
+        bar
+    }
+
+    /// A line, unless there are bars.
+    pub(crate) fn line(&self, text: &str) {
+        if !self.terminal {
+            eprintln!("{text}");
+        }
+    }
+}
+
+/// Indices of a cell's images that this shard has still to make.
+fn missing(cell: &Cell, store: &Store, shard: Shard) -> Result<Vec<usize>> {
+    let mut missing = Vec::new();
+    for (i, job) in cell.jobs.iter().enumerate().filter(|(i, _)| shard.holds(*i)) {
+        if store.read_image(&cell.name, i, &job.key)?.is_none() {
+            missing.push(i);
+        }
+    }
+    Ok(missing)
+}
+
+/// Prints what a run would do, and how long it would take.
+pub(crate) fn dry_run(plan: &Plan, inputs: &Inputs, store: &Store, shard: Shard) -> Result<()> {
+    let mut lines = vec![["cell", "size", "images", "done", "to do", "s/image", "time"].map(String::from).to_vec()];
+    let (mut n_images, mut n_missing, mut total) = (0, 0, 0.0);
+    for cell in &plan.cells {
+        let held = (0..cell.jobs.len()).filter(|i| shard.holds(*i)).count();
+        let missing = missing(cell, store, shard)?;
+        let seconds = match missing.first() {
+            Some(i) => inputs.pipelines[cell.model].estimate_seconds(&cell.jobs[*i].request, &cell.method)?,
+            None => 0.0,
+        };
+        let time = seconds * missing.len() as f64;
+        (n_images, n_missing, total) = (n_images + held, n_missing + missing.len(), total + time);
+        lines.push(vec![
+            cell.name.clone(),
+            format!("{}x{}", cell.width, cell.height),
+            held.to_string(),
+            (held - missing.len()).to_string(),
+            missing.len().to_string(),
+            format!("{seconds:.2}"),
+            duration(time),
+        ]);
+    }
+    print!("{}", tables::aligned(&lines));
+    println!("{n_images} images, {} done, {n_missing} to make in about {}", n_images - n_missing, duration(total));
+    Ok(())
+}
+
+fn duration(seconds: f64) -> String {
+    let s = seconds.round() as u64;
+    match s {
+        0..60 => format!("{s} s"),
+        60..3600 => format!("{} min {:02} s", s / 60, s % 60),
+        _ => format!("{} h {:02} min", s / 3600, s % 3600 / 60),
+    }
+}
+
+/// Checks that the directory is new or belongs to the same experiment.
+pub(crate) fn check_same_experiment(store: &Store, resolved: &Resolved) -> Result<bool> {
+    let Some(bytes) = store.read(RUN_FILE)? else { return Ok(false) };
+    let path = store.path(RUN_FILE);
+    let stored: RunFile =
+        serde_yaml::from_slice(&bytes).with_context(|| format!("{}: not a run description", path.display()))?;
+    if let Some(difference) = difference(&stored.experiment, resolved)? {
+        bail!("{}: another experiment: {difference}; expected the same one or an unused --out", path.display());
+    }
+    Ok(true)
+}
+
+/// Runs what is left of a plan.
+pub(crate) fn run(
+    resolved: &Resolved,
+    inputs: &Inputs,
+    plan: &Plan,
+    store: &Store,
+    shard: Shard,
+    command: String,
+) -> Result<()> {
+    if !check_same_experiment(store, resolved)? {
+        let file = RunFile { command, experiment: resolved.clone() };
+        store.write(RUN_FILE, serde_yaml::to_string(&file)?.as_bytes())?;
+    }
+    store.remove_leftovers()?;
+    let progress = Progress::new();
+    make_images(inputs, plan, store, shard, &progress)?;
+    let n_missing = write_manifests(plan, store)?;
+    if n_missing > 0 {
+        eprintln!("shard {}/{} is done; other shards have {n_missing} images to make", shard.index, shard.count);
+        return Ok(());
+    }
+    let rows = score::score(resolved, inputs, plan, store, &progress)?;
+    tables::write(store, &rows)?;
+    report::write(store)?;
+    print!("{}", tables::text(&rows));
+    if !resolved.metrics.comparable {
+        println!("{}", report::NOT_COMPARABLE);
+    }
+    eprintln!("report: {}", store.path("report/index.html").display());
+    Ok(())
+}
+
+fn make_images(inputs: &Inputs, plan: &Plan, store: &Store, shard: Shard, progress: &Progress) -> Result<()> {
+    let todo: Vec<(&Cell, Vec<usize>)> = plan
+        .cells
+        .iter()
+        .map(|cell| Ok((cell, missing(cell, store, shard)?)))
+        .collect::<Result<_>>()?;
+    let n_todo: usize = todo.iter().map(|(_, missing)| missing.len()).sum();
+    // The bar counts pixels, so that its estimate knows that larger images take longer.
+    let pixels = |cell: &Cell| u64::from(cell.width) * u64::from(cell.height);
+    let bar = progress.bar(todo.iter().map(|(cell, missing)| pixels(cell) * missing.len() as u64).sum(), "");
+    let start = Instant::now();
+    let mut done = 0;
+    for (cell, missing) in &todo {
+        let cell_start = Instant::now();
+        let mut timings: Vec<Timing> = match missing.len() {
+            0 => continue,
+            _ => store.read_lines(&store.timings(&cell.name))?,
+        };
+        for &i in missing {
+            let mut message = format!("{done}/{n_todo} images");
+            if done > 0 {
+                let rate = f64::from(done) / start.elapsed().as_secs_f64();
+                write!(message, ", {rate:.2} images/s").expect("writing to a string");
+            }
+            bar.set_message(format!("{message}, {}", cell.name));
+            let job = &cell.jobs[i];
+            reset_peak_memory();
+            let image_start = Instant::now();
+            let image = inputs.pipelines[cell.model]
+                .generate(&job.request, &cell.method, None)
+                .with_context(|| format!("cell {}, image {i}", cell.name))?;
+            let timing =
+                Timing { index: i, seconds: image_start.elapsed().as_secs_f64(), peak_memory_bytes: peak_memory() };
+            timings.retain(|timing| timing.index != i);
+            timings.push(timing);
+            let image = Image::new(image.width as usize, image.height as usize, image.data)?;
+            store.write_lines(&store.timings(&cell.name), &timings)?;
+            store.write_image(&cell.name, i, &job.key, &image)?;
+            done += 1;
+            bar.inc(pixels(cell));
+        }
+        let seconds = cell_start.elapsed().as_secs_f64();
+        progress.line(&format!(
+            "{}: {} images in {}, {:.2} s each ({done}/{n_todo} images)",
+            cell.name,
+            missing.len(),
+            duration(seconds),
+            seconds / missing.len() as f64
+        ));
+    }
+    bar.finish_and_clear();
+    Ok(())
+}
+
+/// Writes the manifest of every whole cell; returns the number of images that are missing elsewhere.
+fn write_manifests(plan: &Plan, store: &Store) -> Result<usize> {
+    let mut n_missing = 0;
+    for cell in &plan.cells {
+        let mut lines = Vec::with_capacity(cell.jobs.len());
+        for (index, job) in cell.jobs.iter().enumerate() {
+            if let Some(bytes) = store.read_image(&cell.name, index, &job.key)? {
+                lines.push(ManifestLine {
+                    index,
+                    prompt: job.request.prompt.clone(),
+                    seed: job.request.seed,
+                    key: job.key.clone(),
+                    blake3: blake3::hash(&bytes).to_string(),
+                });
+            }
+        }
+        n_missing += cell.jobs.len() - lines.len();
+        if lines.len() == cell.jobs.len() {
+            store.write_lines(&format!("cells/{}/manifest.jsonl", cell.name), &lines)?;
+        }
+    }
+    Ok(n_missing)
+}
+
+/// Starts a new high-water mark; where the system has none, the peak is that of the process so far.
+fn reset_peak_memory() {
+    let _ = std::fs::write("/proc/self/clear_refs", "5");
+}
+
+/// Largest resident size since the last reset, where the system tells.
+fn peak_memory() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find(|line| line.starts_with("VmHWM:"))?;
+    let kib: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
+    Some(kib * 1024)
+}

@@ -1,0 +1,43 @@
+//! `scalebench`: plans, runs and reports evaluations of tuning-free high-resolution sampling.
+//!
+//! | layer | modules |
+//! | --- | --- |
+//! | what was asked | [`cli`], [`spec`] (as written), [`resolve`] (as it will run) |
+//! | what will be made | [`methods`], [`plan`] |
+//! | making it | [`execute`], [`score`], [`store`], [`png`] |
+//! | showing it | [`results`], [`tables`] (polars), [`figures`] (plotters), [`grid`], [`report`] |
+//!
+//! Data goes to stdout, talk to stderr. Every failure is one line on stderr and exit status 2.
+
+#![allow(clippy::print_stdout, reason = "stdout is this program's data channel")]
+
+mod cli;
+mod commands;
+mod execute;
+mod figures;
+mod grid;
+mod methods;
+mod plan;
+mod png;
+mod report;
+mod resolve;
+mod results;
+mod score;
+mod spec;
+mod store;
+mod tables;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+fn main() -> ExitCode {
+    match commands::run(cli::Cli::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // One line, whatever the libraries below say.
+            eprintln!("error: {}", format!("{error:#}").replace('\n', " "));
+            ExitCode::from(2)
+        }
+    }
+}

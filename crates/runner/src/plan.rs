@@ -1,0 +1,121 @@
+//! Cells, and the images in them.
+
+use anyhow::{Context, Result};
+use scalebench_generation::{Method, Request};
+use serde::Serialize;
+
+use crate::methods::BASELINE;
+use crate::resolve::{Inputs, Resolved, Scale};
+
+/// Everything that a run makes, in order.
+pub(crate) struct Plan {
+    pub(crate) cells: Vec<Cell>,
+}
+
+/// One model at one size under one method.
+pub(crate) struct Cell {
+    /// `model/scale-method`, the folder under `cells/`.
+    pub(crate) name: String,
+    /// Index of the model.
+    pub(crate) model: usize,
+    pub(crate) scale: Scale,
+    pub(crate) method_name: String,
+    pub(crate) method_title: String,
+    pub(crate) method: Method,
+    pub(crate) width: u32,
+    pub(crate) height: u32,
+    /// Whether it is a row of the results, or only made because `_b` scores need it.
+    pub(crate) asked_for: bool,
+    pub(crate) jobs: Vec<Job>,
+}
+
+/// One image.
+pub(crate) struct Job {
+    pub(crate) request: Request,
+    /// Digest of everything that the image is a function of.
+    pub(crate) key: String,
+}
+
+/// Folder name of a cell.
+pub(crate) fn cell_name(model: &str, scale: &Scale, method: &str) -> String {
+    format!("{model}/{}x-{method}", scale.factor)
+}
+
+/// Plans and checks every cell; nothing is made yet, so that no error comes late.
+pub(crate) fn plan(resolved: &Resolved, inputs: &Inputs) -> Result<Plan> {
+    let mut cells = Vec::new();
+    for (model, described) in resolved.models.iter().enumerate() {
+        let pipeline = &inputs.pipelines[model];
+        let mut asked = Vec::new();
+        for scale in &resolved.scales {
+            asked.extend(inputs.methods.iter().map(|method| (*scale, method, true)));
+        }
+        if !asked.iter().any(|(scale, method, _)| *scale == Scale::BASE && method.name() == BASELINE) {
+            asked.insert(0, (Scale::BASE, &inputs.baseline, false));
+        }
+        for (scale, spec, asked_for) in asked {
+            let name = cell_name(&described.name, &scale, spec.name());
+            let cell = || -> Result<Cell> {
+                let (width, height) = described.size(&scale)?;
+                let method = spec.resolve(&described.family, scale.factor, pipeline.sites())?;
+                let request = |i: usize| -> Result<Request> {
+                    Ok(Request {
+                        prompt: inputs.prompts[i].clone(),
+                        negative_prompt: resolved.sampler.negative_prompt.clone(),
+                        width,
+                        height,
+                        steps: resolved.sampler.steps,
+                        sampler: resolved.sampler.kind()?,
+                        guidance_scale: resolved.sampler.guidance_scale,
+                        guidance_rescale: resolved.sampler.guidance_rescale,
+                        eta: resolved.sampler.eta,
+                        seed: resolved.seed.wrapping_add(i as u64),
+                    })
+                };
+                let mut jobs = Vec::with_capacity(resolved.images);
+                for i in 0..resolved.images {
+                    let request = request(i)?;
+                    pipeline.check(&request, &method)?;
+                    let key = key(pipeline.digest(), &method, &request)?;
+                    jobs.push(Job { request, key });
+                }
+                Ok(Cell {
+                    name: name.clone(),
+                    model,
+                    scale,
+                    method_name: spec.name().to_owned(),
+                    method_title: spec.title().to_owned(),
+                    method,
+                    width,
+                    height,
+                    asked_for,
+                    jobs,
+                })
+            };
+            cells.push(cell().with_context(|| format!("cell {name}"))?);
+        }
+    }
+    Ok(Plan { cells })
+}
+
+/// The run-store key of an image: equal keys, equal pixels.
+fn key(checkpoint: &str, method: &Method, request: &Request) -> Result<String> {
+    #[derive(Serialize)]
+    struct Identity<'a> {
+        checkpoint: &'a str,
+        method: &'a Method,
+        request: &'a Request,
+        dtype: &'a str,
+    }
+    let identity = Identity { checkpoint, method, request, dtype: "f32" };
+    // Through a value: its maps are sorted, so the key does not depend on the order of fields.
+    let canonical = serde_json::to_value(identity)?.to_string();
+    Ok(blake3::hash(canonical.as_bytes()).to_string())
+}
+
+impl Plan {
+    /// The cell of a model at a scale under a method.
+    pub(crate) fn find(&self, model: usize, scale: &Scale, method: &str) -> Option<&Cell> {
+        self.cells.iter().find(|cell| cell.model == model && cell.scale == *scale && cell.method_name == method)
+    }
+}

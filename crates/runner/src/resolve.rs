@@ -1,0 +1,399 @@
+//! The experiment as it will run: every default explicit, every input named by its digest.
+//!
+//! [`Resolved`] is plain data, kept as `run.yaml` with the results; [`Inputs`] are the loaded things
+//! that it describes. Paths are kept as they were written, so that a run directory can be published.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use scalebench_emoji::{emojis, prompt_order};
+use scalebench_generation::{MethodSpec, Pipeline};
+use scalebench_metrics::{Extractor, Profile, list_images};
+use serde::{Deserialize, Serialize};
+use serde_yaml::Value;
+
+use crate::methods;
+use crate::spec::{self, BaseMode};
+
+/// Fewest images per cell that FID with a jackknife interval can be computed from.
+const MIN_IMAGES: usize = 3;
+
+/// An experiment with nothing left to decide.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Resolved {
+    pub(crate) name: String,
+    pub(crate) question: Option<String>,
+    /// Name and version of the program that makes the images.
+    pub(crate) tool: String,
+    pub(crate) models: Vec<Model>,
+    pub(crate) methods: Vec<Method>,
+    pub(crate) scales: Vec<Scale>,
+    /// Images per cell.
+    pub(crate) images: usize,
+    pub(crate) prompts: Prompts,
+    /// Image `i` uses `seed + i`, the same in every cell.
+    pub(crate) seed: u64,
+    pub(crate) sampler: Sampler,
+    pub(crate) reference: Reference,
+    pub(crate) metrics: Metrics,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Model {
+    pub(crate) name: String,
+    /// Selects the settings of methods that differ between models.
+    pub(crate) family: String,
+    pub(crate) path: PathBuf,
+    pub(crate) digest: String,
+    /// Training size in pixels.
+    pub(crate) width: u32,
+    pub(crate) height: u32,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Method {
+    pub(crate) name: String,
+    pub(crate) title: String,
+    pub(crate) settings: Value,
+}
+
+/// A pixel factor, and its linear multiples of the training size.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Scale {
+    pub(crate) factor: f64,
+    pub(crate) width: f64,
+    pub(crate) height: f64,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "source", rename_all = "kebab-case")]
+pub(crate) enum Prompts {
+    /// Image `i` asks for the name of emoji `prompt_order(seed)[i % n]`.
+    Emoji { seed: u64 },
+    /// Image `i` asks for line `i % n` of a file.
+    File { path: PathBuf, digest: String },
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Sampler {
+    pub(crate) name: String,
+    pub(crate) steps: usize,
+    pub(crate) eta: f64,
+    pub(crate) guidance_scale: f64,
+    pub(crate) guidance_rescale: f64,
+    pub(crate) negative_prompt: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "source", rename_all = "kebab-case")]
+pub(crate) enum Reference {
+    /// Rendered at each cell's size, in the order of the prompts with this seed.
+    Emoji { images: usize, seed: u64 },
+    /// The images of a folder, as they are.
+    Folder { path: PathBuf, images: usize, digest: String },
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Metrics {
+    pub(crate) extractor: PathBuf,
+    /// Network, width and tap.
+    pub(crate) features: String,
+    pub(crate) digest: String,
+    /// Whether the network is the full-width one that published numbers are made with.
+    pub(crate) comparable: bool,
+    pub(crate) preprocess: Profile,
+    pub(crate) fid_b_mode: BaseMode,
+    pub(crate) fid_b_crops: u32,
+}
+
+/// What a resolved experiment refers to, loaded.
+pub(crate) struct Inputs {
+    /// One per model.
+    pub(crate) pipelines: Vec<Pipeline>,
+    /// One per method.
+    pub(crate) methods: Vec<MethodSpec>,
+    /// What base-resolution images are made with.
+    pub(crate) baseline: MethodSpec,
+    pub(crate) extractor: Extractor,
+    /// One per image of a cell.
+    pub(crate) prompts: Vec<String>,
+    /// Files of the reference folder, if it is one.
+    pub(crate) reference: Vec<PathBuf>,
+}
+
+impl Model {
+    /// Pixels of an image at `scale`.
+    pub(crate) fn size(&self, scale: &Scale) -> Result<(u32, u32)> {
+        let (width, height) = (f64::from(self.width) * scale.width, f64::from(self.height) * scale.height);
+        ensure!(
+            (width - width.round()).abs() < 1e-6 && (height - height.round()).abs() < 1e-6,
+            "{}x of {}x{} is {width:.2}x{height:.2}, expected whole pixels; give the shape as \
+             {{factor: F, width: W, height: H}}",
+            scale.factor,
+            self.width,
+            self.height
+        );
+        Ok((width.round() as u32, height.round() as u32))
+    }
+}
+
+impl Scale {
+    /// The training size itself.
+    pub(crate) const BASE: Scale = Scale { factor: 1.0, width: 1.0, height: 1.0 };
+
+    /// Square in multiples where the factor has a square root in quarters (4, 6.25, 16), else
+    /// landscape with twice the width for odd powers of two (2, 8, 32).
+    fn from_factor(factor: f64) -> Scale {
+        let half = (factor / 2.0).sqrt();
+        if half.fract() == 0.0 && half > 0.0 {
+            return Scale { factor, width: 2.0 * half, height: half };
+        }
+        let side = factor.sqrt();
+        Scale { factor, width: side, height: side }
+    }
+}
+
+/// Loads and checks everything that an experiment file refers to.
+pub(crate) fn resolve(file: &Path, experiment: spec::Experiment) -> Result<(Resolved, Inputs)> {
+    let at = |key: &str| format!("{}: {key}", file.display());
+    let folder = file.parent().unwrap_or(Path::new(""));
+    let name = file.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+
+    ensure!(
+        experiment.images >= MIN_IMAGES,
+        "{}: expected at least {MIN_IMAGES} (the interval of FID leaves some out, and two must remain), found {}",
+        at("images"),
+        experiment.images
+    );
+    let scales = scales(&experiment.scales).with_context(|| at("scales"))?;
+    let sampler = Sampler::resolve(experiment.sampler);
+    sampler.kind().with_context(|| at("sampler.name"))?;
+
+    let method_specs = experiment
+        .methods
+        .iter()
+        .map(|name| methods::find(name, folder))
+        .collect::<Result<Vec<_>>>()
+        .with_context(|| at("methods"))?;
+    let names: Vec<&str> = method_specs.iter().map(MethodSpec::name).collect();
+    check_names(&names).with_context(|| at("methods"))?;
+    let names: Vec<&str> = experiment.models.keys().map(String::as_str).collect();
+    check_names(&names).with_context(|| at("models"))?;
+
+    let prompt_seed = experiment.prompts.seed.unwrap_or(0);
+    let (prompts, prompt_list) =
+        resolve_prompts(&experiment.prompts, experiment.images, folder).with_context(|| at("prompts"))?;
+    let (reference, reference_files) =
+        resolve_reference(&experiment.reference, prompt_seed, folder).with_context(|| at("reference"))?;
+
+    let weights = weights_file(&folder.join(&experiment.metrics.extractor));
+    let extractor = Extractor::load(&weights).with_context(|| at("metrics.extractor"))?;
+    let provenance = extractor.provenance(&scalebench_metrics::Preprocess::default());
+    let crops = experiment.metrics.fid_b.crops.unwrap_or(4);
+    ensure!(crops >= 1, "{}: expected at least 1", at("metrics.fid_b.crops"));
+    let metrics = Metrics {
+        extractor: experiment.metrics.extractor,
+        comparable: provenance.extractor.contains("/w1/"),
+        features: provenance.extractor,
+        digest: provenance.weights,
+        preprocess: experiment.metrics.preprocess,
+        fid_b_mode: experiment.metrics.fid_b.mode.unwrap_or(BaseMode::Crops),
+        fid_b_crops: crops,
+    };
+
+    let (mut models, mut pipelines) = (Vec::new(), Vec::new());
+    for (name, model) in experiment.models {
+        let pipeline = Pipeline::load(&folder.join(&model.path)).with_context(|| at(&format!("models.{name}.path")))?;
+        let (width, height) = pipeline.native_size();
+        let family = model.family.unwrap_or_else(|| name.clone());
+        models.push(Model { name, family, path: model.path, digest: pipeline.digest().to_owned(), width, height });
+        pipelines.push(pipeline);
+    }
+
+    let method = |spec: &MethodSpec| -> Result<Method> {
+        Ok(Method {
+            name: spec.name().to_owned(),
+            title: spec.title().to_owned(),
+            settings: serde_yaml::to_value(spec)?,
+        })
+    };
+    let resolved = Resolved {
+        name,
+        question: experiment.question,
+        tool: concat!("scalebench ", env!("CARGO_PKG_VERSION")).to_owned(),
+        models,
+        methods: method_specs.iter().map(method).collect::<Result<_>>()?,
+        scales,
+        images: experiment.images,
+        prompts,
+        seed: experiment.seed.unwrap_or(0),
+        sampler,
+        reference,
+        metrics,
+    };
+    let baseline = methods::find(methods::BASELINE, folder)?;
+    let inputs = Inputs {
+        pipelines,
+        methods: method_specs,
+        baseline,
+        extractor,
+        prompts: prompt_list,
+        reference: reference_files,
+    };
+    Ok((resolved, inputs))
+}
+
+/// The weights of a feature network: the file itself, or `model.safetensors` in a folder.
+pub(crate) fn weights_file(path: &Path) -> PathBuf {
+    if path.is_dir() { path.join("model.safetensors") } else { path.to_owned() }
+}
+
+impl Sampler {
+    fn resolve(written: spec::Sampler) -> Sampler {
+        Sampler {
+            name: written.name.unwrap_or_else(|| "ddim".into()),
+            steps: written.steps.unwrap_or(50),
+            eta: written.eta.unwrap_or(1.0),
+            guidance_scale: written.guidance_scale.unwrap_or(7.5),
+            guidance_rescale: written.guidance_rescale.unwrap_or(0.0),
+            negative_prompt: written.negative_prompt.unwrap_or_default(),
+        }
+    }
+
+    /// The sampler that the name stands for.
+    pub(crate) fn kind(&self) -> Result<scalebench_generation::Sampler> {
+        self.name.parse().map_err(|error: String| anyhow!(error))
+    }
+}
+
+fn scales(written: &[spec::Scale]) -> Result<Vec<Scale>> {
+    ensure!(!written.is_empty(), "expected at least one");
+    let mut scales: Vec<Scale> = Vec::new();
+    for scale in written {
+        let scale = match *scale {
+            spec::Scale::Factor(factor) => Scale::from_factor(factor),
+            spec::Scale::Shape(spec::Shape { factor, width, height }) => {
+                ensure!(
+                    (width * height - factor).abs() < 1e-6,
+                    "width {width} × height {height} is not factor {factor}"
+                );
+                Scale { factor, width, height }
+            }
+        };
+        ensure!(scale.factor.is_finite() && scale.factor > 0.0, "{} is not a pixel factor", scale.factor);
+        ensure!(scales.iter().all(|s| s.factor != scale.factor), "{} stands there twice", scale.factor);
+        scales.push(scale);
+    }
+    Ok(scales)
+}
+
+/// Names become folder names.
+fn check_names(names: &[&str]) -> Result<()> {
+    ensure!(!names.is_empty(), "expected at least one");
+    let mut seen = BTreeSet::new();
+    for name in names {
+        let safe = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+        ensure!(
+            name.chars().all(safe) && !name.is_empty() && !name.starts_with('.'),
+            "`{name}`: expected letters, digits, `.`, `_` and `-` only"
+        );
+        ensure!(seen.insert(name), "`{name}` stands there twice");
+    }
+    Ok(())
+}
+
+fn resolve_prompts(written: &spec::Prompts, n_images: usize, folder: &Path) -> Result<(Prompts, Vec<String>)> {
+    if let Some(path) = &written.file {
+        ensure!(written.source.is_none() && written.seed.is_none(), "expected either source and seed, or file");
+        let file = folder.join(path);
+        let text = std::fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
+        let lines: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+        ensure!(!lines.is_empty(), "{}: expected one prompt a line, found none", file.display());
+        let list = (0..n_images).map(|i| lines[i % lines.len()].to_owned()).collect();
+        let digest = blake3::hash(text.as_bytes()).to_string();
+        return Ok((Prompts::File { path: path.clone(), digest }, list));
+    }
+    let seed = written.seed.unwrap_or(0);
+    let order = prompt_order(seed);
+    let list = (0..n_images).map(|i| emojis()[order[i % order.len()]].name.clone()).collect();
+    Ok((Prompts::Emoji { seed }, list))
+}
+
+fn resolve_reference(written: &spec::Reference, seed: u64, folder: &Path) -> Result<(Reference, Vec<PathBuf>)> {
+    let (reference, files) = match (&written.folder, written.images) {
+        (Some(path), None) if written.source.is_none() => {
+            let files = list_images(&folder.join(path))?;
+            let mut hasher = blake3::Hasher::new();
+            for file in &files {
+                let bytes = std::fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
+                hasher.update(blake3::hash(&bytes).as_bytes());
+            }
+            let digest = hasher.finalize().to_string();
+            (Reference::Folder { path: path.clone(), images: files.len(), digest }, files)
+        }
+        (None, Some(images)) => (Reference::Emoji { images, seed }, Vec::new()),
+        _ => bail!("expected either {{source: emoji, images: N}} or {{folder: DIR}}"),
+    };
+    ensure!(reference.n_images() >= 2, "expected at least 2 images, found {}", reference.n_images());
+    Ok((reference, files))
+}
+
+impl Reference {
+    pub(crate) fn n_images(&self) -> usize {
+        match self {
+            Reference::Emoji { images, .. } | Reference::Folder { images, .. } => *images,
+        }
+    }
+}
+
+/// The first key in which two resolved experiments differ, with both values.
+pub(crate) fn difference(stored: &Resolved, now: &Resolved) -> Result<Option<String>> {
+    fn walk(path: &str, a: &Value, b: &Value) -> Option<String> {
+        let join = |key: &str| if path.is_empty() { key.to_owned() } else { format!("{path}.{key}") };
+        match (a, b) {
+            (Value::Mapping(a), Value::Mapping(b)) => {
+                let keys: Vec<&Value> = a.keys().chain(b.keys().filter(|key| !a.contains_key(*key))).collect();
+                keys.into_iter().find_map(|key| {
+                    let null = &Value::Null;
+                    let name = key.as_str().map_or_else(|| show(key), str::to_owned);
+                    walk(&join(&name), a.get(key).unwrap_or(null), b.get(key).unwrap_or(null))
+                })
+            }
+            (Value::Sequence(a), Value::Sequence(b)) if a.len() == b.len() => {
+                a.iter().zip(b).enumerate().find_map(|(i, (a, b))| walk(&join(&i.to_string()), a, b))
+            }
+            _ if a == b => None,
+            (Value::Sequence(a), Value::Sequence(b)) => {
+                Some(format!("{path} has {} entries there and {} here", a.len(), b.len()))
+            }
+            _ => Some(format!("{path} is {} there and {} here", show(a), show(b))),
+        }
+    }
+    fn show(value: &Value) -> String {
+        serde_json::to_string(value).unwrap_or_else(|_| "something else".into())
+    }
+    Ok(walk("", &serde_yaml::to_value(stored)?, &serde_yaml::to_value(now)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn factors_become_shapes() {
+        for (factor, width, height) in [(1.0, 1.0, 1.0), (4.0, 2.0, 2.0), (6.25, 2.5, 2.5), (8.0, 4.0, 2.0), (16.0, 4.0, 4.0)] {
+            assert_eq!(Scale::from_factor(factor), Scale { factor, width, height });
+        }
+    }
+
+    #[test]
+    fn bad_scales_are_refused() {
+        let shape = |factor, width, height| spec::Scale::Shape(spec::Shape { factor, width, height });
+        assert!(scales(&[shape(8.0, 4.0, 2.0)]).is_ok());
+        assert!(scales(&[shape(8.0, 4.0, 4.0)]).is_err());
+        assert!(scales(&[spec::Scale::Factor(4.0), shape(4.0, 4.0, 1.0)]).is_err());
+        assert!(scales(&[spec::Scale::Factor(-4.0)]).is_err());
+        assert!(scales(&[]).is_err());
+    }
+}

@@ -1,0 +1,207 @@
+//! The built binary, from the outside: exit status, messages, files.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::time::Duration;
+
+const HEADER: &str = "model,scale,width,height,method,n_images,n_reference,\
+    fid_r,fid_r_lo,fid_r_hi,kid_r,kid_r_lo,kid_r_hi,fid_b,fid_b_lo,fid_b_hi,kid_b,kid_b_lo,kid_b_hi,\
+    d_fid_r,d_fid_r_lo,d_fid_r_hi,d_kid_r,d_kid_r_lo,d_kid_r_hi,\
+    published_fid_r,published_kid_r,published_fid_b,published_kid_b";
+
+fn crates() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+/// An experiment of 3 images a cell at a quarter and at all of the training pixels: seconds.
+fn write_experiment(dir: &Path) -> PathBuf {
+    let text = format!(
+        "question: Does it run? <b>&</b>\n\
+         models: {{tiny: {{path: {}, family: sd15}}}}\n\
+         methods: [direct-inf, other.yaml]\n\
+         scales: [0.25]\n\
+         images: 3\n\
+         sampler: {{steps: 2}}\n\
+         reference: {{source: emoji, images: 6}}\n\
+         metrics: {{extractor: {}, fid_b: {{mode: resize}}}}\n",
+        crates().join("generation/tests/data/models/tiny-sd15").display(),
+        crates().join("runner/tests/data/tiny-inception").display(),
+    );
+    let direct = std::fs::read_to_string(crates().join("../experiments/methods/direct-inf.yaml")).unwrap();
+    let other = direct.replace("name: direct-inf", "name: other");
+    assert_ne!(direct, other);
+    std::fs::write(dir.join("other.yaml"), other).unwrap();
+    let file = dir.join("tiny.yaml");
+    std::fs::write(&file, text).unwrap();
+    file
+}
+
+fn scalebench(args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_scalebench"));
+    command.args(args).stdin(Stdio::null());
+    command
+}
+
+fn sweep(experiment: &Path, out: &Path, more: &[&str]) -> Command {
+    let mut command = scalebench(&["sweep"]);
+    command.arg(experiment).arg("--out").arg(out).args(more);
+    command
+}
+
+fn succeed(mut command: Command) -> Output {
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+    output
+}
+
+/// Exit status 2 and one line on stderr that holds all fragments.
+fn check_failure(mut command: Command, fragments: &[&str]) {
+    let output = command.output().unwrap();
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(2), "{command:?}: {stderr}");
+    assert_eq!(stderr.lines().count(), 1, "{command:?}: {stderr}");
+    for fragment in fragments {
+        assert!(stderr.contains(fragment), "{command:?}: expected {fragment:?} in: {stderr}");
+    }
+    assert!(output.stdout.is_empty());
+}
+
+/// Relative paths and contents of what must not depend on how a run went.
+fn compared_files(out: &Path) -> Vec<(PathBuf, Vec<u8>)> {
+    let mut found = Vec::new();
+    let mut folders = vec![out.to_owned()];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            let name = path.file_name().unwrap().to_string_lossy().into_owned();
+            assert!(!name.contains(".tmp"), "left over: {}", path.display());
+            if path.is_dir() {
+                folders.push(path);
+            } else if name.ends_with(".png") || name == "results.csv" || name == "manifest.jsonl" {
+                found.push((path.strip_prefix(out).unwrap().to_owned(), std::fs::read(&path).unwrap()));
+            }
+        }
+    }
+    found.sort();
+    found
+}
+
+#[test]
+fn bad_input_is_one_line_and_status_2() {
+    let dir = tempfile::tempdir().unwrap();
+    let experiment = write_experiment(dir.path());
+    let out = dir.path().join("out");
+    std::fs::create_dir(dir.path().join("empty")).unwrap();
+    let cases: &[(&str, &[&str])] = &[
+        ("metods=[]", &["tiny.yaml", "unknown field `metods`", "did you mean `methods`?"]),
+        ("metrics.fid_b.mode=crop", &["tiny.yaml", "metrics.fid_b.mode", "expected `crops` or `resize`"]),
+        ("methods=[scalecrafer]", &["tiny.yaml: methods", "`scalecrafer`", "did you mean `scalecrafter`?"]),
+        ("methods=[missing.yaml]", &["tiny.yaml: methods", "missing.yaml"]),
+        ("models.tiny.path=nowhere", &["tiny.yaml: models.tiny.path", "nowhere"]),
+        ("scales=[0.2]", &["scale", "expected whole pixels"]),
+        ("scales=[{factor: 8, width: 4, height: 4}]", &["tiny.yaml: scales", "not factor 8"]),
+        ("scales=[{factor: 1.015625, width: 1.015625, height: 1}]", &["260", "8"]),
+        ("scales=[]", &["tiny.yaml: scales", "at least one"]),
+        ("images=2", &["tiny.yaml: images", "at least 3", "found 2"]),
+        ("images=many", &["tiny.yaml: images", "expected usize"]),
+        ("sampler.name=dimm", &["tiny.yaml: sampler.name", "dimm"]),
+        ("reference={folder: empty}", &["tiny.yaml: reference", "empty"]),
+        ("reference={source: emoji, images: 1}", &["tiny.yaml: reference", "at least 2"]),
+        ("prompts={file: none.txt}", &["tiny.yaml: prompts", "none.txt"]),
+        ("metrics.extractor=nowhere", &["tiny.yaml: metrics.extractor", "nowhere"]),
+    ];
+    for (overrides, fragments) in cases {
+        check_failure(sweep(&experiment, &out, &["--set", overrides]), fragments);
+    }
+    check_failure(sweep(&dir.path().join("no.yaml"), &out, &[]), &["cannot read", "no.yaml"]);
+    std::fs::write(dir.path().join("broken.yaml"), "images: [3\n").unwrap();
+    check_failure(sweep(&dir.path().join("broken.yaml"), &out, &[]), &["broken.yaml", "line"]);
+    check_failure(scalebench(&["report", dir.path().to_str().unwrap()]), &["run.yaml", "expected"]);
+    assert!(!out.exists(), "nothing may be written");
+    assert_eq!(scalebench(&["sweep", "--shard", "3/3", "x.yaml"]).output().unwrap().status.code(), Some(2));
+}
+
+#[test]
+fn interrupted_and_sharded_sweeps_equal_an_undisturbed_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let experiment = write_experiment(dir.path());
+    let [whole, killed, sharded] = ["whole", "killed", "sharded"].map(|name| dir.path().join(name));
+
+    let dry = succeed(sweep(&experiment, &whole, &["--dry-run"]));
+    let dry = String::from_utf8(dry.stdout).unwrap();
+    assert!(dry.contains("tiny/0.25x-other") && dry.contains("9 images, 0 done, 9 to make"), "{dry}");
+    assert!(!whole.exists(), "a dry run writes nothing");
+
+    let output = succeed(sweep(&experiment, &whole, &[]));
+    assert!(String::from_utf8(output.stdout).unwrap().contains("not comparable with published FID"));
+    let expected = compared_files(&whole);
+    let csv = std::fs::read_to_string(whole.join("results.csv")).unwrap();
+    let lines: Vec<&str> = csv.lines().collect();
+    assert_eq!(lines[0], HEADER);
+    assert_eq!(lines.len(), 3);
+    assert!(lines[1].starts_with("tiny,0.25,128,128,direct-inf,3,6,") && lines[2].contains(",other,"), "{csv}");
+    assert!(csv.contains(",0.0,0.0,0.0,"), "equal images have no paired difference: {csv}");
+    for file in ["results.parquet", "timings.csv", "report/fid_r.svg", "report/grid-tiny-0.25x.png", "report/table.md"] {
+        assert!(whole.join(file).is_file(), "{file}");
+    }
+    let html = std::fs::read_to_string(whole.join("report/index.html")).unwrap();
+    assert!(html.contains("Does it run? &lt;b&gt;&amp;&lt;/b&gt;") && !html.contains("<b>&</b>"));
+    assert!(!html.contains("http://") || !html.contains("<link"), "self-contained");
+
+    // Killed once an image is there; then a torn image, one under a wrong key, and a leftover.
+    let mut child = sweep(&experiment, &killed, &[]).stderr(Stdio::null()).stdout(Stdio::null()).spawn().unwrap();
+    let first = killed.join("cells/tiny/1x-direct-inf/images/000000.png");
+    while !first.exists() {
+        assert!(child.try_wait().unwrap().is_none(), "ended early");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let bytes = std::fs::read(&first).unwrap();
+    std::fs::write(&first, &bytes[..bytes.len() / 2]).unwrap();
+    std::fs::write(killed.join("cells/tiny/1x-direct-inf/images/000001.png"), &bytes).unwrap();
+    std::fs::write(killed.join("cells/tiny/1x-direct-inf/images/.000002.png.0of1.tmp"), b"half").unwrap();
+    check_failure(
+        sweep(&experiment, &killed, &["--set", "sampler.steps=3"]),
+        &["run.yaml", "sampler.steps is 2 there and 3 here"],
+    );
+    succeed(sweep(&experiment, &killed, &[]));
+    assert!(compared_files(&killed) == expected, "a resumed run differs");
+
+    succeed(sweep(&experiment, &sharded, &["--shard", "1/2"]));
+    assert!(!sharded.join("results.csv").exists(), "no results of half the images");
+    succeed(sweep(&experiment, &sharded, &["--shard", "0/2"]));
+    assert!(compared_files(&sharded) == expected, "a sharded run differs");
+
+    // A rebuilt report is the same report.
+    std::fs::remove_dir_all(killed.join("report")).unwrap();
+    succeed(scalebench(&["report", killed.to_str().unwrap()]));
+    assert!(compared_files(&killed) == expected, "a rebuilt report differs");
+}
+
+#[test]
+fn small_commands_work() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    let methods = String::from_utf8(succeed(scalebench(&["methods"])).stdout).unwrap();
+    assert!(methods.contains("scalecrafter-disperse"));
+
+    let matrix = String::from_utf8(succeed(scalebench(&["disperse"])).stdout).unwrap();
+    assert_eq!(matrix.lines().count(), 25);
+    assert!(matrix.lines().all(|line| line.split_whitespace().count() == 9));
+
+    for split in ["train", "reference"] {
+        let images = path(split);
+        succeed(scalebench(&["dataset", "--split", split, "--views", "6", "--size", "24", "--png", "--out", &images]));
+    }
+    let extractor = crates().join("runner/tests/data/tiny-inception").to_str().unwrap().to_owned();
+    let features = path("reference.safetensors");
+    let extract = ["features", "--images", &path("reference"), "--extractor", &extractor, "--out", &features];
+    succeed(scalebench(&extract));
+    let score = ["score", "--real", &features, "--fake", &path("train"), "--extractor", &extractor, "--json"];
+    let json = succeed(scalebench(&score)).stdout;
+    let json: serde_json::Value = serde_json::from_slice(&json).unwrap();
+    assert!(json["fid"]["value"].as_f64().unwrap() > 0.0 && json["n_fake"] == 6, "{json}");
+    check_failure(scalebench(&["score", "--real", &path("nowhere"), "--fake", &features]), &["--real", "nowhere"]);
+    check_failure(scalebench(&["score", "--real", &path("train"), "--fake", &features]), &["--extractor"]);
+}
