@@ -84,7 +84,7 @@ class Stage:
     def tick(self, loss, images, every=50, **more):
         self.step += 1
         self.images += images
-        self.total += float(loss)
+        self.total += loss.item()
         if self.step % every == 0:
             row = dict(step=self.step, images=self.images, seconds=round(self.seconds + time.time() - self.mark), loss=round(self.total / every, 5), **more)
             self.total = 0.0
@@ -408,6 +408,64 @@ def train_inception(args):
         going = stage.tick(loss, n, accuracy=round((logits.argmax(1) == labels).float().mean().item(), 3), size=size)
 
 
+def log_rows(work, stage):
+    return [json.loads(line) for line in open(Path(work) / f"{stage}.jsonl")]
+
+
+@torch.no_grad()
+def export(args):
+    """Writes the averaged weights (f16) as a diffusers folder, and the pocket Inception beside it."""
+    from diffusers import DDIMScheduler, UNet2DConditionModel
+    from safetensors.torch import save_file
+
+    work, out = Path(args.work), Path(args.out)
+    half = lambda state: {k: v.half().contiguous() for k, v in state.items() if v.is_floating_point()}
+    tokenizer = train_tokenizer(args, None)
+    latents = torch.load(work / "latents.pt", weights_only=False)
+
+    vae = load_vae(work)
+    vae.register_to_config(scaling_factor=latents["scaling_factor"])
+    saved = torch.load(work / "unet.pt", weights_only=False)
+    both = torch.nn.ModuleDict(dict(unet=UNet2DConditionModel(**UNET_CONFIG), text=text_encoder(tokenizer)))
+    both.load_state_dict(saved["ema"]["model"])
+    for name, model in [("vae", vae), ("unet", both["unet"])]:
+        model.save_config(out / name)
+        save_file(half(model.state_dict()), out / name / "diffusion_pytorch_model.safetensors", metadata={"format": "pt"})
+    text = both["text"]
+    (out / "text_encoder").mkdir(parents=True, exist_ok=True)
+    # transformers 4 and every published checkpoint have the `text_model.` level; transformers 5 dropped it.
+    state = {k if k.startswith("text_model.") else f"text_model.{k}": v for k, v in half(text.state_dict()).items()}
+    save_file(state, out / "text_encoder" / "model.safetensors", metadata={"format": "pt"})
+    n = len(tokenizer)
+    config = dict(architectures=["CLIPTextModel"], model_type="clip_text_model", vocab_size=n, bos_token_id=n - 2, eos_token_id=n - 1, pad_token_id=n - 1, layer_norm_eps=1e-5, **TEXT_CONFIG)
+    json.dump(config, open(out / "text_encoder" / "config.json", "w"), indent=2)
+    DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False, steps_offset=1).save_config(out / "scheduler")
+    (out / "tokenizer").mkdir(exist_ok=True)
+    for file in ["vocab.json", "merges.txt", "special_tokens_map.json", "tokenizer_config.json"]:
+        (out / "tokenizer" / file).write_bytes((work / "tokenizer" / file).read_bytes())
+    index = dict(_class_name="StableDiffusionPipeline", scheduler=["diffusers", "DDIMScheduler"], text_encoder=["transformers", "CLIPTextModel"],
+                 tokenizer=["transformers", "CLIPTokenizer"], unet=["diffusers", "UNet2DConditionModel"], vae=["diffusers", "AutoencoderKL"],
+                 feature_extractor=[None, None], safety_checker=[None, None], requires_safety_checker=False)
+    json.dump(index, open(out / "model_index.json", "w"), indent=2)
+
+    inception_out = out.parent / "pocket-inception"
+    inception_out.mkdir(parents=True, exist_ok=True)
+    inception = torch.load(work / "inception.pt", weights_only=False)
+    state = {k: v.float().contiguous() for k, v in inception["model"].items() if v.is_floating_point()}
+    classes, groups = state["fc.weight"].shape[0], state["fc_groups.weight"].shape[0]
+    save_file(state, inception_out / "model.safetensors")
+    json.dump(dict(width=INCEPTION_WIDTH, num_classes=classes, num_groups=groups), open(inception_out / "config.json", "w"), indent=2)
+
+    training = {}
+    for stage, blob in [("vae", None), ("unet", saved), ("inception", inception)]:
+        blob = blob or torch.load(work / "vae.pt", weights_only=False)
+        last = log_rows(work, stage)[-1]
+        training[stage] = dict(steps=blob["step"], images=blob["images"], seconds=round(blob["seconds"]), last=last)
+    training["versions"] = dict(torch=torch.__version__, device="cpu", threads=torch.get_num_threads())
+    json.dump(training, open(out / "training.json", "w"), indent=2)
+    print(json.dumps(training, indent=2))
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("stage", choices=["vae", "unet", "inception", "export"])
@@ -420,4 +478,4 @@ if __name__ == "__main__":
     parser.add_argument("--lr", type=float, default=1e-3)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    {"vae": train_vae, "unet": train_unet, "inception": lambda a: train_inception(a), "export": lambda a: export(a)}[arguments.stage](arguments)
+    {"vae": train_vae, "unet": train_unet, "inception": train_inception, "export": export}[arguments.stage](arguments)

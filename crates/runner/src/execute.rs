@@ -108,8 +108,7 @@ fn duration(seconds: f64) -> String {
 pub(crate) fn check_same_experiment(store: &Store, resolved: &Resolved) -> Result<bool> {
     let Some(bytes) = store.read(RUN_FILE)? else { return Ok(false) };
     let path = store.path(RUN_FILE);
-    let stored: RunFile =
-        serde_yaml::from_slice(&bytes).with_context(|| format!("{}: not a run description", path.display()))?;
+    let stored: RunFile = serde_yaml::from_slice(&bytes).with_context(|| format!("{}: not a run description", path.display()))?;
     if let Some(difference) = difference(&stored.experiment, resolved)? {
         bail!("{}: another experiment: {difference}; expected the same one or an unused --out", path.display());
     }
@@ -117,14 +116,7 @@ pub(crate) fn check_same_experiment(store: &Store, resolved: &Resolved) -> Resul
 }
 
 /// Runs what is left of a plan.
-pub(crate) fn run(
-    resolved: &Resolved,
-    inputs: &Inputs,
-    plan: &Plan,
-    store: &Store,
-    shard: Shard,
-    command: String,
-) -> Result<()> {
+pub(crate) fn run(resolved: &Resolved, inputs: &Inputs, plan: &Plan, store: &Store, shard: Shard, command: String) -> Result<()> {
     if !check_same_experiment(store, resolved)? {
         let file = RunFile { command, experiment: resolved.clone() };
         store.write(RUN_FILE, serde_yaml::to_string(&file)?.as_bytes())?;
@@ -149,11 +141,7 @@ pub(crate) fn run(
 }
 
 fn make_images(inputs: &Inputs, plan: &Plan, store: &Store, shard: Shard, progress: &Progress) -> Result<()> {
-    let todo: Vec<(&Cell, Vec<usize>)> = plan
-        .cells
-        .iter()
-        .map(|cell| Ok((cell, missing(cell, store, shard)?)))
-        .collect::<Result<_>>()?;
+    let todo: Vec<(&Cell, Vec<usize>)> = plan.cells.iter().map(|cell| Ok((cell, missing(cell, store, shard)?))).collect::<Result<_>>()?;
     let n_todo: usize = todo.iter().map(|(_, missing)| missing.len()).sum();
     // The bar counts pixels, so that its estimate knows that larger images take longer.
     let pixels = |cell: &Cell| u64::from(cell.width) * u64::from(cell.height);
@@ -179,8 +167,7 @@ fn make_images(inputs: &Inputs, plan: &Plan, store: &Store, shard: Shard, progre
             let image = inputs.pipelines[cell.model]
                 .generate(&job.request, &cell.method, None)
                 .with_context(|| format!("cell {}, image {i}", cell.name))?;
-            let timing =
-                Timing { index: i, seconds: image_start.elapsed().as_secs_f64(), peak_memory_bytes: peak_memory() };
+            let timing = Timing { index: i, seconds: image_start.elapsed().as_secs_f64(), peak_memory_bytes: peak_memory() };
             timings.retain(|timing| timing.index != i);
             timings.push(timing);
             let image = Image::new(image.width as usize, image.height as usize, image.data)?;

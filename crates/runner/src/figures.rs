@@ -91,10 +91,7 @@ fn draw(lines: &[Line], label: &str, note: &str) -> Result<String, Box<dyn std::
             .margin(12)
             .x_label_area_size(42)
             .y_label_area_size(64)
-            .build_cartesian_2d(
-                range.log_scale().with_key_points(scales.clone()),
-                (bottom - room)..(top + room),
-            )?;
+            .build_cartesian_2d(range.log_scale().with_key_points(scales.clone()), (bottom - room)..(top + room))?;
         chart
             .configure_mesh()
             .disable_x_mesh()
@@ -118,9 +115,7 @@ fn draw(lines: &[Line], label: &str, note: &str) -> Result<String, Box<dyn std::
                 .legend(move |(x, y)| PathElement::new([(x, y), (x + 18, y)], color.stroke_width(3)));
             chart.draw_series(points.iter().map(|(x, y)| PathElement::new([(*x, y.lo), (*x, y.hi)], stroke)))?;
             let caps = points.iter().flat_map(|(x, y)| [(*x, y.lo), (*x, y.hi)]);
-            chart.draw_series(caps.map(|at| {
-                EmptyElement::at(at) + PathElement::new([(-4, 0), (4, 0)], stroke)
-            }))?;
+            chart.draw_series(caps.map(|at| EmptyElement::at(at) + PathElement::new([(-4, 0), (4, 0)], stroke)))?;
             chart.draw_series(points.iter().map(|(x, y)| Circle::new((*x, y.value), 4, color.filled())))?;
         }
         chart

@@ -20,7 +20,6 @@ pub(crate) struct Cell {
     pub(crate) model: usize,
     pub(crate) scale: Scale,
     pub(crate) method_name: String,
-    pub(crate) method_title: String,
     pub(crate) method: Method,
     pub(crate) width: u32,
     pub(crate) height: u32,
@@ -79,18 +78,7 @@ pub(crate) fn plan(resolved: &Resolved, inputs: &Inputs) -> Result<Plan> {
                     let key = key(pipeline.digest(), &method, &request)?;
                     jobs.push(Job { request, key });
                 }
-                Ok(Cell {
-                    name: name.clone(),
-                    model,
-                    scale,
-                    method_name: spec.name().to_owned(),
-                    method_title: spec.title().to_owned(),
-                    method,
-                    width,
-                    height,
-                    asked_for,
-                    jobs,
-                })
+                Ok(Cell { name: name.clone(), model, scale, method_name: spec.name().to_owned(), method, width, height, asked_for, jobs })
             };
             cells.push(cell().with_context(|| format!("cell {name}"))?);
         }

@@ -27,10 +27,7 @@ pub(crate) fn decode(bytes: &[u8]) -> Result<(Image, Option<String>)> {
     let size = reader.output_buffer_size().context("image too large")?;
     let mut rgb = vec![0; size];
     let frame = reader.next_frame(&mut rgb)?;
-    ensure!(
-        (frame.color_type, frame.bit_depth) == (::png::ColorType::Rgb, ::png::BitDepth::Eight),
-        "not an 8-bit RGB image"
-    );
+    ensure!((frame.color_type, frame.bit_depth) == (::png::ColorType::Rgb, ::png::BitDepth::Eight), "not an 8-bit RGB image");
     reader.finish()?;
     let key = reader.info().uncompressed_latin1_text.iter().find(|chunk| chunk.keyword == KEYWORD);
     let key = key.map(|chunk| chunk.text.clone());

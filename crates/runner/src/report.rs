@@ -25,13 +25,11 @@ pub(crate) fn write(store: &Store) -> Result<()> {
     let path = store.path(RUN_FILE);
     let bytes = store.read(RUN_FILE)?;
     let bytes = bytes.with_context(|| format!("{}: expected the description of a run", path.display()))?;
-    let run: RunFile =
-        serde_yaml::from_slice(&bytes).with_context(|| format!("{}: not a run description", path.display()))?;
+    let run: RunFile = serde_yaml::from_slice(&bytes).with_context(|| format!("{}: not a run description", path.display()))?;
     let rows = tables::read(store)?;
     let resolved = &run.experiment;
     let note = if resolved.metrics.comparable { "" } else { NOT_COMPARABLE };
-    let methods: Vec<(String, String)> =
-        resolved.methods.iter().map(|method| (method.name.clone(), method.title.clone())).collect();
+    let methods: Vec<(String, String)> = resolved.methods.iter().map(|method| (method.name.clone(), method.title.clone())).collect();
 
     let charts = figures::charts(&rows, &methods, note)?;
     for chart in &charts {
@@ -181,10 +179,7 @@ fn page(run: &RunFile, rows: &[Row], charts: &[figures::Chart], grids: &[Grid], 
     }
     item("feature network", &format!("{} {}", resolved.metrics.features, resolved.metrics.digest))?;
     let yaml = escape(&serde_yaml::to_string(resolved)?);
-    write!(
-        html,
-        "</ul>\n<details><summary>The experiment as it ran</summary>\n<pre>{yaml}</pre></details>\n</body>\n</html>\n"
-    )?;
+    write!(html, "</ul>\n<details><summary>The experiment as it ran</summary>\n<pre>{yaml}</pre></details>\n</body>\n</html>\n")?;
     Ok(html)
 }
 

@@ -170,22 +170,16 @@ pub(crate) fn resolve(file: &Path, experiment: spec::Experiment) -> Result<(Reso
     let sampler = Sampler::resolve(experiment.sampler);
     sampler.kind().with_context(|| at("sampler.name"))?;
 
-    let method_specs = experiment
-        .methods
-        .iter()
-        .map(|name| methods::find(name, folder))
-        .collect::<Result<Vec<_>>>()
-        .with_context(|| at("methods"))?;
+    let method_specs =
+        experiment.methods.iter().map(|name| methods::find(name, folder)).collect::<Result<Vec<_>>>().with_context(|| at("methods"))?;
     let names: Vec<&str> = method_specs.iter().map(MethodSpec::name).collect();
     check_names(&names).with_context(|| at("methods"))?;
     let names: Vec<&str> = experiment.models.keys().map(String::as_str).collect();
     check_names(&names).with_context(|| at("models"))?;
 
     let prompt_seed = experiment.prompts.seed.unwrap_or(0);
-    let (prompts, prompt_list) =
-        resolve_prompts(&experiment.prompts, experiment.images, folder).with_context(|| at("prompts"))?;
-    let (reference, reference_files) =
-        resolve_reference(&experiment.reference, prompt_seed, folder).with_context(|| at("reference"))?;
+    let (prompts, prompt_list) = resolve_prompts(&experiment.prompts, experiment.images, folder).with_context(|| at("prompts"))?;
+    let (reference, reference_files) = resolve_reference(&experiment.reference, prompt_seed, folder).with_context(|| at("reference"))?;
 
     let weights = weights_file(&folder.join(&experiment.metrics.extractor));
     let extractor = Extractor::load(&weights).with_context(|| at("metrics.extractor"))?;
@@ -212,11 +206,7 @@ pub(crate) fn resolve(file: &Path, experiment: spec::Experiment) -> Result<(Reso
     }
 
     let method = |spec: &MethodSpec| -> Result<Method> {
-        Ok(Method {
-            name: spec.name().to_owned(),
-            title: spec.title().to_owned(),
-            settings: serde_yaml::to_value(spec)?,
-        })
+        Ok(Method { name: spec.name().to_owned(), title: spec.title().to_owned(), settings: serde_yaml::to_value(spec)? })
     };
     let resolved = Resolved {
         name,
@@ -233,14 +223,7 @@ pub(crate) fn resolve(file: &Path, experiment: spec::Experiment) -> Result<(Reso
         metrics,
     };
     let baseline = methods::find(methods::BASELINE, folder)?;
-    let inputs = Inputs {
-        pipelines,
-        methods: method_specs,
-        baseline,
-        extractor,
-        prompts: prompt_list,
-        reference: reference_files,
-    };
+    let inputs = Inputs { pipelines, methods: method_specs, baseline, extractor, prompts: prompt_list, reference: reference_files };
     Ok((resolved, inputs))
 }
 
@@ -274,10 +257,7 @@ fn scales(written: &[spec::Scale]) -> Result<Vec<Scale>> {
         let scale = match *scale {
             spec::Scale::Factor(factor) => Scale::from_factor(factor),
             spec::Scale::Shape(spec::Shape { factor, width, height }) => {
-                ensure!(
-                    (width * height - factor).abs() < 1e-6,
-                    "width {width} × height {height} is not factor {factor}"
-                );
+                ensure!((width * height - factor).abs() < 1e-6, "width {width} × height {height} is not factor {factor}");
                 Scale { factor, width, height }
             }
         };
@@ -364,9 +344,7 @@ pub(crate) fn difference(stored: &Resolved, now: &Resolved) -> Result<Option<Str
                 a.iter().zip(b).enumerate().find_map(|(i, (a, b))| walk(&join(&i.to_string()), a, b))
             }
             _ if a == b => None,
-            (Value::Sequence(a), Value::Sequence(b)) => {
-                Some(format!("{path} has {} entries there and {} here", a.len(), b.len()))
-            }
+            (Value::Sequence(a), Value::Sequence(b)) => Some(format!("{path} has {} entries there and {} here", a.len(), b.len())),
             _ => Some(format!("{path} is {} there and {} here", show(a), show(b))),
         }
     }

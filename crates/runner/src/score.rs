@@ -5,8 +5,7 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 use scalebench_emoji::{Split, emojis, prompt_order, render};
 use scalebench_metrics::{
-    Crops, FeatureSet, Image, Jackknife, Metric, Preprocess, ReferenceBlocks, Sample, Source, estimate,
-    paired_difference,
+    Crops, FeatureSet, Image, Jackknife, Metric, Preprocess, ReferenceBlocks, Sample, Source, estimate, paired_difference,
 };
 use serde::Serialize;
 
@@ -19,21 +18,14 @@ use crate::spec::BaseMode;
 use crate::store::{Store, Timing};
 
 /// Scores every cell that was asked for.
-pub(crate) fn score(
-    resolved: &Resolved,
-    inputs: &Inputs,
-    plan: &Plan,
-    store: &Store,
-    progress: &Progress,
-) -> Result<Vec<Row>> {
+pub(crate) fn score(resolved: &Resolved, inputs: &Inputs, plan: &Plan, store: &Store, progress: &Progress) -> Result<Vec<Row>> {
     let scorer = Scorer { resolved, inputs, store, progress };
     let mut rows = Vec::new();
     for (model, described) in resolved.models.iter().enumerate() {
         let base = plan.find(model, &Scale::BASE, BASELINE).expect("the planner adds the base cell");
         let base_features = scorer.cell(base, &Preprocess::whole(resolved.metrics.preprocess))?;
         for scale in &resolved.scales {
-            let cells: Vec<&Cell> =
-                plan.cells.iter().filter(|c| c.asked_for && c.model == model && c.scale == *scale).collect();
+            let cells: Vec<&Cell> = plan.cells.iter().filter(|c| c.asked_for && c.model == model && c.scale == *scale).collect();
             let Some(first) = cells.first() else { continue };
             let reference = scorer.reference(first.width, first.height)?;
             let whole = Preprocess::whole(resolved.metrics.preprocess);
@@ -159,7 +151,9 @@ impl Scorer<'_> {
         let key = blake3::hash(serde_json::to_string(&(&provenance, identity))?.as_bytes()).to_hex();
         let path = self.store.path(&format!("features/{}.safetensors", &key[..32]));
         // A damaged cache entry is as good as none.
-        if let Ok(features) = FeatureSet::load(&path) && features.provenance == provenance {
+        if let Ok(features) = FeatureSet::load(&path)
+            && features.provenance == provenance
+        {
             return Ok(features);
         }
         let folder = path.parent().expect("the features folder");
@@ -169,11 +163,7 @@ impl Scorer<'_> {
         let bar = self.progress.bar(n as u64, &format!("features of {what}, {}", preprocess.id()));
         let features = self.inputs.extractor.features(samples, preprocess, |done| bar.set_position(done as u64))?;
         bar.finish_and_clear();
-        self.progress.line(&format!(
-            "features of {what}, {}: {n} images, {:.1} s",
-            preprocess.id(),
-            start.elapsed().as_secs_f64()
-        ));
+        self.progress.line(&format!("features of {what}, {}: {n} images, {:.1} s", preprocess.id(), start.elapsed().as_secs_f64()));
         features.save(&path)?;
         Ok(features)
     }

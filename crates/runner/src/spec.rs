@@ -122,6 +122,7 @@ pub(crate) struct Metrics {
     #[serde(default)]
     pub(crate) preprocess: Profile,
     #[serde(default)]
+    #[expect(dead_code, reason = "there is one choice; it is written for the reader")]
     pub(crate) fid_r: FidR,
     #[serde(default)]
     pub(crate) fid_b: FidB,
@@ -130,7 +131,7 @@ pub(crate) struct Metrics {
 #[derive(Debug, Default, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct FidR {
-    #[expect(dead_code, reason = "there is one choice; it is written for the reader")]
+    #[expect(dead_code, reason = "as the field that holds it")]
     pub(crate) against: Option<AgainstReference>,
 }
 

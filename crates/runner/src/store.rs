@@ -166,8 +166,7 @@ impl Store {
     pub(crate) fn all_timings(&self, cell: &str) -> Result<Vec<Timing>> {
         let folder = self.path(&format!("cells/{cell}"));
         let Ok(entries) = fs::read_dir(&folder) else { return Ok(Vec::new()) };
-        let mut names: Vec<String> =
-            entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+        let mut names: Vec<String> = entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
         names.retain(|name| name.starts_with("timings.") && name.ends_with(".jsonl"));
         names.sort();
         let mut timings = Vec::new();

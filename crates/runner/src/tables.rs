@@ -26,11 +26,13 @@ fn frame(rows: &[Row]) -> Result<DataFrame> {
         Column::new("n_reference".into(), rows.iter().map(|r| r.n_reference).collect::<Vec<_>>()),
     ];
     for (i, name) in SCORES.iter().enumerate() {
-        let parts: [(&str, fn(Interval) -> f64); 3] = [("", |x| x.value), ("_lo", |x| x.lo), ("_hi", |x| x.hi)];
-        for (suffix, part) in parts {
+        let mut part = |suffix: &str, part: fn(Interval) -> f64| {
             let values: Vec<Option<f64>> = rows.iter().map(|r| r.scores[i].map(part)).collect();
             columns.push(Column::new(format!("{name}{suffix}").into(), values));
-        }
+        };
+        part("", |x| x.value);
+        part("_lo", |x| x.lo);
+        part("_hi", |x| x.hi);
     }
     let seconds: Vec<Option<f64>> = rows.iter().map(|r| r.seconds_per_image).collect();
     let memory: Vec<Option<u64>> = rows.iter().map(|r| r.peak_memory_bytes).collect();
@@ -65,9 +67,7 @@ pub(crate) fn read(store: &Store) -> Result<Vec<Row>> {
     let bytes = bytes.with_context(|| format!("{}: expected the results of a finished run", path.display()))?;
     let rows = || -> Result<Vec<Row>> {
         let all = ParquetReader::new(std::io::Cursor::new(bytes)).finish()?;
-        let text = |name: &str, i| -> Result<String> {
-            Ok(all.column(name)?.str()?.get(i).context("empty cell")?.to_owned())
-        };
+        let text = |name: &str, i| -> Result<String> { Ok(all.column(name)?.str()?.get(i).context("empty cell")?.to_owned()) };
         let float = |name: &str, i| -> Result<Option<f64>> { Ok(all.column(name)?.f64()?.get(i)) };
         let side = |name: &str, i| -> Result<u32> { all.column(name)?.u32()?.get(i).context("empty cell") };
         let count = |name: &str, i| -> Result<Option<u64>> { Ok(all.column(name)?.u64()?.get(i)) };
@@ -104,8 +104,7 @@ pub(crate) fn read(store: &Store) -> Result<Vec<Row>> {
 
 /// Header and cells of the table that people read: value and interval in one cell.
 pub(crate) fn compact(rows: &[Row]) -> Vec<Vec<String>> {
-    let published: Vec<usize> =
-        (0..PUBLISHED.len()).filter(|i| rows.iter().any(|row| row.published[*i].is_some())).collect();
+    let published: Vec<usize> = (0..PUBLISHED.len()).filter(|i| rows.iter().any(|row| row.published[*i].is_some())).collect();
     let header = ["model", "scale", "size", "method", "n", "FID_r", "KID_r·10³", "FID_b", "KID_b·10³"];
     let differences = ["ΔFID_r", "ΔKID_r·10³", "s/image", "MiB"];
     let mut lines = vec![header.into_iter().chain(differences).map(str::to_owned).collect::<Vec<_>>()];
@@ -113,10 +112,13 @@ pub(crate) fn compact(rows: &[Row]) -> Vec<Vec<String>> {
     for row in rows {
         let score = |name: &str| {
             let (factor, digits) = if name.contains("kid") { (1e3, 2) } else { (1.0, 2) };
-            row.score(name).map_or_else(|| "–".to_owned(), |x| {
-                let half_width = (x.hi - x.lo) / 2.0 * factor;
-                format!("{:.digits$} ± {half_width:.digits$}", x.value * factor)
-            })
+            row.score(name).map_or_else(
+                || "–".to_owned(),
+                |x| {
+                    let half_width = (x.hi - x.lo) / 2.0 * factor;
+                    format!("{:.digits$} ± {half_width:.digits$}", x.value * factor)
+                },
+            )
         };
         let mut line = vec![
             row.model.clone(),

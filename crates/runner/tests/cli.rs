@@ -161,10 +161,7 @@ fn interrupted_and_sharded_sweeps_equal_an_undisturbed_one() {
     std::fs::write(&first, &bytes[..bytes.len() / 2]).unwrap();
     std::fs::write(killed.join("cells/tiny/1x-direct-inf/images/000001.png"), &bytes).unwrap();
     std::fs::write(killed.join("cells/tiny/1x-direct-inf/images/.000002.png.0of1.tmp"), b"half").unwrap();
-    check_failure(
-        sweep(&experiment, &killed, &["--set", "sampler.steps=3"]),
-        &["run.yaml", "sampler.steps is 2 there and 3 here"],
-    );
+    check_failure(sweep(&experiment, &killed, &["--set", "sampler.steps=3"]), &["run.yaml", "sampler.steps is 2 there and 3 here"]);
     succeed(sweep(&experiment, &killed, &[]));
     assert!(compared_files(&killed) == expected, "a resumed run differs");
 

@@ -42,8 +42,7 @@ fn write_png(args: &Dataset) -> Result<()> {
 
 /// All emoji × views as raw bytes, `(emoji, view, height, width, 3)`, for training scripts.
 fn write_bytes(args: &Dataset) -> Result<()> {
-    let names: String =
-        emojis().iter().map(|emoji| format!("{}\t{}\t{}\n", emoji.text, emoji.name, emoji.group)).collect();
+    let names: String = emojis().iter().map(|emoji| format!("{}\t{}\t{}\n", emoji.text, emoji.name, emoji.group)).collect();
     write_file(&args.out.join("names.tsv"), names.as_bytes())?;
     let path = args.out.join("images.u8");
     let temporary = args.out.join(".images.u8.tmp");

@@ -1,13 +1,14 @@
 //! `scalebench disperse`
 
 use anyhow::{Context, Result};
-use scalebench_generation::Tensor;
+use scalebench_generation::{Dispersion, Tensor};
 
 use crate::cli::Disperse;
 
 pub(super) fn run(args: &Disperse) -> Result<()> {
-    let matrix = scalebench_generation::disperse(args.small, args.large, args.input, args.scale, args.eta)?;
-    let (n_rows, n_columns) = (args.large * args.large, args.small * args.small);
+    let Disperse { small, large, input, scale, eta, .. } = *args;
+    let matrix = scalebench_generation::disperse(Dispersion { small, large, input, scale, eta })?;
+    let (n_rows, n_columns) = (large * large, small * small);
     let Some(file) = &args.out else {
         for row in matrix.chunks(n_columns) {
             let cells: Vec<String> = row.iter().map(|value| format!("{value:>12.8}")).collect();

@@ -37,8 +37,7 @@ pub(super) fn run(args: Generate) -> Result<()> {
     let method = method.resolve(&family, scale, pipeline.sites()).context("--method")?;
     pipeline.check(&request, &method)?;
     let mut trace = Trace::default();
-    let image =
-        pipeline.generate_with(&request, &method, &injected, args.trace.is_some().then_some(&mut trace))?;
+    let image = pipeline.generate_with(&request, &method, &injected, args.trace.is_some().then_some(&mut trace))?;
     let image = Image::new(image.width as usize, image.height as usize, image.data)?;
     if let Some(file) = &args.trace {
         trace.save(file)?;

@@ -66,8 +66,7 @@ fn extract(images: &Path, look: &Look) -> Result<FeatureSet> {
     let samples = Sample::folder(images)?;
     let extractor = Extractor::load(&weights_file(extractor)).context("--extractor")?;
     let bar = Progress::new().bar(samples.len() as u64, "features");
-    let features =
-        extractor.features(samples, &Preprocess::whole(profile), |done| bar.set_position(done as u64))?;
+    let features = extractor.features(samples, &Preprocess::whole(profile), |done| bar.set_position(done as u64))?;
     bar.finish_and_clear();
     Ok(features)
 }
