@@ -27,15 +27,8 @@ pub struct Emoji {
 }
 
 /// The groups of the set, in CLDR order. [`Emoji::group`] is one of them.
-pub const GROUPS: [&str; 7] = [
-    "smileys & emotion",
-    "people & body",
-    "animals & nature",
-    "food & drink",
-    "travel & places",
-    "activities",
-    "objects",
-];
+pub const GROUPS: [&str; 7] =
+    ["smileys & emotion", "people & body", "animals & nature", "food & drink", "travel & places", "activities", "objects"];
 
 fn group_name(group: emojis::Group) -> Option<&'static str> {
     use emojis::Group::*;
@@ -71,19 +64,10 @@ pub fn emojis() -> &'static [Emoji] {
     LIST.get_or_init(|| {
         let mut list = Vec::new();
         for e in emojis::iter().filter(|e| !is_near_duplicate(e)) {
-            let (Some(group), Some(asset)) = (
-                group_name(e.group()),
-                twemoji_assets::svg::SvgTwemojiAsset::from_emoji(e.as_str()),
-            ) else {
+            let (Some(group), Some(asset)) = (group_name(e.group()), twemoji_assets::svg::SvgTwemojiAsset::from_emoji(e.as_str())) else {
                 continue;
             };
-            list.push(Emoji {
-                index: list.len(),
-                text: e.as_str(),
-                name: e.name().to_lowercase(),
-                group,
-                svg: asset.data.0,
-            });
+            list.push(Emoji { index: list.len(), text: e.as_str(), name: e.name().to_lowercase(), group, svg: asset.data.0 });
         }
         list
     })

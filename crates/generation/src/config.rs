@@ -62,9 +62,10 @@ impl Config {
     }
 
     pub(crate) fn strings(&mut self, key: &str) -> Result<Vec<String>> {
-        let list = self.find(key).and_then(Value::as_array).map(|list| {
-            list.iter().map(|v| v.as_str().map(str::to_owned)).collect::<Option<Vec<_>>>()
-        });
+        let list = self
+            .find(key)
+            .and_then(Value::as_array)
+            .map(|list| list.iter().map(|v| v.as_str().map(str::to_owned)).collect::<Option<Vec<_>>>());
         list.flatten().ok_or_else(|| self.wrong(key, "a list of strings"))
     }
 

@@ -38,9 +38,7 @@ impl Dispersion {
 /// by `eta`, the two responses are equal. Borders are zero-padded.
 pub fn disperse(settings: Dispersion) -> Result<Vec<f64>> {
     let Dispersion { small, large, input, scale, eta } = settings;
-    let wrong = |key: &'static str, found: String, expected: &str| {
-        Err(Error::Request { key, found, expected: expected.to_owned() })
-    };
+    let wrong = |key: &'static str, found: String, expected: &str| Err(Error::Request { key, found, expected: expected.to_owned() });
     if small % 2 == 0 {
         return wrong("small", small.to_string(), "an odd kernel side");
     }

@@ -129,7 +129,8 @@ fn text() {
 fn unet() {
     let want = golden("sd15/unet");
     let unet = &pipeline().unet;
-    let cases = [("base_t981", 981), ("base_t1", 1), ("x2_t500", 500), ("nonsq_24x40_t741", 741), ("odd_20x28_t261", 261), ("odd_22x30_t621", 621)];
+    let cases =
+        [("base_t981", 981), ("base_t1", 1), ("x2_t500", 500), ("nonsq_24x40_t741", 741), ("odd_20x28_t261", 261), ("odd_22x30_t621", 621)];
     for (case, timestep) in cases {
         let at = |part: &str| &want[&format!("{case}.{part}")];
         let got = unet.forward(at("sample"), timestep, at("context"), &Plan::plain(&unet.sites)).unwrap();
@@ -311,10 +312,8 @@ fn request(latent: &Tensor, prompt: &str, steps: usize, eta: f64) -> Request {
 /// Runs a loop on the golden's randomness and compares every recorded stage of batch row `row`.
 fn check_loop(path: &str, want: &HashMap<String, Tensor>, request: &Request, method: &Method, row: usize) {
     let pick = |t: &Tensor| t.narrow(0, row, 1).unwrap();
-    let injected = Injected {
-        init_latents: Some(pick(&want["init_latents"])),
-        step_noise: want.get("noise").map(|n| n.narrow(1, row, 1).unwrap()),
-    };
+    let injected =
+        Injected { init_latents: Some(pick(&want["init_latents"])), step_noise: want.get("noise").map(|n| n.narrow(1, row, 1).unwrap()) };
     let mut trace = Trace::default();
     pipeline().generate_with(request, method, &injected, Some(&mut trace)).unwrap();
     let batch = want["init_latents"].dims()[0];
@@ -341,9 +340,11 @@ fn check_loop(path: &str, want: &HashMap<String, Tensor>, request: &Request, met
 #[test]
 fn diffusers_loops() {
     let plain = method(Settings::default());
-    for (name, eta, rescale, negative) in
-        [("loop_ddim_eta0", 0.0, 0.0, "blurry, low quality, watermark"), ("loop_ddim_eta1", 1.0, 0.0, ""), ("loop_ddim_eta0_rescale", 0.0, 0.7, "blurry, low quality, watermark")]
-    {
+    for (name, eta, rescale, negative) in [
+        ("loop_ddim_eta0", 0.0, 0.0, "blurry, low quality, watermark"),
+        ("loop_ddim_eta1", 1.0, 0.0, ""),
+        ("loop_ddim_eta0_rescale", 0.0, 0.7, "blurry, low quality, watermark"),
+    ] {
         let want = golden(&format!("sd15/{name}"));
         let mut request = request(&want["init_latents"], ASTRONAUT, 10, eta);
         request.guidance_rescale = rescale;
@@ -362,7 +363,11 @@ fn official_scalecrafter_loops() {
             "loop_sd15_ndcfg_prog_b2",
             1.0,
             0.0,
-            Settings { redilation: redilation(5.0, true, &GRADED), noise_damped_guidance: redilation(3.0, true, graded_weak), ..Settings::default() },
+            Settings {
+                redilation: redilation(5.0, true, &GRADED),
+                noise_damped_guidance: redilation(3.0, true, graded_weak),
+                ..Settings::default()
+            },
         ),
         (
             "loop_sd15_disperse",
@@ -430,9 +435,7 @@ fn presets_name_the_published_sites() {
     // d = 4 and tau = 35: nine steps of 4, nine of 3, seventeen of 2, then plain.
     let method = preset("redilation").resolve("sd15", 16.0, sites).unwrap();
     let mid = sites.convs.iter().position(|s| s.path == "mid_block.resnets.0.conv1").unwrap();
-    let factors: Vec<f64> = (0..50)
-        .map(|i| method.passes(sites, &at(i))[0].plan.convs[mid].dilation.map_or(1.0, Dilation::get))
-        .collect();
+    let factors: Vec<f64> = (0..50).map(|i| method.passes(sites, &at(i))[0].plan.convs[mid].dilation.map_or(1.0, Dilation::get)).collect();
     let runs = |f: f64| factors.iter().filter(|d| **d == f).count();
     assert_eq!([runs(4.0), runs(3.0), runs(2.0), runs(1.0)], [9, 9, 17, 15]);
     // Dispersion halves where it acts.
@@ -453,7 +456,10 @@ fn rules_that_cannot_take_effect_are_errors() {
     let base = || redilation(3.0, false, &uniform(2.0));
     refuse(Settings { redilation: redilation(3.0, false, &[("down_blocks.4.**", 2.0)]), ..Settings::default() }, "matches no convolution");
     refuse(Settings { redilation: redilation(0.0, false, &uniform(2.0)), ..Settings::default() }, "`redilation.tau` is 0");
-    refuse(Settings { redilation: redilation(3.0, false, &[("mid_block.**", 2.0), ("mid_block.resnets.0.*", 3.0)]), ..Settings::default() }, "both match");
+    refuse(
+        Settings { redilation: redilation(3.0, false, &[("mid_block.**", 2.0), ("mid_block.resnets.0.*", 3.0)]), ..Settings::default() },
+        "both match",
+    );
     refuse(Settings { noise_damped_guidance: base(), ..Settings::default() }, "without `redilation`");
     let far = DispersionSettings { sites: vec!["conv_out".into()], ..dispersion(3.0).unwrap() };
     refuse(Settings { redilation: base(), dispersion: Some(far), ..Settings::default() }, "in no dilation list");

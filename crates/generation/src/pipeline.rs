@@ -102,7 +102,8 @@ impl Pipeline {
         let schedule = Schedule::open(&folder.join("scheduler").join("scheduler_config.json"))?;
         if text.width != unet.config.cross_attention_dim {
             let file = folder.join("unet").join("config.json");
-            let reason = format!("`cross_attention_dim` is {}, expected the text encoder's {}", unet.config.cross_attention_dim, text.width);
+            let reason =
+                format!("`cross_attention_dim` is {}, expected the text encoder's {}", unet.config.cross_attention_dim, text.width);
             return Err(Error::malformed(file, reason));
         }
         Ok(Self { text, unet, vae, schedule, digest: digest(folder)? })
@@ -172,13 +173,7 @@ impl Pipeline {
     }
 
     /// [`generate`](Self::generate) with randomness from outside where it is given.
-    pub fn generate_with(
-        &self,
-        request: &Request,
-        method: &Method,
-        injected: &Injected,
-        trace: Option<&mut Trace>,
-    ) -> Result<Rgb> {
+    pub fn generate_with(&self, request: &Request, method: &Method, injected: &Injected, trace: Option<&mut Trace>) -> Result<Rgb> {
         let latents = self.sample(request, method, injected, trace, request.steps)?;
         self.decode(&latents)
     }
@@ -263,9 +258,7 @@ impl Pipeline {
                 None => None,
             };
             latents = match request.sampler {
-                Sampler::Ddim => {
-                    self.schedule.ddim_step(&latents, &guided, moment.timestep, request.steps, request.eta, noise.as_ref())?
-                }
+                Sampler::Ddim => self.schedule.ddim_step(&latents, &guided, moment.timestep, request.steps, request.eta, noise.as_ref())?,
             };
             record(format!("latents.{i}"), &latents);
             noises.extend(noise);
@@ -284,9 +277,8 @@ impl Pipeline {
             if predictions[first].is_some() {
                 continue;
             }
-            let same: Vec<usize> = (first..passes.len())
-                .filter(|&j| predictions[j].is_none() && passes[j].plan == passes[first].plan)
-                .collect();
+            let same: Vec<usize> =
+                (first..passes.len()).filter(|&j| predictions[j].is_none() && passes[j].plan == passes[first].plan).collect();
             let conditions: Vec<&Tensor> = same
                 .iter()
                 .map(|&j| match passes[j].conditioning {

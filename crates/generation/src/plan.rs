@@ -85,16 +85,12 @@ pub struct Plan {
 impl Plan {
     /// The unmodified network.
     pub fn plain(sites: &SiteTable) -> Self {
-        Self {
-            convs: vec![ConvAction::default(); sites.convs.len()],
-            attentions: vec![AttentionAction::default(); sites.attentions.len()],
-        }
+        Self { convs: vec![ConvAction::default(); sites.convs.len()], attentions: vec![AttentionAction::default(); sites.attentions.len()] }
     }
 
     /// Whether nothing is modified.
     pub fn is_plain(&self) -> bool {
-        self.convs.iter().all(|a| *a == ConvAction::default())
-            && self.attentions.iter().all(|a| *a == AttentionAction::default())
+        self.convs.iter().all(|a| *a == ConvAction::default()) && self.attentions.iter().all(|a| *a == AttentionAction::default())
     }
 }
 

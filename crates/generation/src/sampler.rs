@@ -139,9 +139,7 @@ impl Schedule {
         let (root_alpha, root_beta) = (alpha.sqrt(), (1.0 - alpha).sqrt());
         let (x0, epsilon) = match self.prediction {
             Prediction::Epsilon => (((x - (prediction * root_beta)?)? / root_alpha)?, prediction.clone()),
-            Prediction::V => {
-                (((x * root_alpha)? - (prediction * root_beta)?)?, ((prediction * root_alpha)? + (x * root_beta)?)?)
-            }
+            Prediction::V => (((x * root_alpha)? - (prediction * root_beta)?)?, ((prediction * root_alpha)? + (x * root_beta)?)?),
             Prediction::Sample => (prediction.clone(), ((x - (prediction * root_alpha)?)? / root_beta)?),
         };
         let variance = (1.0 - alpha_previous) / (1.0 - alpha) * (1.0 - alpha / alpha_previous);

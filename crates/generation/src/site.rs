@@ -64,8 +64,7 @@ impl SiteTable {
             .build()
             .map_err(|e| Error::method(method, format!("site rule `{pattern}` is not a valid pattern: {e}")))?
             .compile_matcher();
-        let found: Vec<usize> =
-            self.convs.iter().enumerate().filter(|(_, s)| glob.is_match(slashed(&s.path))).map(|(i, _)| i).collect();
+        let found: Vec<usize> = self.convs.iter().enumerate().filter(|(_, s)| glob.is_match(slashed(&s.path))).map(|(i, _)| i).collect();
         if found.is_empty() {
             let near = self.convs.iter().map(|s| s.path.as_str()).min_by_key(|path| distance(path, pattern));
             let hint = near.map(|path| format!("; the nearest site is `{path}`")).unwrap_or_default();

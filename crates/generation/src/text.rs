@@ -10,7 +10,11 @@ use serde_json::{Value, json};
 use std::path::Path;
 use tokenizers::models::bpe::BPE;
 use tokenizers::normalizers::{Lowercase, NFC, Replace, Sequence, replace::ReplacePattern};
-use tokenizers::pre_tokenizers::{byte_level::ByteLevel, sequence::Sequence as PreSequence, split::{Split, SplitPattern}};
+use tokenizers::pre_tokenizers::{
+    byte_level::ByteLevel,
+    sequence::Sequence as PreSequence,
+    split::{Split, SplitPattern},
+};
 use tokenizers::{AddedToken, Tokenizer};
 
 /// CLIP's word pattern.
@@ -55,8 +59,8 @@ impl ClipTokenizer {
 
         // The pad token is a string, or an object with the string inside; SD 2 pads with "!".
         let file = folder.join("tokenizer_config.json");
-        let config: Value = serde_json::from_slice(&crate::error::read(&file)?)
-            .map_err(|e| Error::malformed(&file, format!("expected JSON: {e}")))?;
+        let config: Value =
+            serde_json::from_slice(&crate::error::read(&file)?).map_err(|e| Error::malformed(&file, format!("expected JSON: {e}")))?;
         let pad = match &config["pad_token"] {
             Value::String(s) => id(s)?,
             Value::Object(o) => id(o.get("content").and_then(Value::as_str).unwrap_or_default())?,
@@ -114,7 +118,10 @@ impl TextEncoder {
         config.only("hidden_act", &[json!("quick_gelu")])?;
         config.only("layer_norm_eps", &[json!(1e-5)])?;
         if tokenizer.length > c.max_position_embeddings {
-            let reason = format!("`max_position_embeddings` is {}, expected at least the tokenizer's {}", c.max_position_embeddings, tokenizer.length);
+            let reason = format!(
+                "`max_position_embeddings` is {}, expected at least the tokenizer's {}",
+                c.max_position_embeddings, tokenizer.length
+            );
             return Err(Error::malformed(folder.join("config.json"), reason));
         }
 

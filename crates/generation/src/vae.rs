@@ -86,10 +86,7 @@ struct Mid {
 impl Mid {
     fn load(at: &Scope<'_>, c: usize, groups: usize) -> Result<Self> {
         Ok(Self {
-            resnets: [
-                ResnetBlock::load(&at.pp("resnets.0"), c, c, groups)?,
-                ResnetBlock::load(&at.pp("resnets.1"), c, c, groups)?,
-            ],
+            resnets: [ResnetBlock::load(&at.pp("resnets.0"), c, c, groups)?, ResnetBlock::load(&at.pp("resnets.1"), c, c, groups)?],
             attention: Attention::load(&at.pp("attentions.0"), c, groups)?,
         })
     }
@@ -170,11 +167,7 @@ impl Vae {
                 resnets.push(ResnetBlock::load(&at.pp("resnets").pp(j), width, out, groups)?);
                 width = out;
             }
-            let resampler = if i + 1 < n {
-                Some(Conv::load(&at.pp("downsamplers.0.conv"), out, out, 3, 2)?.unpadded())
-            } else {
-                None
-            };
+            let resampler = if i + 1 < n { Some(Conv::load(&at.pp("downsamplers.0.conv"), out, out, 3, 2)?.unpadded()) } else { None };
             down_blocks.push(Stage { resnets, resampler });
         }
         let encoder = Encoder {
@@ -195,8 +188,7 @@ impl Vae {
                 resnets.push(ResnetBlock::load(&at.pp("resnets").pp(j), width, out, groups)?);
                 width = out;
             }
-            let resampler =
-                if i + 1 < n { Some(Conv::load(&at.pp("upsamplers.0.conv"), out, out, 3, 1)?) } else { None };
+            let resampler = if i + 1 < n { Some(Conv::load(&at.pp("upsamplers.0.conv"), out, out, 3, 1)?) } else { None };
             up_blocks.push(Stage { resnets, resampler });
         }
         let decoder = Decoder {

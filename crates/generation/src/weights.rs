@@ -32,8 +32,7 @@ impl Weights {
 
     /// Errors if a tensor was never asked for. `position_ids` is a buffer that old files carry.
     pub(crate) fn finish(self) -> Result<()> {
-        let names: Vec<String> =
-            self.unused.into_inner().into_iter().filter(|n| !n.ends_with("position_ids")).collect();
+        let names: Vec<String> = self.unused.into_inner().into_iter().filter(|n| !n.ends_with("position_ids")).collect();
         if names.is_empty() { Ok(()) } else { Err(Error::LeftOverTensors { file: self.file, names }) }
     }
 }

@@ -1,6 +1,6 @@
 //! Softmax attention that never holds more than one tile of scores.
 
-use crate::simd::{dispatch, exp};
+use crate::simd::{LANES, dispatch, exp, has_fused, madd};
 use crate::view::{Matrix, SharedMut, gemm, tensor, with_slice};
 use candle_core::{Result, Tensor, bail};
 use rayon::prelude::*;
@@ -21,12 +21,31 @@ thread_local! {
 /// operands is one tile per thread, whatever `n` and `m` (the running softmax of Milakov and
 /// Gimelshein, 2018).
 pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize, scale: f64) -> Result<Tensor> {
-    let (batch, n, width) = q.dims3()?;
+    let (batch, _, width) = q.dims3()?;
     let (kb, m, kw) = k.dims3()?;
     if heads == 0 || width % heads != 0 || (kb, kw) != (batch, width) || v.dims() != k.dims() || m == 0 {
         bail!("attention: q {:?}, k {:?}, v {:?} with {heads} heads", q.dims(), k.dims(), v.dims());
     }
     let d = width / heads;
+    // Long lines amortise their overhead; short ones do not pad a short context much.
+    let narrow = match (d, m >= 256) {
+        (8, true) => narrow::<8, 256>,
+        (8, false) => narrow::<8, 32>,
+        (16, true) => narrow::<16, 256>,
+        (16, false) => narrow::<16, 32>,
+        (24, true) => narrow::<24, 256>,
+        (24, false) => narrow::<24, 32>,
+        (32, true) => narrow::<32, 256>,
+        (32, false) => narrow::<32, 32>,
+        _ => return wide(q, k, v, heads, scale),
+    };
+    narrow(q, k, v, heads, scale)
+}
+
+/// Any head size: tiles of scores by matrix products.
+fn wide(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize, scale: f64) -> Result<Tensor> {
+    let (batch, n, width) = q.dims3()?;
+    let (m, d) = (k.dims()[1], width / heads);
     let tiles = n.div_ceil(QUERY_TILE);
     with_slice(q, |q| {
         with_slice(k, |k| {
@@ -86,7 +105,6 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize, scale: f64) -
 /// what has been accumulated under the old one.
 #[inline(always)]
 fn soften(line: &mut [f32], peak: &mut f32, sum: &mut f32, acc: &mut [f32]) {
-    const LANES: usize = 16;
     let mut lanes = [f32::NEG_INFINITY; LANES];
     let mut chunks = line.chunks_exact(LANES);
     for chunk in &mut chunks {
@@ -116,6 +134,115 @@ fn soften(line: &mut [f32], peak: &mut f32, sum: &mut f32, acc: &mut [f32]) {
     }
 }
 
+/// Head size `D`, small: a matrix product over `D` is mostly packing, so each query makes, softens and
+/// spends a short line of `TILE` scores that stays in the first-level cache, vectorised over keys.
+fn narrow<const D: usize, const TILE: usize>(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize, scale: f64) -> Result<Tensor> {
+    let (batch, n, width) = q.dims3()?;
+    let m = k.dims()[1];
+    let padded = m.next_multiple_of(TILE);
+    let tiles = n.div_ceil(QUERY_TILE);
+    let fused = has_fused();
+    with_slice(q, |q| {
+        let kt = with_slice(k, |k| Ok(channels_first::<D>(k, batch, m, heads, padded)))?;
+        let vt = with_slice(v, |v| Ok(channels_first::<D>(v, batch, m, heads, padded)))?;
+        let mut output = vec![0f32; batch * n * width];
+        let out = SharedMut::new(&mut output);
+        (0..batch * heads * tiles).into_par_iter().for_each(|task| {
+            let (b, rest) = (task / (heads * tiles), task % (heads * tiles));
+            let (head, tile) = (rest / tiles, rest % tiles);
+            let panel = (b * heads + head) * D * padded;
+            let (kt, vt) = (&kt[panel..][..D * padded], &vt[panel..][..D * padded]);
+            dispatch(
+                #[inline(always)]
+                || {
+                    for t in tile * QUERY_TILE..((tile + 1) * QUERY_TILE).min(n) {
+                        let at = (b * n + t) * width + head * D;
+                        let mut query = [0f32; D];
+                        query.iter_mut().zip(&q[at..]).for_each(|(to, from)| *to = from * scale as f32);
+                        let line = if fused { one::<D, TILE, true>(&query, kt, vt, m) } else { one::<D, TILE, false>(&query, kt, vt, m) };
+                        // SAFETY: this task owns head `head` of its query rows.
+                        unsafe { std::slice::from_raw_parts_mut(out.at(at), D) }.copy_from_slice(&line);
+                    }
+                },
+            );
+        });
+        tensor(output, (batch, n, width))
+    })
+}
+
+/// `(batch, m, heads · D)` → `(batch, heads, D, padded)`, zeros in the padding.
+fn channels_first<const D: usize>(x: &[f32], batch: usize, m: usize, heads: usize, padded: usize) -> Vec<f32> {
+    let mut out = vec![0f32; batch * heads * D * padded];
+    out.par_chunks_mut(D * padded).enumerate().for_each(|(i, panel)| {
+        let (b, head) = (i / heads, i % heads);
+        for t in 0..m {
+            let token = &x[((b * m + t) * heads + head) * D..][..D];
+            for (c, &value) in token.iter().enumerate() {
+                panel[c * padded + t] = value;
+            }
+        }
+    });
+    out
+}
+
+/// The attention of one scaled query over one head's keys and values, `(D, padded)` each.
+#[inline(always)]
+fn one<const D: usize, const TILE: usize, const FUSED: bool>(query: &[f32; D], kt: &[f32], vt: &[f32], m: usize) -> [f32; D] {
+    let padded = kt.len() / D;
+    let mut line = [0f32; TILE];
+    let mut peak = f32::NEG_INFINITY;
+    let mut sum = 0f32;
+    let mut acc = [0f32; D];
+    for start in (0..padded).step_by(TILE) {
+        let keys: [&[f32; TILE]; D] = std::array::from_fn(|c| kt[c * padded + start..][..TILE].try_into().expect("TILE keys"));
+        for j in 0..TILE {
+            let mut s = 0f32;
+            for c in 0..D {
+                s = madd::<FUSED>(query[c], keys[c][j], s);
+            }
+            line[j] = s;
+        }
+        if m < start + TILE {
+            line[m - start..].fill(f32::NEG_INFINITY);
+        }
+        let top = peak.max(maximum(&line));
+        let shrink = exp(peak - top);
+        peak = top;
+        line.iter_mut().for_each(|x| *x = exp(*x - top));
+        sum = sum * shrink + dot::<TILE, FUSED>(&line, &[1.0; TILE]);
+        for (c, acc) in acc.iter_mut().enumerate() {
+            let values = vt[c * padded + start..][..TILE].try_into().expect("TILE values");
+            *acc = *acc * shrink + dot::<TILE, FUSED>(&line, values);
+        }
+    }
+    acc.map(|a| a / sum)
+}
+
+/// More than one vector of accumulators hides the latency of the multiply-add.
+const WIDE: usize = 32;
+
+#[inline(always)]
+fn dot<const N: usize, const FUSED: bool>(a: &[f32; N], b: &[f32; N]) -> f32 {
+    let mut lanes = [0f32; WIDE];
+    for (a, b) in a.chunks_exact(WIDE).zip(b.chunks_exact(WIDE)) {
+        for i in 0..WIDE {
+            lanes[i] = madd::<FUSED>(a[i], b[i], lanes[i]);
+        }
+    }
+    lanes.iter().sum()
+}
+
+#[inline(always)]
+fn maximum<const N: usize>(x: &[f32; N]) -> f32 {
+    let mut lanes = [f32::NEG_INFINITY; WIDE];
+    for x in x.chunks_exact(WIDE) {
+        for i in 0..WIDE {
+            lanes[i] = if x[i] > lanes[i] { x[i] } else { lanes[i] };
+        }
+    }
+    lanes.iter().fold(f32::NEG_INFINITY, |a, &b| a.max(b))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -131,9 +258,7 @@ mod tests {
     fn direct(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize, scale: f64) -> Tensor {
         let (b, n, c) = q.dims3().unwrap();
         let m = k.dims()[1];
-        let split = |t: &Tensor, n| {
-            t.reshape((b, n, heads, c / heads)).unwrap().transpose(1, 2).unwrap().contiguous().unwrap()
-        };
+        let split = |t: &Tensor, n| t.reshape((b, n, heads, c / heads)).unwrap().transpose(1, 2).unwrap().contiguous().unwrap();
         let (q, k, v) = (split(q, n), split(k, m), split(v, m));
         let scores = (q.matmul(&k.transpose(2, 3).unwrap().contiguous().unwrap()).unwrap() * scale).unwrap();
         let top = scores.max_keepdim(D::Minus1).unwrap();
@@ -143,8 +268,15 @@ mod tests {
     }
 
     #[test]
+    fn large_scores_do_not_overflow() {
+        let q = (random((1, 40, 16), 0.7) * 100.0).unwrap();
+        let got = attention(&q, &q, &q, 2, 1.0).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        assert!(got.iter().all(|v| v.is_finite()));
+    }
+
+    #[test]
     fn matches_the_definition() {
-        for (n, m, heads, d) in [(70, 1100, 2, 8), (5, 3, 4, 16), (130, 513, 1, 40), (64, 77, 3, 160)] {
+        for (n, m, heads, d) in [(71, 1100, 2, 8), (5, 3, 4, 16), (65, 600, 2, 24), (33, 77, 1, 32), (130, 513, 1, 40), (64, 77, 3, 160)] {
             let (q, k, v) = (random((2, n, heads * d), 0.7), random((2, m, heads * d), 0.3), random((2, m, heads * d), 0.9));
             let scale = 1.0 / (d as f64).sqrt();
             let got = attention(&q, &k, &v, heads, scale).unwrap();

@@ -213,8 +213,7 @@ mod tests {
                         }
                         let g = ConvGeometry { stride, padding, dilation };
                         let (x, k, b) = (ramp(&[2, 3, h, w], 0.37), ramp(&[4, 3, kh, kw], 0.71), ramp(&[4], 1.3));
-                        let got: Vec<f32> =
-                            conv2d(&x, &k, Some(&b), g).unwrap().flatten_all().unwrap().to_vec1().unwrap();
+                        let got: Vec<f32> = conv2d(&x, &k, Some(&b), g).unwrap().flatten_all().unwrap().to_vec1().unwrap();
                         let want = direct(&x, &k, &b, g);
                         assert_eq!(got.len(), want.len());
                         for (g, w) in got.iter().zip(want) {

@@ -17,24 +17,42 @@ pub(crate) fn dispatch<R>(f: impl FnOnce() -> R) -> R {
     pulp::Arch::new().dispatch(Call(f))
 }
 
+/// Vector lanes that the loops below are written for; narrower machines split them.
+pub(crate) const LANES: usize = 16;
+
+/// Whether the widest instruction set of this CPU, as [`dispatch`] picks it, has fused multiply-add.
+pub(crate) fn has_fused() -> bool {
+    !matches!(pulp::Arch::new(), pulp::Arch::Scalar)
+}
+
+/// `a · b + c`, fused where `FUSED` promises that it is one instruction.
+#[inline(always)]
+pub(crate) fn madd<const FUSED: bool>(a: f32, b: f32, c: f32) -> f32 {
+    if FUSED { a.mul_add(b, c) } else { a * b + c }
+}
+
 /// `e^x`, within 2 ulp on the range where the result is a normal number; 0 below it.
 ///
 /// Cody–Waite reduction to |r| ≤ ln 2 / 2 and a degree-7 polynomial.
 #[inline(always)]
 pub(crate) fn exp(x: f32) -> f32 {
+    const LN2_HIGH: f32 = 355.0 / 512.0;
     const MAGIC: f32 = 12_582_912.0; // 1.5 · 2^23: adding it rounds to the nearest integer.
     let clamped = x.clamp(-87.0, 88.0);
-    let n = (clamped * std::f32::consts::LOG2_E + MAGIC) - MAGIC;
-    let r = clamped - n * 0.693_359_4;
-    let r = r - n * -2.121_944_4e-4;
-    let p = 1.987_569_15e-4f32;
-    let p = p * r + 1.398_199_95e-3;
+    let shifted = clamped * std::f32::consts::LOG2_E + MAGIC;
+    let n = shifted - MAGIC;
+    // ln 2 in two parts, the first exact in few bits.
+    let r = clamped - n * LN2_HIGH;
+    let r = r + n * 2.121_944_4e-4;
+    let p = 1.987_569_1e-4f32;
+    let p = p * r + 1.398_2e-3;
     let p = p * r + 8.333_452e-3;
     let p = p * r + 4.166_579_6e-2;
     let p = p * r + 1.666_666_5e-1;
     let p = p * r + 0.5;
     let p = p * r * r + r + 1.0;
-    let scale = f32::from_bits(((n as i32 + 127) << 23) as u32);
+    // The low bits of `shifted` are those of the integer n: no conversion is needed to build 2^n.
+    let scale = f32::from_bits((shifted.to_bits() << 23).wrapping_add(127 << 23));
     if x < -87.0 { 0.0 } else { p * scale }
 }
 

@@ -17,9 +17,8 @@ fn main() -> Result<(), Box<dyn Error>> {
         let rgb = (0..3 * side * side).map(|i| (i as u32).wrapping_mul(2654435761 + group) as u8);
         Image::new(side, side, rgb.collect())
     };
-    let samples: Vec<Sample> = (0..count)
-        .map(|i| Ok(Sample::image(i.to_string(), i, image(i)?)))
-        .collect::<Result<_, scalebench_metrics::Error>>()?;
+    let samples: Vec<Sample> =
+        (0..count).map(|i| Ok(Sample::image(i.to_string(), i, image(i)?))).collect::<Result<_, scalebench_metrics::Error>>()?;
     let start = std::time::Instant::now();
     extractor.features(samples, &Preprocess::default(), |_| {})?;
     let seconds = start.elapsed().as_secs_f64();

@@ -121,9 +121,7 @@ pub enum Error {
         found: Vec<usize>,
     },
     /// A convolution's operands do not fit together.
-    #[error(
-        "convolution of {input:?} with weight {weight:?}, bias {bias:?} and padding {padding:?}"
-    )]
+    #[error("convolution of {input:?} with weight {weight:?}, bias {bias:?} and padding {padding:?}")]
     ConvShape {
         /// Input shape.
         input: Vec<usize>,
@@ -138,9 +136,7 @@ pub enum Error {
     #[error("tensor operation failed")]
     Tensor(#[from] candle_core::Error),
     /// A feature set's parts have different lengths.
-    #[error(
-        "feature set with {names} names, {groups} groups and {values} values of dimension {dim}"
-    )]
+    #[error("feature set with {names} names, {groups} groups and {values} values of dimension {dim}")]
     FeatureShape {
         /// Number of names.
         names: usize,
@@ -184,9 +180,7 @@ pub enum Error {
         size: usize,
     },
     /// Two feature sets were not made in the same way.
-    #[error(
-        "feature sets cannot be compared: {what} is {left} on one side and {right} on the other"
-    )]
+    #[error("feature sets cannot be compared: {what} is {left} on one side and {right} on the other")]
     Incomparable {
         /// `extractor`, `weights`, `preprocess profile`, `dimension`.
         what: &'static str,
@@ -202,9 +196,7 @@ pub enum Error {
         group: u32,
     },
     /// Too few blocks for an interval.
-    #[error(
-        "a jackknife needs at least 2 blocks with images, found {found} (of {blocks} asked for)"
-    )]
+    #[error("a jackknife needs at least 2 blocks with images, found {found} (of {blocks} asked for)")]
     TooFewBlocks {
         /// Blocks that hold an image.
         found: usize,

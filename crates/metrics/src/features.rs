@@ -64,20 +64,8 @@ struct Header {
 
 impl FeatureSet {
     /// Assembles a set, checking that the parts have one length.
-    pub fn new(
-        names: Vec<String>,
-        groups: Vec<u32>,
-        data: Vec<f32>,
-        dim: usize,
-        provenance: Provenance,
-    ) -> Result<Self> {
-        let set = Self {
-            names,
-            groups,
-            data,
-            dim,
-            provenance,
-        };
+    pub fn new(names: Vec<String>, groups: Vec<u32>, data: Vec<f32>, dim: usize, provenance: Provenance) -> Result<Self> {
+        let set = Self { names, groups, data, dim, provenance };
         set.check_shape().map(|()| set)
     }
 
@@ -102,71 +90,39 @@ impl FeatureSet {
             preprocess_id: self.provenance.preprocess.id(),
             provenance: self.provenance.clone(),
         };
-        let invalid = |message: String| Error::Container {
-            path: path.to_owned(),
-            message,
-        };
+        let invalid = |message: String| Error::Container { path: path.to_owned(), message };
         let json = |e: serde_json::Error| invalid(e.to_string());
         let header = serde_json::to_string(&header).map_err(json)?;
         let names = serde_json::to_vec(&self.names).map_err(json)?;
         let data: Vec<u8> = self.data.iter().flat_map(|v| v.to_le_bytes()).collect();
         let groups: Vec<u8> = self.groups.iter().flat_map(|v| v.to_le_bytes()).collect();
-        let view = |dtype, shape, bytes| {
-            TensorView::new(dtype, shape, bytes).map_err(|e| invalid(e.to_string()))
-        };
+        let view = |dtype, shape, bytes| TensorView::new(dtype, shape, bytes).map_err(|e| invalid(e.to_string()));
         let tensors = [
-            (
-                "features",
-                view(Dtype::F32, vec![self.len(), self.dim], &data)?,
-            ),
+            ("features", view(Dtype::F32, vec![self.len(), self.dim], &data)?),
             ("groups", view(Dtype::U32, vec![self.len()], &groups)?),
             ("names", view(Dtype::U8, vec![names.len()], &names)?),
         ];
         let metadata = Some([(METADATA_KEY.to_owned(), header)].into());
-        let bytes =
-            safetensors::serialize(tensors, metadata).map_err(|e| invalid(e.to_string()))?;
+        let bytes = safetensors::serialize(tensors, metadata).map_err(|e| invalid(e.to_string()))?;
         write_atomically(path, &bytes)
     }
 
     /// Reads a file written by [`FeatureSet::save`].
     pub fn load(path: &Path) -> Result<Self> {
-        let bytes = std::fs::read(path).map_err(|source| Error::Io {
-            action: "read",
-            path: path.to_owned(),
-            source,
-        })?;
-        let container = |e: safetensors::SafeTensorError| Error::Container {
-            path: path.to_owned(),
-            message: e.to_string(),
-        };
-        let config = |message: String| Error::Config {
-            path: path.to_owned(),
-            message,
-        };
+        let bytes = std::fs::read(path).map_err(|source| Error::Io { action: "read", path: path.to_owned(), source })?;
+        let container = |e: safetensors::SafeTensorError| Error::Container { path: path.to_owned(), message: e.to_string() };
+        let config = |message: String| Error::Config { path: path.to_owned(), message };
         let (_, metadata) = SafeTensors::read_metadata(&bytes).map_err(container)?;
-        let header = metadata
-            .metadata()
-            .as_ref()
-            .and_then(|m| m.get(METADATA_KEY));
+        let header = metadata.metadata().as_ref().and_then(|m| m.get(METADATA_KEY));
         let header = header.ok_or_else(|| config(format!("no {METADATA_KEY} metadata")))?;
         let header: Header = serde_json::from_str(header).map_err(|e| config(e.to_string()))?;
-        let Header {
-            version,
-            n,
-            dim,
-            preprocess_id,
-            provenance,
-        } = header;
+        let Header { version, n, dim, preprocess_id, provenance } = header;
         if version != FORMAT_VERSION {
-            return Err(config(format!(
-                "format version {version}, expected {FORMAT_VERSION}"
-            )));
+            return Err(config(format!("format version {version}, expected {FORMAT_VERSION}")));
         }
         if preprocess_id != provenance.preprocess.id() {
             let id = provenance.preprocess.id();
-            return Err(config(format!(
-                "preprocess id {preprocess_id}, description says {id}"
-            )));
+            return Err(config(format!("preprocess id {preprocess_id}, description says {id}")));
         }
         let tensors = SafeTensors::deserialize(&bytes).map_err(container)?;
         let tensor = |key: &str, dtype: Dtype, shape: Option<&[usize]>| {
@@ -188,8 +144,7 @@ impl FeatureSet {
         let words = |bytes: &[u8]| bytes.as_chunks::<4>().0.to_vec();
         let data = words(tensor("features", Dtype::F32, Some(&[n, dim]))?);
         let groups = words(tensor("groups", Dtype::U32, Some(&[n]))?);
-        let names = serde_json::from_slice(tensor("names", Dtype::U8, None)?)
-            .map_err(|e| config(format!("names: {e}")))?;
+        let names = serde_json::from_slice(tensor("names", Dtype::U8, None)?).map_err(|e| config(format!("names: {e}")))?;
         Self::new(
             names,
             groups.into_iter().map(u32::from_le_bytes).collect(),
@@ -200,21 +155,10 @@ impl FeatureSet {
     }
 
     fn check_shape(&self) -> Result<()> {
-        let Self {
-            names,
-            groups,
-            data,
-            dim,
-            ..
-        } = self;
+        let Self { names, groups, data, dim, .. } = self;
         let n = names.len();
         if groups.len() != n || data.len() != n * dim || *dim == 0 {
-            return Err(Error::FeatureShape {
-                names: n,
-                groups: groups.len(),
-                values: data.len(),
-                dim: *dim,
-            });
+            return Err(Error::FeatureShape { names: n, groups: groups.len(), values: data.len(), dim: *dim });
         }
         Ok(())
     }
@@ -225,16 +169,9 @@ impl FeatureSet {
         if let Some(at) = self.data.iter().position(|v| !v.is_finite()) {
             let (row, column) = (at / self.dim, at % self.dim);
             let (name, value) = (self.names[row].clone(), self.data[at]);
-            return Err(Error::NonFinite {
-                row,
-                name,
-                column,
-                value,
-            });
+            return Err(Error::NonFinite { row, name, column, value });
         }
-        Ok(Mat::from_fn(self.len(), self.dim, |i, j| {
-            f64::from(self.data[i * self.dim + j])
-        }))
+        Ok(Mat::from_fn(self.len(), self.dim, |i, j| f64::from(self.data[i * self.dim + j])))
     }
 
     /// Refuses sets whose numbers do not live in one space: another network, other weights or
@@ -243,19 +180,11 @@ impl FeatureSet {
         let (a, b) = (&self.provenance, &other.provenance);
         let differs = |what, left: &dyn ToString, right: &dyn ToString| {
             let (left, right) = (left.to_string(), right.to_string());
-            if left == right {
-                Ok(())
-            } else {
-                Err(Error::Incomparable { what, left, right })
-            }
+            if left == right { Ok(()) } else { Err(Error::Incomparable { what, left, right }) }
         };
         differs("extractor", &a.extractor, &b.extractor)?;
         differs("weights", &a.weights, &b.weights)?;
-        differs(
-            "preprocess profile",
-            &a.preprocess.profile,
-            &b.preprocess.profile,
-        )?;
+        differs("preprocess profile", &a.preprocess.profile, &b.preprocess.profile)?;
         differs("dimension", &self.dim, &other.dim)
     }
 }
@@ -269,11 +198,7 @@ fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
     result.map_err(|source| {
         // Best effort: the first error is the one to report.
         let _ = std::fs::remove_file(&temporary);
-        Error::Io {
-            action: "write",
-            path: path.to_owned(),
-            source,
-        }
+        Error::Io { action: "write", path: path.to_owned(), source }
     })
 }
 
@@ -300,22 +225,14 @@ pub enum Source {
 impl Sample {
     /// An image in memory.
     pub fn image(name: impl Into<String>, group: u32, image: Image) -> Self {
-        Self {
-            name: name.into(),
-            group,
-            source: Source::Memory(image),
-        }
+        Self { name: name.into(), group, source: Source::Memory(image) }
     }
 
     /// All images under a folder in sorted order: names are relative paths, groups 0, 1, 2, ….
     pub fn folder(folder: &Path) -> Result<Vec<Self>> {
         let paths = list_images(folder)?;
         let sample = |(group, path): (usize, PathBuf)| Self {
-            name: path
-                .strip_prefix(folder)
-                .unwrap_or(&path)
-                .to_string_lossy()
-                .into_owned(),
+            name: path.strip_prefix(folder).unwrap_or(&path).to_string_lossy().into_owned(),
             group: group as u32,
             source: Source::File(path),
         };
@@ -334,27 +251,15 @@ pub struct Extractor {
 impl Extractor {
     /// Loads the network; see [`Inception::load`] for the file.
     pub fn load(path: &Path) -> Result<Self> {
-        let bytes = std::fs::read(path).map_err(|source| Error::Io {
-            action: "read",
-            path: path.to_owned(),
-            source,
-        })?;
+        let bytes = std::fs::read(path).map_err(|source| Error::Io { action: "read", path: path.to_owned(), source })?;
         let network = Inception::from_bytes(&bytes, path)?;
         let name = format!("inception-v3-fid/w{}/2048", network.config().width);
-        Ok(Self {
-            network,
-            name,
-            weights: blake3::hash(&bytes).to_hex().to_string(),
-        })
+        Ok(Self { network, name, weights: blake3::hash(&bytes).to_hex().to_string() })
     }
 
     /// The provenance that sets made with `preprocess` carry; good as a cache key.
     pub fn provenance(&self, preprocess: &Preprocess) -> Provenance {
-        Provenance {
-            extractor: self.name.clone(),
-            weights: self.weights.clone(),
-            preprocess: preprocess.clone(),
-        }
+        Provenance { extractor: self.name.clone(), weights: self.weights.clone(), preprocess: preprocess.clone() }
     }
 
     /// The network itself.
@@ -403,12 +308,7 @@ impl Extractor {
         FeatureSet::new(names, groups, data, dim, self.provenance(preprocess))
     }
 
-    fn sample_features(
-        &self,
-        sample: &Sample,
-        index: u64,
-        preprocess: &Preprocess,
-    ) -> Result<Vec<Vec<f32>>> {
+    fn sample_features(&self, sample: &Sample, index: u64, preprocess: &Preprocess) -> Result<Vec<Vec<f32>>> {
         let decoded;
         let image = match &sample.source {
             Source::Memory(image) => image,
@@ -420,12 +320,7 @@ impl Extractor {
         let inputs = preprocess.inputs(image, index, &sample.name)?;
         let rows = inputs.into_iter().map(|input| {
             let x = Tensor::from_vec(input, (1, 3, INPUT_SIDE, INPUT_SIDE), &Device::Cpu)?;
-            Ok(self
-                .network
-                .forward(&x)?
-                .pool_2048
-                .flatten_all()?
-                .to_vec1()?)
+            Ok(self.network.forward(&x)?.pool_2048.flatten_all()?.to_vec1()?)
         });
         rows.collect()
     }
@@ -446,11 +341,7 @@ mod tests {
         assert_eq!(FeatureSet::load(&path).unwrap(), set);
         set.save(&path).unwrap();
         assert_eq!(std::fs::read(&path).unwrap(), bytes);
-        assert_eq!(
-            std::fs::read_dir(dir.path()).unwrap().count(),
-            1,
-            "no temporary file is left"
-        );
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "no temporary file is left");
     }
 
     #[test]
@@ -463,18 +354,12 @@ mod tests {
         for length in [0, 7, 60, bytes.len() / 2, bytes.len() - 1] {
             std::fs::write(&path, &bytes[..length]).unwrap();
             let message = FeatureSet::load(&path).unwrap_err().to_string();
-            assert!(
-                message.contains("half.safetensors is truncated"),
-                "{length}: {message}"
-            );
+            assert!(message.contains("half.safetensors is truncated"), "{length}: {message}");
         }
         let empty = Vec::<(String, TensorView<'_>)>::new();
         std::fs::write(&path, safetensors::serialize(empty, None).unwrap()).unwrap();
         let message = FeatureSet::load(&path).unwrap_err().to_string();
-        assert!(
-            message.contains("no scalebench-features metadata"),
-            "{message}"
-        );
+        assert!(message.contains("no scalebench-features metadata"), "{message}");
         assert!(set.save(&dir.path().join("missing/a.safetensors")).is_err());
     }
 
@@ -485,9 +370,7 @@ mod tests {
         let weights = dir.path().join("weights.safetensors");
         std::fs::write(&weights, crate::inception::tests::narrow_file()).unwrap();
         let extractor = Extractor::load(&weights).unwrap();
-        let images: Vec<Image> = (0..3)
-            .map(|seed| crate::test_data::formula_image(seed, 70, 80))
-            .collect();
+        let images: Vec<Image> = (0..3).map(|seed| crate::test_data::formula_image(seed, 70, 80)).collect();
         for (i, image) in images.iter().enumerate() {
             let pixels = image::RgbImage::from_raw(80, 70, image.rgb.clone()).unwrap();
             pixels.save(dir.path().join(format!("{i}.png"))).unwrap();
@@ -495,15 +378,10 @@ mod tests {
         let whole = Preprocess::default();
         let mut seen = Vec::new();
         let files = Sample::folder(dir.path()).unwrap();
-        let from_files = extractor
-            .features(files, &whole, |done| seen.push(done))
-            .unwrap();
+        let from_files = extractor.features(files, &whole, |done| seen.push(done)).unwrap();
         assert_eq!(seen, [3]);
         assert_eq!(from_files.names, ["0.png", "1.png", "2.png"]);
-        assert_eq!(
-            (from_files.groups.as_slice(), from_files.dim),
-            ([0, 1, 2].as_slice(), 256)
-        );
+        assert_eq!((from_files.groups.as_slice(), from_files.dim), ([0, 1, 2].as_slice(), 256));
         let memory = images.iter().enumerate().rev();
         let memory = memory.map(|(i, image)| Sample::image("x", i as u32, image.clone()));
         let reversed = extractor.features(memory, &whole, |_| {}).unwrap();
@@ -511,38 +389,21 @@ mod tests {
         assert_eq!(backwards, from_files.data);
         assert_ne!(from_files.data[..256], from_files.data[256..512]);
 
-        let crops = Some(crate::Crops {
-            count: 2,
-            size: 64,
-            seed: 1,
-        });
-        let crops = Preprocess {
-            crops,
-            ..Preprocess::default()
-        };
+        let crops = Some(crate::Crops { count: 2, size: 64, seed: 1 });
+        let crops = Preprocess { crops, ..Preprocess::default() };
         let sample = Sample::image("a", 9, images[0].clone());
         let cropped = extractor.features([sample], &crops, |_| {}).unwrap();
-        assert_eq!(
-            (cropped.names, cropped.groups),
-            (vec!["a#0".into(), "a#1".into()], vec![9, 9])
-        );
+        assert_eq!((cropped.names, cropped.groups), (vec!["a#0".into(), "a#1".into()], vec![9, 9]));
         std::fs::write(dir.path().join("3.png"), b"nothing").unwrap();
         let files = Sample::folder(dir.path()).unwrap();
-        let message = extractor
-            .features(files, &whole, |_| {})
-            .unwrap_err()
-            .to_string();
+        let message = extractor.features(files, &whole, |_| {}).unwrap_err().to_string();
         assert!(message.contains("3.png"), "{message}");
     }
 
     #[test]
     fn only_the_profile_has_to_match() {
         let [a, mut b] = formula_features();
-        b.provenance.preprocess.crops = Some(crate::Crops {
-            count: 2,
-            size: 64,
-            seed: 0,
-        });
+        b.provenance.preprocess.crops = Some(crate::Crops { count: 2, size: 64, seed: 0 });
         b.provenance.preprocess.pre_resize = Some(128);
         a.check_comparable(&b).unwrap();
         b.provenance.preprocess.profile = crate::Profile::PytorchFid;
@@ -555,13 +416,6 @@ mod tests {
         let [set, _] = formula_features();
         let groups = set.groups[1..].to_vec();
         let result = FeatureSet::new(set.names, groups, set.data, set.dim, set.provenance);
-        assert!(matches!(
-            result,
-            Err(Error::FeatureShape {
-                names: 80,
-                groups: 79,
-                ..
-            })
-        ));
+        assert!(matches!(result, Err(Error::FeatureShape { names: 80, groups: 79, .. })));
     }
 }

@@ -29,16 +29,9 @@ pub fn fid(left: &FeatureSet, right: &FeatureSet) -> Result<f64> {
     let trace_x = x.squared_norm_l2() / degrees_x;
     let trace_y = y.squared_norm_l2() / degrees_y;
     let cross = compact(x) * compact(y).transpose();
-    let singular = cross.singular_values().map_err(|_| Error::NoConvergence {
-        what: "singular value decomposition",
-    })?;
+    let singular = cross.singular_values().map_err(|_| Error::NoConvergence { what: "singular value decomposition" })?;
     let root = singular.iter().sum::<f64>() / (degrees_x * degrees_y).sqrt();
-    Ok(assemble(
-        squared_distance(&mean_x, &mean_y),
-        trace_x,
-        trace_y,
-        root,
-    ))
+    Ok(assemble(squared_distance(&mean_x, &mean_y), trace_x, trace_y, root))
 }
 
 /// Mean and covariance of a feature set.
@@ -54,11 +47,7 @@ impl Statistics {
         let dim = mean.len();
         if dim == 0 || covariance.len() != dim * dim {
             let columns = covariance.len().checked_div(dim).unwrap_or(0);
-            return Err(Error::StatisticsShape {
-                mean: dim,
-                rows: dim,
-                columns,
-            });
+            return Err(Error::StatisticsShape { mean: dim, rows: dim, columns });
         }
         let covariance = Mat::from_fn(dim, dim, |i, j| covariance[i * dim + j]);
         Ok(Self { mean, covariance })
@@ -94,49 +83,27 @@ pub(crate) struct Anchor<'a> {
 
 impl<'a> Anchor<'a> {
     pub(crate) fn new(statistics: &'a Statistics) -> Result<Self> {
-        let eigen = statistics
-            .covariance
-            .self_adjoint_eigen(Side::Lower)
-            .map_err(|_| Error::NoConvergence {
-                what: "eigenvalue decomposition",
-            })?;
+        let eigen =
+            statistics.covariance.self_adjoint_eigen(Side::Lower).map_err(|_| Error::NoConvergence { what: "eigenvalue decomposition" })?;
         let values: Vec<f64> = eigen.S().column_vector().iter().copied().collect();
         check_positive(&values)?;
         let u = eigen.U();
-        let scaled = Mat::from_fn(u.nrows(), u.ncols(), |i, j| {
-            u[(i, j)] * values[j].max(0.0).sqrt()
-        });
-        Ok(Self {
-            statistics,
-            root: scaled * u.transpose(),
-        })
+        let scaled = Mat::from_fn(u.nrows(), u.ncols(), |i, j| u[(i, j)] * values[j].max(0.0).sqrt());
+        Ok(Self { statistics, root: scaled * u.transpose() })
     }
 
     pub(crate) fn distance(&self, other: &Statistics) -> Result<f64> {
         if self.statistics.mean.len() != other.mean.len() {
             let (mean, rows) = (self.statistics.mean.len(), other.covariance.nrows());
-            return Err(Error::StatisticsShape {
-                mean,
-                rows,
-                columns: rows,
-            });
+            return Err(Error::StatisticsShape { mean, rows, columns: rows });
         }
         let product = &self.root * &other.covariance * &self.root;
         let values =
-            product
-                .self_adjoint_eigenvalues(Side::Lower)
-                .map_err(|_| Error::NoConvergence {
-                    what: "eigenvalue decomposition",
-                })?;
+            product.self_adjoint_eigenvalues(Side::Lower).map_err(|_| Error::NoConvergence { what: "eigenvalue decomposition" })?;
         check_positive(&values)?;
         let root = values.iter().map(|v| v.max(0.0).sqrt()).sum();
         let shift = squared_distance(&self.statistics.mean, &other.mean);
-        Ok(assemble(
-            shift,
-            self.statistics.trace(),
-            other.trace(),
-            root,
-        ))
+        Ok(assemble(shift, self.statistics.trace(), other.trace(), root))
     }
 }
 
@@ -159,19 +126,9 @@ fn squared_distance(x: &[f64], y: &[f64]) -> f64 {
     x.iter().zip(y).map(|(x, y)| (x - y) * (x - y)).sum()
 }
 
-pub(crate) fn require(
-    metric: &'static str,
-    needed: usize,
-    left: usize,
-    right: usize,
-) -> Result<()> {
+pub(crate) fn require(metric: &'static str, needed: usize, left: usize, right: usize) -> Result<()> {
     if left.min(right) < needed {
-        return Err(Error::TooFewImages {
-            metric,
-            needed,
-            left,
-            right,
-        });
+        return Err(Error::TooFewImages { metric, needed, left, right });
     }
     Ok(())
 }
@@ -190,11 +147,7 @@ pub(crate) fn centred(mut x: Mat<f64>) -> (Vec<f64>, Mat<f64>) {
 
 /// A matrix with the same Gram matrix XᵀX and at most as many rows as columns.
 fn compact(x: Mat<f64>) -> Mat<f64> {
-    if x.nrows() <= x.ncols() {
-        x
-    } else {
-        x.qr().thin_R().to_owned()
-    }
+    if x.nrows() <= x.ncols() { x } else { x.qr().thin_R().to_owned() }
 }
 
 #[cfg(test)]
@@ -207,33 +160,19 @@ mod tests {
         let golden = golden();
         let [f1, f2] = formula_features();
         let value = fid(&f1, &f2).unwrap();
-        close(
-            "fid 80/96x16",
-            value,
-            golden["fid_f64_sqrtm"].as_f64().unwrap(),
-            1e-9,
-        );
+        close("fid 80/96x16", value, golden["fid_f64_sqrtm"].as_f64().unwrap(), 1e-9);
         let cases = json("fid_kid.json");
         let sets = tensors("fid_kid.safetensors");
-        for (case, key) in [
-            ("a500x64", "reference: symmetric eigh, float64"),
-            (
-                "b300x512_rankdef",
-                "reference: 2*nuclear_norm(X1c X2c^T) form, float64",
-            ),
-        ] {
+        for (case, key) in
+            [("a500x64", "reference: symmetric eigh, float64"), ("b300x512_rankdef", "reference: 2*nuclear_norm(X1c X2c^T) form, float64")]
+        {
             let [f1, f2] = ["f1", "f2"].map(|f| features(&sets[&format!("{case}.{f}")], 1));
             let expected = cases["cases"][case][key].as_f64().unwrap();
             close(case, fid(&f1, &f2).unwrap(), expected, 1e-9);
             let [s1, s2] = [&f1, &f2].map(|f| Statistics::of(f).unwrap());
             let tolerance = if case.contains("rankdef") { 1e-5 } else { 1e-9 };
             let value = fid_from_statistics(&s1, &s2).unwrap();
-            close(
-                &format!("{case} from statistics"),
-                value,
-                expected,
-                tolerance,
-            );
+            close(&format!("{case} from statistics"), value, expected, tolerance);
         }
     }
 
@@ -245,16 +184,9 @@ mod tests {
         close("symmetry", forth, back, 1e-11);
         // Dyadic shifts and features: exact in f32.
         let mut coarse = f1.clone();
-        coarse
-            .data
-            .iter_mut()
-            .for_each(|v| *v = (*v * 256.0).round() / 256.0);
+        coarse.data.iter_mut().for_each(|v| *v = (*v * 256.0).round() / 256.0);
         let mut shifted = coarse.clone();
-        shifted
-            .data
-            .iter_mut()
-            .enumerate()
-            .for_each(|(i, v)| *v += (i % 16) as f32 / 8.0);
+        shifted.data.iter_mut().enumerate().for_each(|(i, v)| *v += (i % 16) as f32 / 8.0);
         let expected: f64 = (0..16).map(|j| (f64::from(j) / 8.0).powi(2)).sum();
         close("shift", fid(&coarse, &shifted).unwrap(), expected, 1e-9);
         let mut reversed = f1.clone();
@@ -265,8 +197,7 @@ mod tests {
     #[test]
     fn both_sides_of_the_rank_boundary_agree() {
         let [f1, f2] = formula_features();
-        let head =
-            |set: &FeatureSet, n: usize| features(&(vec![n, 16], set.data[..16 * n].into()), 1);
+        let head = |set: &FeatureSet, n: usize| features(&(vec![n, 16], set.data[..16 * n].into()), 1);
         for n in [2, 15, 16, 17, 40] {
             let (x, y) = (head(&f1, n), head(&f2, 30));
             let statistics = [&x, &y].map(|f| Statistics::of(f).unwrap());
@@ -280,27 +211,15 @@ mod tests {
         let [f1, f2] = formula_features();
         let one = features(&(vec![1, 16], f1.data[..16].into()), 1);
         let message = fid(&one, &f2).unwrap_err().to_string();
-        assert_eq!(
-            message,
-            "fid needs at least 2 images on each side, found 1 and 96"
-        );
+        assert_eq!(message, "fid needs at least 2 images on each side, found 1 and 96");
         let mut broken = f1.clone();
         broken.data[3 * 16 + 5] = f32::NAN;
         let message = fid(&broken, &f2).unwrap_err().to_string();
         assert_eq!(message, "feature 5 of row 3 (image 3) is NaN");
         let mut other = f2.clone();
         other.provenance.weights = "other".to_owned();
-        assert!(matches!(
-            fid(&f1, &other),
-            Err(Error::Incomparable {
-                what: "weights",
-                ..
-            })
-        ));
+        assert!(matches!(fid(&f1, &other), Err(Error::Incomparable { what: "weights", .. })));
         let negative = Statistics::new(vec![0.0], &[-1.0]).unwrap();
-        assert!(matches!(
-            fid_from_statistics(&negative, &negative),
-            Err(Error::NotPositive { .. })
-        ));
+        assert!(matches!(fid_from_statistics(&negative, &negative), Err(Error::NotPositive { .. })));
     }
 }

@@ -22,12 +22,7 @@ impl Image {
     pub fn new(width: usize, height: usize, rgb: Vec<u8>) -> Result<Self> {
         let expected = 3 * width * height;
         if rgb.len() != expected || expected == 0 {
-            return Err(Error::PixelCount {
-                width,
-                height,
-                expected,
-                found: rgb.len(),
-            });
+            return Err(Error::PixelCount { width, height, expected, found: rgb.len() });
         }
         Ok(Self { width, height, rgb })
     }
@@ -37,17 +32,12 @@ impl Image {
     /// Alpha is dropped, not composited, and grey is repeated, as Pillow's `convert("RGB")` does.
     /// 16-bit files keep their high byte. EXIF orientation is ignored, as in all FID tools.
     pub fn open(path: &Path) -> Result<Self> {
-        let decode = |message: String| Error::Decode {
+        let decode = |message: String| Error::Decode { path: path.to_owned(), message };
+        let mut reader = ImageReader::open(path).and_then(ImageReader::with_guessed_format).map_err(|source| Error::Io {
+            action: "read",
             path: path.to_owned(),
-            message,
-        };
-        let mut reader = ImageReader::open(path)
-            .and_then(ImageReader::with_guessed_format)
-            .map_err(|source| Error::Io {
-                action: "read",
-                path: path.to_owned(),
-                source,
-            })?;
+            source,
+        })?;
         // The default limit of 512 MiB refuses 16384x16384, a size this project is about.
         reader.limits(Limits::no_limits());
         let decoder = reader.into_decoder().map_err(|e| decode(e.to_string()))?;
@@ -55,16 +45,9 @@ impl Image {
         let colour = decoder.color_type();
         let pixels = DynamicImage::from_decoder(decoder).map_err(|e| decode(e.to_string()))?;
         let rgb = match colour {
-            ColorType::Rgb8 | ColorType::Rgba8 | ColorType::L8 | ColorType::La8 => {
-                pixels.into_rgb8().into_raw()
-            }
+            ColorType::Rgb8 | ColorType::Rgba8 | ColorType::L8 | ColorType::La8 => pixels.into_rgb8().into_raw(),
             // `into_rgb8` would round to nearest here; the high byte is what 8-bit tools read.
-            _ => pixels
-                .into_rgb16()
-                .into_raw()
-                .into_iter()
-                .map(|v| (v >> 8) as u8)
-                .collect(),
+            _ => pixels.into_rgb16().into_raw().into_iter().map(|v| (v >> 8) as u8).collect(),
         };
         Self::new(width as usize, height as usize, rgb)
     }
@@ -80,11 +63,7 @@ impl Image {
             })
             .copied()
             .collect();
-        Self {
-            width: size,
-            height: size,
-            rgb,
-        }
+        Self { width: size, height: size, rgb }
     }
 }
 
@@ -94,11 +73,7 @@ impl Image {
 /// A missing folder and a folder without images are errors: both are nearly always a mistyped path.
 pub fn list_images(folder: &Path) -> Result<Vec<PathBuf>> {
     fn visit(folder: &Path, found: &mut Vec<PathBuf>) -> Result<()> {
-        let error = |source| Error::Io {
-            action: "list",
-            path: folder.to_owned(),
-            source,
-        };
+        let error = |source| Error::Io { action: "list", path: folder.to_owned(), source };
         for entry in std::fs::read_dir(folder).map_err(error)? {
             let path = entry.map_err(error)?.path();
             if path.is_dir() {
@@ -112,20 +87,16 @@ pub fn list_images(folder: &Path) -> Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     visit(folder, &mut found)?;
     if found.is_empty() {
-        return Err(Error::NoImages {
-            path: folder.to_owned(),
-        });
+        return Err(Error::NoImages { path: folder.to_owned() });
     }
     found.sort();
     Ok(found)
 }
 
 fn is_image(path: &Path) -> bool {
-    path.extension().and_then(|e| e.to_str()).is_some_and(|e| {
-        ["png", "jpg", "jpeg", "webp"]
-            .iter()
-            .any(|known| e.eq_ignore_ascii_case(known))
-    })
+    path.extension()
+        .and_then(|e| e.to_str())
+        .is_some_and(|e| ["png", "jpg", "jpeg", "webp"].iter().any(|known| e.eq_ignore_ascii_case(known)))
 }
 
 #[cfg(test)]
@@ -136,15 +107,9 @@ mod tests {
     fn alpha_is_dropped_and_grey_is_repeated() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a.png");
-        image::RgbaImage::from_raw(2, 1, vec![10, 20, 30, 0, 40, 50, 60, 255])
-            .unwrap()
-            .save(&path)
-            .unwrap();
+        image::RgbaImage::from_raw(2, 1, vec![10, 20, 30, 0, 40, 50, 60, 255]).unwrap().save(&path).unwrap();
         assert_eq!(Image::open(&path).unwrap().rgb, [10, 20, 30, 40, 50, 60]);
-        image::GrayImage::from_raw(2, 1, vec![7, 9])
-            .unwrap()
-            .save(&path)
-            .unwrap();
+        image::GrayImage::from_raw(2, 1, vec![7, 9]).unwrap().save(&path).unwrap();
         assert_eq!(Image::open(&path).unwrap().rgb, [7, 7, 7, 9, 9, 9]);
         let deep = image::ImageBuffer::<image::Luma<u16>, _>::from_raw(1, 1, vec![0x12ffu16]);
         deep.unwrap().save(&path).unwrap();
@@ -159,36 +124,20 @@ mod tests {
             std::fs::write(dir.path().join(name), b"").unwrap();
         }
         let found = list_images(dir.path()).unwrap();
-        let expected: Vec<_> = ["a.webp", "b/a.jpeg", "c.PNG"]
-            .iter()
-            .map(|n| dir.path().join(n))
-            .collect();
+        let expected: Vec<_> = ["a.webp", "b/a.jpeg", "c.PNG"].iter().map(|n| dir.path().join(n)).collect();
         assert_eq!(found, expected);
     }
 
     #[test]
     fn bad_folders_and_files_are_named() {
         let dir = tempfile::tempdir().unwrap();
-        assert!(matches!(
-            list_images(dir.path()),
-            Err(Error::NoImages { .. })
-        ));
+        assert!(matches!(list_images(dir.path()), Err(Error::NoImages { .. })));
         let missing = dir.path().join("missing");
-        assert!(
-            list_images(&missing)
-                .unwrap_err()
-                .to_string()
-                .contains("missing")
-        );
+        assert!(list_images(&missing).unwrap_err().to_string().contains("missing"));
         let corrupt = dir.path().join("corrupt.png");
         std::fs::write(&corrupt, b"\x89PNG\r\n\x1a\nbroken").unwrap();
         let message = Image::open(&corrupt).unwrap_err().to_string();
         assert!(message.contains("corrupt.png"), "{message}");
-        assert!(
-            Image::open(&missing)
-                .unwrap_err()
-                .to_string()
-                .contains("missing")
-        );
+        assert!(Image::open(&missing).unwrap_err().to_string().contains("missing"));
     }
 }

@@ -42,11 +42,7 @@ pub struct InceptionConfig {
 
 impl InceptionConfig {
     /// The published network.
-    pub const FULL: Self = Self {
-        width: 1.0,
-        num_classes: 1008,
-        num_groups: None,
-    };
+    pub const FULL: Self = Self { width: 1.0, num_classes: 1008, num_groups: None };
 
     fn channels(&self, full: usize) -> usize {
         ((full as f64 * self.width).round() as usize).max(1)
@@ -58,17 +54,12 @@ impl InceptionConfig {
     }
 
     fn resolve(path: &Path, metadata: Option<&HashMap<String, String>>) -> Result<Self> {
-        let bad = |path: &Path, message: String| Error::Config {
-            path: path.to_owned(),
-            message,
-        };
+        let bad = |path: &Path, message: String| Error::Config { path: path.to_owned(), message };
         let beside = path.with_file_name("config.json");
         let config = if let Some(metadata) = metadata.filter(|m| m.contains_key("width")) {
             let entry = |key: &str| -> Result<Option<f64>> {
                 let value = metadata.get(key).map(|v| v.parse::<f64>());
-                value
-                    .transpose()
-                    .map_err(|e| bad(path, format!("metadata entry {key}: {e}")))
+                value.transpose().map_err(|e| bad(path, format!("metadata entry {key}: {e}")))
             };
             let count = |v: f64| v as usize;
             Self {
@@ -83,10 +74,7 @@ impl InceptionConfig {
             Self::FULL
         };
         if !(config.width > 0.0 && config.width <= 16.0) || config.num_classes == 0 {
-            return Err(bad(
-                path,
-                format!("{config:?} needs a width in (0, 16] and classes"),
-            ));
+            return Err(bad(path, format!("{config:?} needs a width in (0, 16] and classes")));
         }
         Ok(config)
     }
@@ -200,20 +188,11 @@ impl Inception {
 
     /// As [`Inception::load`], for a file already read; `path` is for errors and `config.json`.
     pub(crate) fn from_bytes(bytes: &[u8], path: &Path) -> Result<Self> {
-        let container = |e: safetensors::SafeTensorError| Error::Container {
-            path: path.to_owned(),
-            message: e.to_string(),
-        };
+        let container = |e: safetensors::SafeTensorError| Error::Container { path: path.to_owned(), message: e.to_string() };
         let (_, metadata) = SafeTensors::read_metadata(bytes).map_err(container)?;
         let config = InceptionConfig::resolve(path, metadata.metadata().as_ref())?;
         let tensors = SafeTensors::deserialize(bytes).map_err(container)?;
-        Loader {
-            path: path.to_owned(),
-            tensors,
-            used: HashSet::new(),
-            config,
-        }
-        .network()
+        Loader { path: path.to_owned(), tensors, used: HashSet::new(), config }.network()
     }
 
     /// The network's shape.
@@ -228,9 +207,7 @@ impl Inception {
         match *x.dims() {
             [batch, 3, height, width] if batch > 0 && height.min(width) >= SMALLEST_INPUT => {}
             _ => {
-                return Err(Error::InputShape {
-                    found: x.dims().to_vec(),
-                });
+                return Err(Error::InputShape { found: x.dims().to_vec() });
             }
         }
         let average = |x: &Tensor| x.mean((2, 3));
@@ -238,32 +215,18 @@ impl Inception {
         let pool_64 = average(&x)?;
         let x = pool3x3(&run(&self.stem[1], &x)?, Pool::Max, 2, 0)?;
         let pool_192 = average(&x)?;
-        let x = self
-            .middle
-            .iter()
-            .try_fold(x, |x, mixed| mixed.forward(&x))?;
+        let x = self.middle.iter().try_fold(x, |x, mixed| mixed.forward(&x))?;
         let pool_768 = average(&x)?;
         let x = self.last.iter().try_fold(x, |x, mixed| mixed.forward(&x))?;
         let pool_2048 = average(&x)?;
         let logits_unbiased = pool_2048.matmul(&self.fc_weight.transpose(0, D::Minus1)?)?;
         let logits = logits_unbiased.broadcast_add(&self.fc_bias)?;
-        Ok(Taps {
-            pool_64,
-            pool_192,
-            pool_768,
-            pool_2048,
-            logits_unbiased,
-            logits,
-        })
+        Ok(Taps { pool_64, pool_192, pool_768, pool_2048, logits_unbiased, logits })
     }
 }
 
 fn read(path: &Path) -> Result<Vec<u8>> {
-    std::fs::read(path).map_err(|source| Error::Io {
-        action: "read",
-        path: path.to_owned(),
-        source,
-    })
+    std::fs::read(path).map_err(|source| Error::Io { action: "read", path: path.to_owned(), source })
 }
 
 /// Takes tensors out of the file and checks them.
@@ -282,10 +245,7 @@ impl Loader<'_> {
             ("Conv2d_2a_3x3", c(32), c(32), (3, 3), 1, (0, 0)),
             ("Conv2d_2b_3x3", c(32), c(64), (3, 3), 1, (1, 1)),
         ];
-        let second = vec![
-            ("Conv2d_3b_1x1", c(64), c(80), (1, 1), 1, (0, 0)),
-            ("Conv2d_4a_3x3", c(80), c(192), (3, 3), 1, (0, 0)),
-        ];
+        let second = vec![("Conv2d_3b_1x1", c(64), c(80), (1, 1), 1, (0, 0)), ("Conv2d_4a_3x3", c(80), c(192), (3, 3), 1, (0, 0))];
         let mut stem = [Chain::new(), Chain::new()];
         for (chain, rows) in stem.iter_mut().zip([first, second]) {
             for (name, from, to, kernel, stride, padding) in rows {
@@ -333,10 +293,7 @@ impl Loader<'_> {
         let mut block = |branch: &str, from, to, k| self.same(name, branch, from, to, (k, k));
         Ok(Mixed(vec![
             Branch::Convs(vec![block("branch1x1", from, c64, 1)?]),
-            Branch::Convs(vec![
-                block("branch5x5_1", from, c48, 1)?,
-                block("branch5x5_2", c48, c64, 5)?,
-            ]),
+            Branch::Convs(vec![block("branch5x5_1", from, c48, 1)?, block("branch5x5_2", c48, c64, 5)?]),
             Branch::Convs(vec![
                 block("branch3x3dbl_1", from, c64, 1)?,
                 block("branch3x3dbl_2", c64, c96, 3)?,
@@ -390,10 +347,7 @@ impl Loader<'_> {
         let (c192, c320) = (self.config.channels(192), self.config.channels(320));
         let from = std::mem::replace(n, c320 + c192 + *n);
         Ok(Mixed(vec![
-            Branch::Convs(vec![
-                self.same(name, "branch3x3_1", from, c192, (1, 1))?,
-                self.halve(name, "branch3x3_2", c192, c320)?,
-            ]),
+            Branch::Convs(vec![self.same(name, "branch3x3_1", from, c192, (1, 1))?, self.halve(name, "branch3x3_2", c192, c320)?]),
             Branch::Convs(vec![
                 self.same(name, "branch7x7x3_1", from, c192, (1, 1))?,
                 self.same(name, "branch7x7x3_2", c192, c192, (1, 7))?,
@@ -414,34 +368,18 @@ impl Loader<'_> {
             Branch::Convs(vec![block("branch1x1", from, c320, (1, 1))?]),
             Branch::Fork(
                 vec![block("branch3x3_1", from, c384, (1, 1))?],
-                [
-                    block("branch3x3_2a", c384, c384, (1, 3))?,
-                    block("branch3x3_2b", c384, c384, (3, 1))?,
-                ],
+                [block("branch3x3_2a", c384, c384, (1, 3))?, block("branch3x3_2b", c384, c384, (3, 1))?],
             ),
             Branch::Fork(
-                vec![
-                    block("branch3x3dbl_1", from, c448, (1, 1))?,
-                    block("branch3x3dbl_2", c448, c384, (3, 3))?,
-                ],
-                [
-                    block("branch3x3dbl_3a", c384, c384, (1, 3))?,
-                    block("branch3x3dbl_3b", c384, c384, (3, 1))?,
-                ],
+                vec![block("branch3x3dbl_1", from, c448, (1, 1))?, block("branch3x3dbl_2", c448, c384, (3, 3))?],
+                [block("branch3x3dbl_3a", c384, c384, (1, 3))?, block("branch3x3dbl_3b", c384, c384, (3, 1))?],
             ),
             Branch::Pooled(pool, block("branch_pool", from, c192, (1, 1))?),
         ]))
     }
 
     /// A block that keeps the image's size.
-    fn same(
-        &mut self,
-        mixed: &str,
-        branch: &str,
-        from: usize,
-        to: usize,
-        kernel: (usize, usize),
-    ) -> Result<ConvBlock> {
+    fn same(&mut self, mixed: &str, branch: &str, from: usize, to: usize, kernel: (usize, usize)) -> Result<ConvBlock> {
         let padding = (kernel.0 / 2, kernel.1 / 2);
         self.block(&format!("{mixed}.{branch}"), from, to, kernel, 1, padding)
     }
@@ -467,14 +405,9 @@ impl Loader<'_> {
         let (gamma, beta) = (bn("weight")?, bn("bias")?);
         let (mean, variance) = (bn("running_mean")?, bn("running_var")?);
         let mut bias = Vec::with_capacity(to);
-        for (o, filter) in weight
-            .chunks_exact_mut(from * kernel.0 * kernel.1)
-            .enumerate()
-        {
+        for (o, filter) in weight.chunks_exact_mut(from * kernel.0 * kernel.1).enumerate() {
             let scale = f64::from(gamma[o]) / (f64::from(variance[o]) + BN_EPSILON).sqrt();
-            filter
-                .iter_mut()
-                .for_each(|w| *w = (f64::from(*w) * scale) as f32);
+            filter.iter_mut().for_each(|w| *w = (f64::from(*w) * scale) as f32);
             bias.push((f64::from(beta[o]) - scale * f64::from(mean[o])) as f32);
         }
         Ok(ConvBlock {
@@ -504,10 +437,7 @@ impl Loader<'_> {
         let values: Vec<f32> = words.iter().map(|w| f32::from_le_bytes(*w)).collect();
         if let Some(bad) = values.iter().position(|v| !v.is_finite()) {
             let message = format!("tensor {key} has {} at position {bad}", values[bad]);
-            return Err(Error::Config {
-                path: path(),
-                message,
-            });
+            return Err(Error::Config { path: path(), message });
         }
         self.used.insert(key.to_owned());
         Ok(values)
@@ -515,17 +445,12 @@ impl Loader<'_> {
 
     fn refuse_unknown(&self) -> Result<()> {
         let known = |key: &str| {
-            self.used.contains(key)
-                || key.ends_with(".num_batches_tracked")
-                || (self.config.num_groups.is_some() && key.starts_with("fc_"))
+            self.used.contains(key) || key.ends_with(".num_batches_tracked") || (self.config.num_groups.is_some() && key.starts_with("fc_"))
         };
         let mut names = self.tensors.names();
         names.sort_unstable();
         match names.into_iter().find(|key| !known(key)) {
-            Some(key) => Err(Error::UnknownTensor {
-                path: self.path.clone(),
-                key: key.to_owned(),
-            }),
+            Some(key) => Err(Error::UnknownTensor { path: self.path.clone(), key: key.to_owned() }),
             None => Ok(()),
         }
     }
@@ -553,29 +478,15 @@ pub(crate) mod tests {
         }
     }
 
-    fn file(
-        config: InceptionConfig,
-        keys: &[(String, Vec<usize>)],
-        values: impl Fn(&str, &[usize]) -> Vec<f32>,
-    ) -> Vec<u8> {
-        let bytes: Vec<Vec<u8>> = keys
-            .iter()
-            .map(|(key, shape)| {
-                values(key, shape)
-                    .iter()
-                    .flat_map(|v| v.to_le_bytes())
-                    .collect()
-            })
-            .collect();
+    fn file(config: InceptionConfig, keys: &[(String, Vec<usize>)], values: impl Fn(&str, &[usize]) -> Vec<f32>) -> Vec<u8> {
+        let bytes: Vec<Vec<u8>> =
+            keys.iter().map(|(key, shape)| values(key, shape).iter().flat_map(|v| v.to_le_bytes()).collect()).collect();
         let views = keys.iter().zip(&bytes).map(|((key, shape), bytes)| {
             let view = safetensors::tensor::TensorView::new(Dtype::F32, shape.clone(), bytes);
             (key, view.unwrap())
         });
         let entry = |k: &str, v: String| (k.to_owned(), v);
-        let metadata = [
-            entry("width", config.width.to_string()),
-            entry("num_classes", config.num_classes.to_string()),
-        ];
+        let metadata = [entry("width", config.width.to_string()), entry("num_classes", config.num_classes.to_string())];
         safetensors::serialize(views, Some(metadata.into())).unwrap()
     }
 
@@ -583,12 +494,7 @@ pub(crate) mod tests {
     fn published_keys() -> Vec<(String, Vec<usize>)> {
         let sample = json("inception_shapes.json");
         let shape = |v: &serde_json::Value| serde_json::from_value(v.clone()).unwrap();
-        sample
-            .as_object()
-            .unwrap()
-            .iter()
-            .map(|(k, v)| (k.clone(), shape(v)))
-            .collect()
+        sample.as_object().unwrap().iter().map(|(k, v)| (k.clone(), shape(v))).collect()
     }
 
     fn fan_in(shape: &[usize]) -> f64 {
@@ -636,9 +542,7 @@ pub(crate) mod tests {
                 (u - 0.5) * if key == "fc.weight" { 0.1 } else { 0.2 }
             }
         };
-        (0..shape.iter().product())
-            .map(|i| value(uniform(i)) as f32)
-            .collect()
+        (0..shape.iter().product()).map(|i| value(uniform(i)) as f32).collect()
     }
 
     fn values(tensor: &Tensor) -> Vec<f32> {
@@ -647,9 +551,7 @@ pub(crate) mod tests {
 
     fn forward(network: &Inception, profile: Profile, image: &crate::Image) -> Taps {
         let x = profile.apply(image).unwrap();
-        network
-            .forward(&Tensor::from_vec(x, (1, 3, 299, 299), &Device::Cpu).unwrap())
-            .unwrap()
+        network.forward(&Tensor::from_vec(x, (1, 3, 299, 299), &Device::Cpu).unwrap()).unwrap()
     }
 
     fn named(taps: &Taps) -> [(&'static str, Vec<f32>); 6] {
@@ -672,11 +574,7 @@ pub(crate) mod tests {
         let mut compared = 0;
         for (i, (height, width)) in sizes.into_iter().enumerate() {
             let image = formula_image(i as u64 + 1, height, width);
-            let profiles = [
-                ("tf", Profile::TorchFidelity),
-                ("pf", Profile::PytorchFid),
-                ("cf", Profile::Clean),
-            ];
+            let profiles = [("tf", Profile::TorchFidelity), ("pf", Profile::PytorchFid), ("cf", Profile::Clean)];
             for (tool, profile) in profiles {
                 for (tap, values) in named(&forward(&network, profile, &image)) {
                     let key = format!("{tool}.{i}.{tap}");
@@ -700,14 +598,8 @@ pub(crate) mod tests {
         let mut keys = published_keys();
         keys.sort();
         assert_eq!(golden["inception_key_index"]["100"], keys[100].0);
-        let index: HashMap<_, _> = keys
-            .iter()
-            .enumerate()
-            .map(|(t, (k, _))| (&**k, t))
-            .collect();
-        let bytes = file(InceptionConfig::FULL, &keys, |k, shape| {
-            second_rule(index[k], k, shape)
-        });
+        let index: HashMap<_, _> = keys.iter().enumerate().map(|(t, (k, _))| (&**k, t)).collect();
+        let bytes = file(InceptionConfig::FULL, &keys, |k, shape| second_rule(index[k], k, shape));
         let network = Inception::from_bytes(&bytes, Path::new("rule.safetensors")).unwrap();
         let pixel = |i: usize| {
             let (x, y, c) = (i / 3 % 48, i / 3 / 48, i % 3);
@@ -722,18 +614,11 @@ pub(crate) mod tests {
                 assert!(difference < 1e-5 * largest, "{tap}[{i}]: {difference:e}");
             }
             let sum: f64 = values.iter().map(|v| f64::from(*v)).sum();
-            assert!(
-                (sum - expected["sum"].as_f64().unwrap()).abs() < 1e-3,
-                "{tap}: {sum}"
-            );
+            assert!((sum - expected["sum"].as_f64().unwrap()).abs() < 1e-3, "{tap}: {sum}");
         }
     }
 
-    const NARROW: InceptionConfig = InceptionConfig {
-        width: 0.125,
-        num_classes: 10,
-        num_groups: None,
-    };
+    const NARROW: InceptionConfig = InceptionConfig { width: 0.125, num_classes: 10, num_groups: None };
 
     /// A weights file of an eighth of the width.
     pub(crate) fn narrow_file() -> Vec<u8> {
@@ -743,11 +628,7 @@ pub(crate) mod tests {
     /// A network of an eighth of the width has the published keys and scaled shapes.
     #[test]
     fn narrow_networks_load_and_run_in_batches() {
-        let config = InceptionConfig {
-            width: 0.125,
-            num_classes: 10,
-            num_groups: None,
-        };
+        let config = InceptionConfig { width: 0.125, num_classes: 10, num_groups: None };
         assert_eq!(config.feature_dim(), 256);
         let mut keys = keys(config);
         let published = published_keys();
@@ -762,26 +643,15 @@ pub(crate) mod tests {
             assert_eq!(values(&network.forward(&x).unwrap().pool_2048), expected);
         }
         let small = Tensor::zeros((1, 3, 74, 299), candle_core::DType::F32, &Device::Cpu).unwrap();
-        assert!(matches!(
-            network.forward(&small),
-            Err(Error::InputShape { .. })
-        ));
+        assert!(matches!(network.forward(&small), Err(Error::InputShape { .. })));
 
         let load = |keys: &[(String, Vec<usize>)]| {
-            Inception::from_bytes(&file(config, keys, rule), Path::new("a.safetensors"))
-                .unwrap_err()
-                .to_string()
+            Inception::from_bytes(&file(config, keys, rule), Path::new("a.safetensors")).unwrap_err().to_string()
         };
         keys.push(("extra.weight".to_owned(), vec![1]));
-        assert_eq!(
-            load(&keys),
-            "a.safetensors: tensor extra.weight is not part of the network"
-        );
+        assert_eq!(load(&keys), "a.safetensors: tensor extra.weight is not part of the network");
         keys.pop();
-        let place = keys
-            .iter()
-            .position(|(k, _)| k == "Mixed_7b.branch1x1.bn.bias")
-            .unwrap();
+        let place = keys.iter().position(|(k, _)| k == "Mixed_7b.branch1x1.bn.bias").unwrap();
         keys[place].1 = vec![39];
         let expected = "a.safetensors: tensor Mixed_7b.branch1x1.bn.bias should be F32[40], \
                         found F32[39]";
@@ -795,23 +665,12 @@ pub(crate) mod tests {
     #[test]
     fn broken_files_are_named() {
         let error = Inception::from_bytes(b"not safetensors", Path::new("x.bin")).unwrap_err();
-        assert!(
-            error.to_string().starts_with("x.bin is truncated"),
-            "{error}"
-        );
+        assert!(error.to_string().starts_with("x.bin is truncated"), "{error}");
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("config.json"), r#"{"width":1,"wide":2}"#).unwrap();
-        let weights = safetensors::serialize(
-            Vec::<(String, safetensors::tensor::TensorView<'_>)>::new(),
-            None,
-        );
+        let weights = safetensors::serialize(Vec::<(String, safetensors::tensor::TensorView<'_>)>::new(), None);
         std::fs::write(dir.path().join("w.safetensors"), weights.unwrap()).unwrap();
-        let error = Inception::load(&dir.path().join("w.safetensors"))
-            .unwrap_err()
-            .to_string();
-        assert!(
-            error.contains("config.json") && error.contains("wide"),
-            "{error}"
-        );
+        let error = Inception::load(&dir.path().join("w.safetensors")).unwrap_err().to_string();
+        assert!(error.contains("config.json") && error.contains("wide"), "{error}");
     }
 }

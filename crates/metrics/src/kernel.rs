@@ -40,12 +40,7 @@ pub struct KidOptions {
 
 impl KidOptions {
     /// torch-fidelity's defaults: 100 subsets of 1000, seed 2020, an error when rows are too few.
-    pub const TORCH_FIDELITY: Self = Self {
-        subsets: 100,
-        subset_size: 1000,
-        seed: 2020,
-        shrink: false,
-    };
+    pub const TORCH_FIDELITY: Self = Self { subsets: 100, subset_size: 1000, seed: 2020, shrink: false };
 }
 
 /// Result of [`kid`].
@@ -69,23 +64,18 @@ pub fn kid(generated: &FeatureSet, reference: &FeatureSet, options: &KidOptions)
         false => options.subset_size,
     };
     if options.subsets == 0 || options.subset_size < 2 {
-        return Err(Error::BadSubsets {
-            subsets: options.subsets,
-            size: options.subset_size,
-        });
+        return Err(Error::BadSubsets { subsets: options.subsets, size: options.subset_size });
     }
     require("kid", size.max(2), n, m)?;
     // Small sets: every kernel value is needed many times, so compute it once.
     let entries = n * n + m * m + n * m;
-    let whole = (entries <= 3 * options.subsets * size * size && entries <= WHOLE_LIMIT)
-        .then(|| [kernel(&x, &x), kernel(&y, &y), kernel(&x, &y)]);
+    let whole =
+        (entries <= 3 * options.subsets * size * size && entries <= WHOLE_LIMIT).then(|| [kernel(&x, &x), kernel(&y, &y), kernel(&x, &y)]);
     let subsets = subset_indices(n, m, size, options);
     let values: Vec<f64> = subsets
         .map(|[i, j]| match &whole {
             Some([xx, yy, xy]) => {
-                let pick = |k: &Mat<f64>, i: &[usize], j: &[usize]| {
-                    Mat::from_fn(i.len(), j.len(), |a, b| k[(i[a], j[b])])
-                };
+                let pick = |k: &Mat<f64>, i: &[usize], j: &[usize]| Mat::from_fn(i.len(), j.len(), |a, b| k[(i[a], j[b])]);
                 discrepancy(&pick(xx, &i, &i), &pick(yy, &j, &j), &pick(xy, &i, &j))
             }
             None => {
@@ -97,20 +87,11 @@ pub fn kid(generated: &FeatureSet, reference: &FeatureSet, options: &KidOptions)
     let count = values.len() as f64;
     let mean = values.iter().sum::<f64>() / count;
     let variance = values.iter().map(|v| (v - mean) * (v - mean)).sum::<f64>() / count;
-    Ok(Kid {
-        mean,
-        std: variance.sqrt(),
-        subset_size: size,
-    })
+    Ok(Kid { mean, std: variance.sqrt(), subset_size: size })
 }
 
 /// The subsets of torch-fidelity: per subset first the generated set's rows, then the reference's.
-fn subset_indices(
-    n: usize,
-    m: usize,
-    size: usize,
-    options: &KidOptions,
-) -> impl Iterator<Item = [Vec<usize>; 2]> {
+fn subset_indices(n: usize, m: usize, size: usize, options: &KidOptions) -> impl Iterator<Item = [Vec<usize>; 2]> {
     let mut state = RandomState::new(options.seed);
     (0..options.subsets).map(move |_| [n, m].map(|n| state.choice(n as u32, size)))
 }
@@ -160,10 +141,7 @@ impl Within {
                 sums[(c, b)] = sum;
             }
         }
-        Self {
-            sums,
-            counts: parts.iter().map(Mat::nrows).collect(),
-        }
+        Self { sums, counts: parts.iter().map(Mat::nrows).collect() }
     }
 
     /// Number of rows and mean over their distinct pairs, block `without` left out.
@@ -180,24 +158,14 @@ impl Within {
 
 impl KernelSums {
     /// `x_blocks[i]` in `0..blocks` is the block of row `i` of `x`; likewise for `y`.
-    pub(crate) fn new(
-        x: &Mat<f64>,
-        x_blocks: &[usize],
-        y: &Mat<f64>,
-        y_blocks: &[usize],
-        blocks: usize,
-    ) -> Self {
+    pub(crate) fn new(x: &Mat<f64>, x_blocks: &[usize], y: &Mat<f64>, y_blocks: &[usize], blocks: usize) -> Self {
         let split = |x: &Mat<f64>, of: &[usize]| -> Vec<Mat<f64>> {
             let members = |b| (0..x.nrows()).filter(|i| of[*i] == b).collect::<Vec<_>>();
             (0..blocks).map(|b| rows(x, &members(b))).collect()
         };
         let (x, y) = (split(x, x_blocks), split(y, y_blocks));
         let xy = Mat::from_fn(blocks, blocks, |b, c| kernel_sum(&x[b], &y[c]));
-        Self {
-            xx: Within::new(&x),
-            yy: Within::new(&y),
-            xy,
-        }
+        Self { xx: Within::new(&x), yy: Within::new(&y), xy }
     }
 
     /// The U-statistic without a block of x and a block of y.
@@ -246,9 +214,7 @@ fn kernel_sum(x: &Mat<f64>, y: &Mat<f64>) -> f64 {
 
 /// Σ k(x, x) over the rows.
 fn diagonal_sum(x: &Mat<f64>) -> f64 {
-    x.row_iter()
-        .map(|row| cubed(row.squared_norm_l2() / row.ncols() as f64 + 1.0))
-        .sum()
+    x.row_iter().map(|row| cubed(row.squared_norm_l2() / row.ncols() as f64 + 1.0)).sum()
 }
 
 fn rows(x: &Mat<f64>, indices: &[usize]) -> Mat<f64> {
@@ -264,12 +230,7 @@ mod tests {
     fn reference_values() {
         let golden = golden();
         let [f1, f2] = formula_features();
-        let options = KidOptions {
-            subsets: 10,
-            subset_size: 50,
-            seed: 2020,
-            shrink: false,
-        };
+        let options = KidOptions { subsets: 10, subset_size: 50, seed: 2020, shrink: false };
         let result = kid(&f1, &f2, &options).unwrap();
         let expected = |i: usize| golden["kid_f64_subsets10_size50"][i].as_f64().unwrap();
         close("kid mean", result.mean, expected(0), 1e-10);
@@ -285,35 +246,20 @@ mod tests {
         for case in ["a500x64", "b300x512_rankdef"] {
             let [f1, f2] = ["f1", "f2"].map(|f| features(&sets[&format!("{case}.{f}")], 1));
             let n = f1.len();
-            for (kind, name, subsets, subset_size) in [
-                ("kid_subsets", "subsets S=10 m=100", 10, 100),
-                ("kid_single_full", &*format!("single_full S=1 m={n}"), 1, n),
-            ] {
-                let options = KidOptions {
-                    subsets,
-                    subset_size,
-                    seed: 2020,
-                    shrink: false,
-                };
+            for (kind, name, subsets, subset_size) in
+                [("kid_subsets", "subsets S=10 m=100", 10, 100), ("kid_single_full", &*format!("single_full S=1 m={n}"), 1, n)]
+            {
+                let options = KidOptions { subsets, subset_size, seed: 2020, shrink: false };
                 for (s, drawn) in subset_indices(n, n, subset_size, &options).enumerate() {
                     for (side, drawn) in ["idx1", "idx2"].iter().zip(drawn) {
-                        let stored =
-                            indices("fid_kid.safetensors", &format!("{case}.{kind}.{side}"));
-                        assert_eq!(
-                            drawn,
-                            stored[s * subset_size..][..subset_size],
-                            "{case} {kind}"
-                        );
+                        let stored = indices("fid_kid.safetensors", &format!("{case}.{kind}.{side}"));
+                        assert_eq!(drawn, stored[s * subset_size..][..subset_size], "{case} {kind}");
                     }
                 }
                 let result = kid(&f1, &f2, &options).unwrap();
                 let stored = |dtype: &str| {
                     let value = &cases["cases"][case][format!("torch_fidelity.kid {name} {dtype}")];
-                    ["mean", "std"].map(|s| {
-                        value[format!("kernel_inception_distance_{s}")]
-                            .as_f64()
-                            .unwrap()
-                    })
+                    ["mean", "std"].map(|s| value[format!("kernel_inception_distance_{s}")].as_f64().unwrap())
                 };
                 let [mean, std] = stored("fp64");
                 close(&format!("{case} {kind} mean"), result.mean, mean, 1e-9);
@@ -327,43 +273,21 @@ mod tests {
     #[test]
     fn whole_and_gathered_kernels_agree() {
         let [f1, f2] = formula_features();
-        let options = |subsets| KidOptions {
-            subsets,
-            subset_size: 20,
-            seed: 1,
-            shrink: false,
-        };
+        let options = |subsets| KidOptions { subsets, subset_size: 20, seed: 1, shrink: false };
         // One subset of 20 is cheaper than the whole matrix, a hundred are not.
         let one = kid(&f1, &f2, &options(1)).unwrap().mean;
         let [i, j] = subset_indices(80, 96, 20, &options(1)).next().unwrap();
-        let (x, y) = (
-            rows(&f1.matrix().unwrap(), &i),
-            rows(&f2.matrix().unwrap(), &j),
-        );
-        close(
-            "one",
-            one,
-            discrepancy(&kernel(&x, &x), &kernel(&y, &y), &kernel(&x, &y)),
-            1e-12,
-        );
+        let (x, y) = (rows(&f1.matrix().unwrap(), &i), rows(&f2.matrix().unwrap(), &j));
+        close("one", one, discrepancy(&kernel(&x, &x), &kernel(&y, &y), &kernel(&x, &y)), 1e-12);
         assert!(kid(&f1, &f2, &options(100)).unwrap().std > 0.0);
     }
 
     #[test]
     fn too_few_rows_are_an_error_unless_shrinking_is_asked_for() {
         let [f1, f2] = formula_features();
-        let message = kid(&f1, &f2, &KidOptions::TORCH_FIDELITY)
-            .unwrap_err()
-            .to_string();
-        assert_eq!(
-            message,
-            "kid needs at least 1000 images on each side, found 80 and 96"
-        );
-        let options = KidOptions {
-            shrink: true,
-            subsets: 3,
-            ..KidOptions::TORCH_FIDELITY
-        };
+        let message = kid(&f1, &f2, &KidOptions::TORCH_FIDELITY).unwrap_err().to_string();
+        assert_eq!(message, "kid needs at least 1000 images on each side, found 80 and 96");
+        let options = KidOptions { shrink: true, subsets: 3, ..KidOptions::TORCH_FIDELITY };
         assert_eq!(kid(&f1, &f2, &options).unwrap().subset_size, 80);
         let one = features(&(vec![1, 16], f1.data[..16].into()), 1);
         assert!(kid(&one, &f2, &options).is_err());
@@ -376,27 +300,10 @@ mod tests {
         let (x, y) = (f1.matrix().unwrap(), f2.matrix().unwrap());
         let blocks = |n: usize| (0..n).map(|i| i % 7).collect::<Vec<_>>();
         let sums = KernelSums::new(&x, &blocks(80), &y, &blocks(96), 7);
-        close(
-            "all",
-            sums.kid_u(None, None),
-            kid_u(&f1, &f2).unwrap(),
-            1e-11,
-        );
-        let keep = |x: &Mat<f64>| {
-            rows(
-                x,
-                &(0..x.nrows()).filter(|i| i % 7 != 2).collect::<Vec<_>>(),
-            )
-        };
-        let part = |x: &Mat<f64>, y: &Mat<f64>| {
-            KernelSums::new(x, &vec![0; x.nrows()], y, &vec![0; y.nrows()], 1).kid_u(None, None)
-        };
+        close("all", sums.kid_u(None, None), kid_u(&f1, &f2).unwrap(), 1e-11);
+        let keep = |x: &Mat<f64>| rows(x, &(0..x.nrows()).filter(|i| i % 7 != 2).collect::<Vec<_>>());
+        let part = |x: &Mat<f64>, y: &Mat<f64>| KernelSums::new(x, &vec![0; x.nrows()], y, &vec![0; y.nrows()], 1).kid_u(None, None);
         close("x", sums.kid_u(Some(2), None), part(&keep(&x), &y), 1e-11);
-        close(
-            "both",
-            sums.kid_u(Some(2), Some(2)),
-            part(&keep(&x), &keep(&y)),
-            1e-11,
-        );
+        close("both", sums.kid_u(Some(2), Some(2)), part(&keep(&x), &keep(&y)), 1e-11);
     }
 }

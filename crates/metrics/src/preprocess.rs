@@ -51,16 +51,11 @@ impl Profile {
         let raster = Raster::from(image).map(f32::from);
         let (side, middle): (_, fn(f32) -> f32) = (INPUT_SIDE, |v| (v - 128.0) / 128.0);
         let scaled = match self {
-            Self::Clean => pillow_f32(&raster, side, side, Filter::Bicubic)?
-                .map(|v| middle(v.clamp(0.0, 255.0))),
-            Self::PytorchFid => {
-                torch_bilinear(&raster.map(|v| v / 255.0), side, side)?.map(|v| 2.0 * v - 1.0)
-            }
+            Self::Clean => pillow_f32(&raster, side, side, Filter::Bicubic)?.map(|v| middle(v.clamp(0.0, 255.0))),
+            Self::PytorchFid => torch_bilinear(&raster.map(|v| v / 255.0), side, side)?.map(|v| 2.0 * v - 1.0),
             Self::TorchFidelity => tf1_bilinear(&raster, side, side)?.map(middle),
         };
-        Ok((0..3)
-            .flat_map(|c| scaled.pixels.iter().map(move |p| p[c]))
-            .collect())
+        Ok((0..3).flat_map(|c| scaled.pixels.iter().map(move |p| p[c])).collect())
     }
 }
 
@@ -118,11 +113,7 @@ pub struct Preprocess {
 impl Preprocess {
     /// Whole images through a profile.
     pub fn whole(profile: Profile) -> Self {
-        Self {
-            profile,
-            pre_resize: None,
-            crops: None,
-        }
+        Self { profile, pre_resize: None, crops: None }
     }
 
     /// Checks that no size and no count is zero.
@@ -132,10 +123,7 @@ impl Preprocess {
             (Some(0), _) => bad("pre_resize is 0"),
             (_, Some(Crops { count: 0, .. })) => bad("crops.count is 0"),
             (_, Some(Crops { size: 0, .. })) => bad("crops.size is 0"),
-            (Some(side), Some(crops)) if crops.size > side => bad(&format!(
-                "crops of {} do not fit into pre_resize {side}",
-                crops.size
-            )),
+            (Some(side), Some(crops)) if crops.size > side => bad(&format!("crops of {} do not fit into pre_resize {side}", crops.size)),
             _ => Ok(()),
         }
     }
@@ -171,12 +159,7 @@ impl Preprocess {
         let size = crops.size as usize;
         if image.width.min(image.height) < size {
             let (width, height, name) = (image.width, image.height, name.to_owned());
-            return Err(Error::CropTooLarge {
-                name,
-                width,
-                height,
-                size,
-            });
+            return Err(Error::CropTooLarge { name, width, height, size });
         }
         crops
             .positions(index, image.width, image.height)
@@ -202,20 +185,13 @@ mod tests {
         assert_eq!(full.id(), "clean/pre96/crops3x64@7");
         assert_eq!(serde_json::to_string(&full).unwrap(), json);
         assert_eq!(Preprocess::default().id(), "clean");
-        assert_eq!(
-            Preprocess::whole(Profile::TorchFidelity).id(),
-            "torch-fidelity"
-        );
+        assert_eq!(Preprocess::whole(Profile::TorchFidelity).id(), "torch-fidelity");
         assert!(serde_json::from_str::<Preprocess>(r#"{"crop":1}"#).is_err());
     }
 
     #[test]
     fn crops_are_a_function_of_seed_and_index() {
-        let crops = Crops {
-            count: 64,
-            size: 64,
-            seed: 1,
-        };
+        let crops = Crops { count: 64, size: 64, seed: 1 };
         let positions = crops.positions(5, 100, 64);
         assert_eq!(positions, crops.positions(5, 100, 64));
         assert_ne!(positions, crops.positions(6, 100, 64));
@@ -228,24 +204,12 @@ mod tests {
     #[test]
     fn a_crop_equals_the_cut_out_image() {
         let image = ramp(40, 30);
-        let crops = Crops {
-            count: 2,
-            size: 20,
-            seed: 3,
-        };
-        let preprocess = Preprocess {
-            crops: Some(crops),
-            ..Preprocess::default()
-        };
+        let crops = Crops { count: 2, size: 20, seed: 3 };
+        let preprocess = Preprocess { crops: Some(crops), ..Preprocess::default() };
         let inputs = preprocess.inputs(&image, 9, "x").unwrap();
         let (left, top) = crops.positions(9, 40, 30)[1];
-        assert_eq!(
-            inputs[1],
-            Profile::Clean.apply(&image.crop(left, top, 20)).unwrap()
-        );
-        let small = preprocess
-            .inputs(&ramp(19, 30), 0, "small.png")
-            .unwrap_err();
+        assert_eq!(inputs[1], Profile::Clean.apply(&image.crop(left, top, 20)).unwrap());
+        let small = preprocess.inputs(&ramp(19, 30), 0, "small.png").unwrap_err();
         assert!(small.to_string().contains("small.png is 19x30"));
     }
 
@@ -261,26 +225,15 @@ mod tests {
             let input = profile.apply(&image).unwrap();
             assert_eq!(input.len(), 3 * plane);
             for (plane, expected) in input.chunks(plane).zip(expected) {
-                assert!(
-                    plane.iter().all(|v: &f32| (v - expected).abs() < 1e-6),
-                    "{profile}"
-                );
+                assert!(plane.iter().all(|v: &f32| (v - expected).abs() < 1e-6), "{profile}");
             }
         }
     }
 
     #[test]
     fn zero_sizes_are_refused() {
-        let crops = Some(Crops {
-            count: 1,
-            size: 65,
-            seed: 0,
-        });
-        let pre = |pre_resize, crops| Preprocess {
-            profile: Profile::Clean,
-            pre_resize,
-            crops,
-        };
+        let crops = Some(Crops { count: 1, size: 65, seed: 0 });
+        let pre = |pre_resize, crops| Preprocess { profile: Profile::Clean, pre_resize, crops };
         assert!(pre(Some(0), None).validate().is_err());
         assert!(pre(Some(64), crops).validate().is_err());
         assert!(pre(Some(65), crops).validate().is_ok());

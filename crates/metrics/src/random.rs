@@ -20,18 +20,14 @@ impl RandomState {
             let previous = state[i - 1] ^ (state[i - 1] >> 30);
             state[i] = previous.wrapping_mul(1_812_433_253).wrapping_add(i as u32);
         }
-        Self {
-            state,
-            next: Self::N,
-        }
+        Self { state, next: Self::N }
     }
 
     /// The next 32 bits.
     pub fn next_u32(&mut self) -> u32 {
         if self.next == Self::N {
             for i in 0..Self::N {
-                let y =
-                    (self.state[i] & 0x8000_0000) | (self.state[(i + 1) % Self::N] & 0x7fff_ffff);
+                let y = (self.state[i] & 0x8000_0000) | (self.state[(i + 1) % Self::N] & 0x7fff_ffff);
                 let twist = (y & 1).wrapping_neg() & 0x9908_b0df;
                 self.state[i] = self.state[(i + Self::M) % Self::N] ^ (y >> 1) ^ twist;
             }
@@ -47,9 +43,7 @@ impl RandomState {
 
     /// Uniform in `0..=max` by masked rejection, the legacy `random_interval`.
     fn interval(&mut self, max: u32) -> u32 {
-        let mask = max
-            .checked_ilog2()
-            .map_or(0, |bits| u32::MAX >> (31 - bits));
+        let mask = max.checked_ilog2().map_or(0, |bits| u32::MAX >> (31 - bits));
         if mask == 0 {
             return 0;
         }

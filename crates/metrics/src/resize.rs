@@ -34,38 +34,20 @@ impl<T: Copy, const C: usize> Raster<T, C> {
     pub fn new(width: usize, height: usize, pixels: Vec<[T; C]>) -> Result<Self> {
         if pixels.len() != width * height {
             let (expected, found) = (C * width * height, C * pixels.len());
-            return Err(Error::PixelCount {
-                width,
-                height,
-                expected,
-                found,
-            });
+            return Err(Error::PixelCount { width, height, expected, found });
         }
-        Ok(Self {
-            width,
-            height,
-            pixels,
-        })
+        Ok(Self { width, height, pixels })
     }
 
     /// The same raster with every value mapped.
     pub fn map<U>(&self, f: impl Fn(T) -> U) -> Raster<U, C> {
         let pixels = self.pixels.iter().map(|p| p.map(&f)).collect();
-        Raster {
-            width: self.width,
-            height: self.height,
-            pixels,
-        }
+        Raster { width: self.width, height: self.height, pixels }
     }
 
     fn check_target(&self, width: usize, height: usize) -> Result<()> {
         if [self.width, self.height, width, height].contains(&0) {
-            return Err(Error::EmptyResize {
-                from_width: self.width,
-                from_height: self.height,
-                to_width: width,
-                to_height: height,
-            });
+            return Err(Error::EmptyResize { from_width: self.width, from_height: self.height, to_width: width, to_height: height });
         }
         Ok(())
     }
@@ -74,11 +56,7 @@ impl<T: Copy, const C: usize> Raster<T, C> {
 impl From<&Image> for Raster<u8, 3> {
     fn from(image: &Image) -> Self {
         let pixels = image.rgb.as_chunks::<3>().0.to_vec();
-        Self {
-            width: image.width,
-            height: image.height,
-            pixels,
-        }
+        Self { width: image.width, height: image.height, pixels }
     }
 }
 
@@ -123,17 +101,9 @@ impl Filter {
             }
             Self::Lanczos => {
                 let sinc = |x: f64| {
-                    if x == 0.0 {
-                        1.0
-                    } else {
-                        (x * PI).sin() / (x * PI)
-                    }
+                    if x == 0.0 { 1.0 } else { (x * PI).sin() / (x * PI) }
                 };
-                if (-3.0..3.0).contains(&x) {
-                    sinc(x) * sinc(x / 3.0)
-                } else {
-                    0.0
-                }
+                if (-3.0..3.0).contains(&x) { sinc(x) * sinc(x / 3.0) } else { 0.0 }
             }
         }
     }
@@ -159,10 +129,7 @@ impl Windows {
                 let first = ((centre - support + 0.5) as i64).max(0);
                 let last = ((centre + support + 0.5) as i64).min(from as i64);
                 let start = weights.len();
-                weights.extend(
-                    (0..last - first)
-                        .map(|k| filter.weight(((k + first) as f64 - centre + 0.5) * inverse)),
-                );
+                weights.extend((0..last - first).map(|k| filter.weight(((k + first) as f64 - centre + 0.5) * inverse)));
                 let sum = weights[start..].iter().fold(0.0, |sum, w| sum + w);
                 if sum != 0.0 {
                     let inverse = 1.0 / sum;
@@ -181,33 +148,15 @@ impl Windows {
 }
 
 /// Pillow's `resize` of float images: `f64` sums in index order, stored as `f32` after each pass.
-pub fn pillow_f32<const C: usize>(
-    raster: &Raster<f32, C>,
-    width: usize,
-    height: usize,
-    filter: Filter,
-) -> Result<Raster<f32, C>> {
-    pillow(
-        raster,
-        width,
-        height,
-        filter,
-        &Windows::new,
-        |weights, i| weights.get(i),
-        |sum| sum as f32,
-    )
+pub fn pillow_f32<const C: usize>(raster: &Raster<f32, C>, width: usize, height: usize, filter: Filter) -> Result<Raster<f32, C>> {
+    pillow(raster, width, height, filter, &Windows::new, |weights, i| weights.get(i), |sum| sum as f32)
 }
 
 /// Bits of Pillow's fixed-point coefficients: `32 − 8 − 2`.
 const PRECISION_BITS: u32 = 32 - 8 - 2;
 
 /// Pillow's `resize` of 8-bit images: fixed-point coefficients, rounded to 8 bits after each pass.
-pub fn pillow_u8<const C: usize>(
-    raster: &Raster<u8, C>,
-    width: usize,
-    height: usize,
-    filter: Filter,
-) -> Result<Raster<u8, C>> {
+pub fn pillow_u8<const C: usize>(raster: &Raster<u8, C>, width: usize, height: usize, filter: Filter) -> Result<Raster<u8, C>> {
     struct Fixed {
         windows: Vec<(usize, std::ops::Range<usize>)>,
         weights: Vec<i32>,
@@ -216,10 +165,7 @@ pub fn pillow_u8<const C: usize>(
         let Windows { windows, weights } = Windows::new(filter, from, to);
         // Half away from zero, like the C cast of `k ± 0.5`.
         let one = f64::from(1 << PRECISION_BITS);
-        Fixed {
-            windows,
-            weights: weights.iter().map(|w| (w * one).round() as i32).collect(),
-        }
+        Fixed { windows, weights: weights.iter().map(|w| (w * one).round() as i32).collect() }
     };
     pillow(
         raster,
@@ -288,19 +234,11 @@ where
         }
         pixels = shortened;
     }
-    Ok(Raster {
-        width,
-        height,
-        pixels,
-    })
+    Ok(Raster { width, height, pixels })
 }
 
 /// TensorFlow 1's bilinear resize without half-pixel centres and without antialiasing, all in `f32`.
-pub fn tf1_bilinear<const C: usize>(
-    raster: &Raster<f32, C>,
-    width: usize,
-    height: usize,
-) -> Result<Raster<f32, C>> {
+pub fn tf1_bilinear<const C: usize>(raster: &Raster<f32, C>, width: usize, height: usize) -> Result<Raster<f32, C>> {
     raster.check_target(width, height)?;
     let axis = |from: usize, to: usize| -> Vec<(usize, usize, f32)> {
         let scale = from as f32 / to as f32;
@@ -313,18 +251,12 @@ pub fn tf1_bilinear<const C: usize>(
             .collect()
     };
     let (xs, ys) = (axis(raster.width, width), axis(raster.height, height));
-    let lerp = |a: [f32; C], b: [f32; C], t: f32| -> [f32; C] {
-        std::array::from_fn(|c| a[c] + (b[c] - a[c]) * t)
-    };
+    let lerp = |a: [f32; C], b: [f32; C], t: f32| -> [f32; C] { std::array::from_fn(|c| a[c] + (b[c] - a[c]) * t) };
     Ok(bilinear(raster, &xs, &ys, lerp))
 }
 
 /// PyTorch's bilinear `interpolate` with `align_corners=False` and without antialiasing, in `f32`.
-pub fn torch_bilinear<const C: usize>(
-    raster: &Raster<f32, C>,
-    width: usize,
-    height: usize,
-) -> Result<Raster<f32, C>> {
+pub fn torch_bilinear<const C: usize>(raster: &Raster<f32, C>, width: usize, height: usize) -> Result<Raster<f32, C>> {
     raster.check_target(width, height)?;
     let axis = |from: usize, to: usize| -> Vec<(usize, usize, f32)> {
         let scale = from as f32 / to as f32;
@@ -332,18 +264,12 @@ pub fn torch_bilinear<const C: usize>(
             .map(|i| {
                 let s = (scale * (i as f32 + 0.5) - 0.5).max(0.0);
                 let low = (s as usize).min(from - 1);
-                (
-                    low,
-                    (low + 1).min(from - 1),
-                    (s - low as f32).clamp(0.0, 1.0),
-                )
+                (low, (low + 1).min(from - 1), (s - low as f32).clamp(0.0, 1.0))
             })
             .collect()
     };
     let (xs, ys) = (axis(raster.width, width), axis(raster.height, height));
-    let lerp = |a: [f32; C], b: [f32; C], t: f32| -> [f32; C] {
-        std::array::from_fn(|c| a[c] * (1.0 - t) + b[c] * t)
-    };
+    let lerp = |a: [f32; C], b: [f32; C], t: f32| -> [f32; C] { std::array::from_fn(|c| a[c] * (1.0 - t) + b[c] * t) };
     Ok(bilinear(raster, &xs, &ys, lerp))
 }
 
@@ -363,11 +289,7 @@ fn bilinear<const C: usize>(
             lerp(top, bottom, dy)
         }));
     }
-    Raster {
-        width: xs.len(),
-        height: ys.len(),
-        pixels,
-    }
+    Raster { width: xs.len(), height: ys.len(), pixels }
 }
 
 #[cfg(test)]
@@ -376,54 +298,32 @@ mod tests {
     use crate::test_data::{formula_image, golden, json, max_difference, tensors};
 
     fn rows(value: &serde_json::Value) -> Vec<f32> {
-        serde_json::from_value::<Vec<Vec<f32>>>(value.clone())
-            .unwrap()
-            .concat()
+        serde_json::from_value::<Vec<Vec<f32>>>(value.clone()).unwrap().concat()
     }
 
     /// All filters and both pixel types on the 13 × 11 grey image of `golden.json`.
     #[test]
     fn small_reference() {
         let golden = golden();
-        let pixel = |i: usize| {
-            [((3 * (i % 13).pow(2) + 7 * (i / 13) + 5 * (i % 13) * (i / 13)) % 256) as u8]
-        };
+        let pixel = |i: usize| [((3 * (i % 13).pow(2) + 7 * (i / 13) + 5 * (i % 13) * (i / 13)) % 256) as u8];
         let grey = Raster::new(13, 11, (0..143).map(pixel).collect()).unwrap();
         let float = grey.map(f32::from);
-        for (filter, name) in [
-            (Filter::Box, "box"),
-            (Filter::Bilinear, "bilinear"),
-            (Filter::Bicubic, "bicubic"),
-            (Filter::Lanczos, "lanczos"),
-        ] {
+        for (filter, name) in
+            [(Filter::Box, "box"), (Filter::Bilinear, "bilinear"), (Filter::Bicubic, "bicubic"), (Filter::Lanczos, "lanczos")]
+        {
             let ours = pillow_f32(&float, 4, 5, filter).unwrap().pixels.concat();
             let difference = max_difference(&ours, &rows(&golden[format!("pil_{name}_F")]));
             eprintln!("pillow F {name}: {difference:e}");
-            assert!(
-                difference <= if filter == Filter::Lanczos { 2e-5 } else { 0.0 },
-                "{name}"
-            );
-            let ours = pillow_u8(&grey, 4, 5, filter)
-                .unwrap()
-                .map(f32::from)
-                .pixels
-                .concat();
+            assert!(difference <= if filter == Filter::Lanczos { 2e-5 } else { 0.0 }, "{name}");
+            let ours = pillow_u8(&grey, 4, 5, filter).unwrap().map(f32::from).pixels.concat();
             assert_eq!(ours, rows(&golden[format!("pil_{name}_u8")]), "{name}");
         }
         let torch = torch_bilinear(&float, 4, 5).unwrap().pixels.concat();
         assert!(max_difference(&torch, &rows(&golden["torch_bilinear"])) < 3e-5);
         let tf1 = tf1_bilinear(&float, 4, 5).unwrap().pixels.concat();
         assert_eq!(tf1, rows(&golden["tf1_bilinear"]));
-        let up: f64 = tf1_bilinear(&float, 19, 17)
-            .unwrap()
-            .pixels
-            .iter()
-            .map(|p| f64::from(p[0]))
-            .sum();
-        assert!(
-            (up - golden["tf1_bilinear_up_17x19"].as_f64().unwrap()).abs() < 1e-2,
-            "{up}"
-        );
+        let up: f64 = tf1_bilinear(&float, 19, 17).unwrap().pixels.iter().map(|p| f64::from(p[0])).sum();
+        assert!((up - golden["tf1_bilinear_up_17x19"].as_f64().unwrap()).abs() < 1e-2, "{up}");
     }
 
     /// Colour images up and down, as the tools see them; large outputs are stored sampled.
@@ -444,9 +344,7 @@ mod tests {
             let float = Raster::from(&image).map(f32::from);
             let sampled = |n: usize| -> Vec<usize> {
                 let edge = |i: usize| i < 3 || i + 3 >= n || i.is_multiple_of(13);
-                (0..n)
-                    .filter(|i| !description["subsampled"].as_bool().unwrap() || edge(*i))
-                    .collect()
+                (0..n).filter(|i| !description["subsampled"].as_bool().unwrap() || edge(*i)).collect()
             };
             let clean = pillow_f32(&float, width, height, Filter::Bicubic).unwrap();
             let outputs = [
@@ -456,9 +354,7 @@ mod tests {
             ];
             for ((name, output), worst) in outputs.iter().zip(&mut worst) {
                 let (xs, ys) = (sampled(width), sampled(height));
-                let pixels = ys
-                    .iter()
-                    .flat_map(|y| xs.iter().map(move |x| y * width + x));
+                let pixels = ys.iter().flat_map(|y| xs.iter().map(move |x| y * width + x));
                 let ours: Vec<f32> = pixels.flat_map(|i| output.pixels[i]).collect();
                 let difference = max_difference(&ours, &references[&format!("{case}.{name}")].1);
                 *worst = worst.max(difference);

@@ -55,7 +55,7 @@ pub(crate) fn plan(resolved: &Resolved, inputs: &Inputs) -> Result<Plan> {
         for (scale, spec, asked_for) in asked {
             let name = cell_name(&described.name, &scale, spec.name());
             let cell = || -> Result<Cell> {
-                let (width, height) = described.size(&scale)?;
+                let (width, height) = described.size(&scale).context("scales")?;
                 let method = spec.resolve(&described.family, scale.factor, pipeline.sites())?;
                 let request = |i: usize| -> Result<Request> {
                     Ok(Request {

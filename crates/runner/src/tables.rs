@@ -111,14 +111,8 @@ pub(crate) fn compact(rows: &[Row]) -> Vec<Vec<String>> {
     lines[0].extend(published.iter().map(|i| PUBLISHED[*i].replace('_', " ")));
     for row in rows {
         let score = |name: &str| {
-            let (factor, digits) = if name.contains("kid") { (1e3, 2) } else { (1.0, 2) };
-            row.score(name).map_or_else(
-                || "–".to_owned(),
-                |x| {
-                    let half_width = (x.hi - x.lo) / 2.0 * factor;
-                    format!("{:.digits$} ± {half_width:.digits$}", x.value * factor)
-                },
-            )
+            let factor = if name.contains("kid") { 1e3 } else { 1.0 };
+            row.score(name).map_or_else(|| "–".to_owned(), |x| value_and_half_width(x, factor))
         };
         let mut line = vec![
             row.model.clone(),
@@ -134,6 +128,14 @@ pub(crate) fn compact(rows: &[Row]) -> Vec<Vec<String>> {
         lines.push(line);
     }
     lines
+}
+
+/// `12.3 ± 4.5`: as many decimals as give the half-width two significant digits.
+fn value_and_half_width(x: Interval, factor: f64) -> String {
+    let half_width = (x.hi - x.lo) / 2.0 * factor;
+    let magnitude = if half_width > 0.0 { half_width.log10().floor() as i32 } else { 0 };
+    let digits = (1 - magnitude).clamp(0, 6) as usize;
+    format!("{:.digits$} ± {half_width:.digits$}", x.value * factor)
 }
 
 /// The compact table for a terminal.

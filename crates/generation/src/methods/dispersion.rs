@@ -46,8 +46,7 @@ impl Dispersion {
         if self.sites.is_empty() {
             return Err(Error::method(method, "`dispersion.sites` is empty, expected at least one site rule"));
         }
-        crate::disperse::disperse(self.transform)
-            .map_err(|e| Error::method(method, format!("`dispersion.transform`: {e}")))?;
+        crate::disperse::disperse(self.transform).map_err(|e| Error::method(method, format!("`dispersion.transform`: {e}")))?;
         let mut sites = Vec::new();
         for pattern in &self.sites {
             for site in table.match_convs(method, pattern)? {

@@ -47,7 +47,9 @@ pub(super) fn scaled_tau(tau: f64, of_steps: usize, n_steps: usize) -> f64 {
 /// A `tau` that switches something on in some step of the run it is counted in.
 pub(super) fn check_tau(method: &str, key: &str, tau: f64, of_steps: usize) -> Result<()> {
     if of_steps == 0 || !(tau > 0.0 && tau <= of_steps as f64) {
-        let reason = format!("`{key}.tau` is {tau} of {of_steps} steps, expected more than 0 (leave `{key}` out to switch it off) and at most `of_steps`");
+        let reason = format!(
+            "`{key}.tau` is {tau} of {of_steps} steps, expected more than 0 (leave `{key}` out to switch it off) and at most `of_steps`"
+        );
         return Err(Error::method(method, reason));
     }
     Ok(())
@@ -82,11 +84,7 @@ impl Resolved {
     pub(super) fn dilate(&self, at: &Moment, plan: &mut Plan) {
         let tau = scaled_tau(self.tau, self.of_steps, at.n_steps);
         for &(site, factor) in &self.factors {
-            let factor = if self.progressive {
-                (factor * ((tau - at.step as f64) / tau)).ceil().max(2.0)
-            } else {
-                factor
-            };
+            let factor = if self.progressive { (factor * ((tau - at.step as f64) / tau)).ceil().max(2.0) } else { factor };
             plan.convs[site].dilation = Some(Dilation::new(factor).expect("rules hold factors of at least 1"));
         }
     }

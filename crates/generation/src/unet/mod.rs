@@ -49,7 +49,18 @@ impl UNetConfig {
             if names.len() != n {
                 return Err(wrong());
             }
-            names.iter().map(|s| if s == with { Ok(true) } else if s == without { Ok(false) } else { Err(wrong()) }).collect()
+            names
+                .iter()
+                .map(|s| {
+                    if s == with {
+                        Ok(true)
+                    } else if s == without {
+                        Ok(false)
+                    } else {
+                        Err(wrong())
+                    }
+                })
+                .collect()
         };
         let down_attention = attention("down_block_types", "CrossAttnDownBlock2D", "DownBlock2D")?;
         let up_attention = attention("up_block_types", "CrossAttnUpBlock2D", "UpBlock2D")?;
@@ -66,7 +77,8 @@ impl UNetConfig {
         c.only("resnet_out_scale_factor", &[json!(1.0)])?;
         c.only("time_embedding_type", &[json!("positional")])?;
         c.only("attention_type", &[json!("default")])?;
-        c.ignore(&["upcast_attention"]); // Attention runs in f32 throughout.
+        // Attention runs in f32 throughout; the head count belongs to an added embedding that is refused if set.
+        c.ignore(&["upcast_attention", "addition_embed_type_num_heads"]);
         let config = Self {
             sample_size: c.usize("sample_size", None)?,
             in_channels: c.usize("in_channels", Some(4))?,
@@ -207,11 +219,7 @@ impl UNet {
                 }
                 c = out;
             }
-            let resampler = if i + 1 < n {
-                Some(SiteConv::load(build, &at.pp("upsamplers.0.conv"), c, c, 1)?)
-            } else {
-                None
-            };
+            let resampler = if i + 1 < n { Some(SiteConv::load(build, &at.pp("upsamplers.0.conv"), c, c, 1)?) } else { None };
             up_blocks.push(Stage { resnets, attentions, resampler });
         }
         let conv_norm_out = GroupNorm::load(&root.pp("conv_norm_out"), c, config.norm_num_groups, config.norm_eps)?;

@@ -27,11 +27,7 @@ impl ResnetBlock {
             time_emb_proj: Linear::load(&at.pp("time_emb_proj"), time, c_out)?,
             norm2: GroupNorm::load(&at.pp("norm2"), c_out, groups, eps)?,
             conv2: SiteConv::load(build, &at.pp("conv2"), c_out, c_out, 1)?,
-            conv_shortcut: if c_in == c_out {
-                None
-            } else {
-                Some(Conv::load(&at.pp("conv_shortcut"), c_in, c_out, 1, 1)?)
-            },
+            conv_shortcut: if c_in == c_out { None } else { Some(Conv::load(&at.pp("conv_shortcut"), c_in, c_out, 1, 1)?) },
         })
     }
 

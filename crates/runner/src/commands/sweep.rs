@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 
 use crate::cli::Sweep;
 use crate::store::Store;
@@ -11,7 +11,7 @@ use crate::{execute, plan, resolve, spec};
 pub(super) fn run(args: &Sweep) -> Result<()> {
     let experiment = spec::read(&args.experiment, &args.set)?;
     let (resolved, inputs) = resolve::resolve(&args.experiment, experiment)?;
-    let plan = plan::plan(&resolved, &inputs)?;
+    let plan = plan::plan(&resolved, &inputs).with_context(|| args.experiment.display().to_string())?;
     let out = args.out.clone().unwrap_or_else(|| PathBuf::from("runs").join(&resolved.name));
     let store = Store::new(&out, args.shard);
     if args.dry_run {
