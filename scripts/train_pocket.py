@@ -244,6 +244,16 @@ def train_unet(args):
     opt = torch.optim.AdamW(both.parameters(), 1e-3, betas=(0.9, 0.99), weight_decay=1e-3, fused=True)
     noise_schedule = DDPMScheduler(num_train_timesteps=1000, beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
     snr = noise_schedule.alphas_cumprod / (1 - noise_schedule.alphas_cumprod)
+    if args.init_from and not (Path(args.work) / "unet.pt").exists():
+        from safetensors.torch import load_file
+
+        folder = Path(args.init_from)
+        text_state = {k.removeprefix("text_model."): v for k, v in load_file(folder / "text_encoder" / "model.safetensors").items()}
+        own = {k.removeprefix("text_model."): k for k in text.state_dict()}
+        text.load_state_dict({own[k]: v.float() for k, v in text_state.items()}, strict=False)
+        unet.load_state_dict({k: v.float() for k, v in load_file(folder / "unet" / "diffusion_pytorch_model.safetensors").items()})
+        ema = Ema(both, 0.9995)
+        print("weights from", folder, flush=True)
     stage = Stage("unet", args, dict(both=both, ema=ema, opt=opt))
     going = True
     while going:
@@ -476,6 +486,7 @@ if __name__ == "__main__":
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--init-from", help="a checkpoint folder to start the U-Net and text encoder from")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     {"vae": train_vae, "unet": train_unet, "inception": train_inception, "export": export}[arguments.stage](arguments)

@@ -78,7 +78,7 @@ impl Generator {
         let mut data: Vec<f32> = (0..n).map(|_| self.uniform_f32()).collect();
         let (blocks, _) = data.as_chunks_mut::<16>();
         blocks.iter_mut().for_each(box_muller);
-        if n % 16 != 0 {
+        if !n.is_multiple_of(16) {
             let tail = data.last_chunk_mut::<16>().expect("n is at least 16");
             tail.iter_mut().for_each(|x| *x = self.uniform_f32());
             box_muller(tail);

@@ -1,6 +1,6 @@
 //! Softmax attention that never holds more than one tile of scores.
 
-use crate::simd::{LANES, dispatch, exp, has_fused, madd};
+use crate::simd::{LANES, dispatch, exp, exp_simd};
 use crate::view::{Matrix, SharedMut, gemm, tensor, with_slice};
 use candle_core::{Result, Tensor, bail};
 use rayon::prelude::*;
@@ -28,14 +28,14 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize, scale: f64) -
     }
     let d = width / heads;
     // Long lines amortise their overhead; short ones do not pad a short context much.
-    let narrow = match (d, m >= 256) {
-        (8, true) => narrow::<8, 256>,
+    let narrow = match (d, m >= 512) {
+        (8, true) => narrow::<8, 512>,
         (8, false) => narrow::<8, 32>,
-        (16, true) => narrow::<16, 256>,
+        (16, true) => narrow::<16, 512>,
         (16, false) => narrow::<16, 32>,
-        (24, true) => narrow::<24, 256>,
+        (24, true) => narrow::<24, 512>,
         (24, false) => narrow::<24, 32>,
-        (32, true) => narrow::<32, 256>,
+        (32, true) => narrow::<32, 512>,
         (32, false) => narrow::<32, 32>,
         _ => return wide(q, k, v, heads, scale),
     };
@@ -141,7 +141,6 @@ fn narrow<const D: usize, const TILE: usize>(q: &Tensor, k: &Tensor, v: &Tensor,
     let m = k.dims()[1];
     let padded = m.next_multiple_of(TILE);
     let tiles = n.div_ceil(QUERY_TILE);
-    let fused = has_fused();
     with_slice(q, |q| {
         let kt = with_slice(k, |k| Ok(channels_first::<D>(k, batch, m, heads, padded)))?;
         let vt = with_slice(v, |v| Ok(channels_first::<D>(v, batch, m, heads, padded)))?;
@@ -152,19 +151,14 @@ fn narrow<const D: usize, const TILE: usize>(q: &Tensor, k: &Tensor, v: &Tensor,
             let (head, tile) = (rest / tiles, rest % tiles);
             let panel = (b * heads + head) * D * padded;
             let (kt, vt) = (&kt[panel..][..D * padded], &vt[panel..][..D * padded]);
-            dispatch(
-                #[inline(always)]
-                || {
-                    for t in tile * QUERY_TILE..((tile + 1) * QUERY_TILE).min(n) {
-                        let at = (b * n + t) * width + head * D;
-                        let mut query = [0f32; D];
-                        query.iter_mut().zip(&q[at..]).for_each(|(to, from)| *to = from * scale as f32);
-                        let line = if fused { one::<D, TILE, true>(&query, kt, vt, m) } else { one::<D, TILE, false>(&query, kt, vt, m) };
-                        // SAFETY: this task owns head `head` of its query rows.
-                        unsafe { std::slice::from_raw_parts_mut(out.at(at), D) }.copy_from_slice(&line);
-                    }
-                },
-            );
+            let at = |t: usize| (b * n + t) * width + head * D;
+            let queries = tile * QUERY_TILE..((tile + 1) * QUERY_TILE).min(n);
+            let mut rows: Vec<[f32; D]> = queries.clone().map(|t| std::array::from_fn(|c| q[at(t) + c] * scale as f32)).collect();
+            pulp::Arch::new().dispatch(Tile::<D, TILE> { kt, vt, m, rows: &mut rows });
+            for (t, row) in queries.zip(&rows) {
+                // SAFETY: this task owns head `head` of its query rows.
+                unsafe { std::slice::from_raw_parts_mut(out.at(at(t)), D) }.copy_from_slice(row);
+            }
         });
         tensor(output, (batch, n, width))
     })
@@ -185,62 +179,66 @@ fn channels_first<const D: usize>(x: &[f32], batch: usize, m: usize, heads: usiz
     out
 }
 
-/// The attention of one scaled query over one head's keys and values, `(D, padded)` each.
-#[inline(always)]
-fn one<const D: usize, const TILE: usize, const FUSED: bool>(query: &[f32; D], kt: &[f32], vt: &[f32], m: usize) -> [f32; D] {
-    let padded = kt.len() / D;
-    let mut line = [0f32; TILE];
-    let mut peak = f32::NEG_INFINITY;
-    let mut sum = 0f32;
-    let mut acc = [0f32; D];
-    for start in (0..padded).step_by(TILE) {
-        let keys: [&[f32; TILE]; D] = std::array::from_fn(|c| kt[c * padded + start..][..TILE].try_into().expect("TILE keys"));
-        for j in 0..TILE {
-            let mut s = 0f32;
-            for c in 0..D {
-                s = madd::<FUSED>(query[c], keys[c][j], s);
+/// The attention of the queries of one tile over one head's keys and values.
+struct Tile<'a, const D: usize, const TILE: usize> {
+    /// Keys and values, `(D, padded)` each, `padded` a multiple of `TILE`.
+    kt: &'a [f32],
+    vt: &'a [f32],
+    /// Keys that are not padding.
+    m: usize,
+    /// Scaled queries, replaced by the result.
+    rows: &'a mut [[f32; D]],
+}
+
+impl<const D: usize, const TILE: usize> pulp::WithSimd for Tile<'_, D, TILE> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: pulp::Simd>(self, simd: S) {
+        let padded = self.kt.len() / D;
+        let mut line = [0f32; TILE];
+        for row in self.rows {
+            let query: [S::f32s; D] = std::array::from_fn(|c| simd.splat_f32s(row[c]));
+            let mut peak = f32::NEG_INFINITY;
+            let mut sum = simd.splat_f32s(0.0);
+            let mut acc = [simd.splat_f32s(0.0); D];
+            for start in (0..padded).step_by(TILE) {
+                let keys: [&[S::f32s]; D] = std::array::from_fn(|c| S::as_simd_f32s(&self.kt[c * padded + start..][..TILE]).0);
+                let values: [&[S::f32s]; D] = std::array::from_fn(|c| S::as_simd_f32s(&self.vt[c * padded + start..][..TILE]).0);
+                let mut top = simd.splat_f32s(f32::NEG_INFINITY);
+                let scores = S::as_mut_simd_f32s(&mut line).0;
+                for (j, score) in scores.iter_mut().enumerate() {
+                    let mut s = simd.mul_f32s(query[0], keys[0][j]);
+                    for c in 1..D {
+                        s = simd.mul_add_f32s(query[c], keys[c][j], s);
+                    }
+                    *score = s;
+                    top = simd.max_f32s(top, s);
+                }
+                if self.m < start + TILE {
+                    // The padding scored 0, which can only raise the maximum: harmless, and rare.
+                    line[self.m - start..].fill(f32::NEG_INFINITY);
+                }
+                let new_peak = peak.max(simd.reduce_max_f32s(top));
+                let shrink = simd.splat_f32s(crate::simd::exp(peak - new_peak));
+                peak = new_peak;
+                sum = simd.mul_f32s(sum, shrink);
+                acc.iter_mut().for_each(|a| *a = simd.mul_f32s(*a, shrink));
+                let shift = simd.splat_f32s(peak);
+                for (j, score) in S::as_simd_f32s(&line).0.iter().enumerate() {
+                    let p = exp_simd(simd, simd.sub_f32s(*score, shift));
+                    sum = simd.add_f32s(sum, p);
+                    for c in 0..D {
+                        acc[c] = simd.mul_add_f32s(p, values[c][j], acc[c]);
+                    }
+                }
             }
-            line[j] = s;
-        }
-        if m < start + TILE {
-            line[m - start..].fill(f32::NEG_INFINITY);
-        }
-        let top = peak.max(maximum(&line));
-        let shrink = exp(peak - top);
-        peak = top;
-        line.iter_mut().for_each(|x| *x = exp(*x - top));
-        sum = sum * shrink + dot::<TILE, FUSED>(&line, &[1.0; TILE]);
-        for (c, acc) in acc.iter_mut().enumerate() {
-            let values = vt[c * padded + start..][..TILE].try_into().expect("TILE values");
-            *acc = *acc * shrink + dot::<TILE, FUSED>(&line, values);
+            let inverse = 1.0 / simd.reduce_sum_f32s(sum);
+            for c in 0..D {
+                row[c] = simd.reduce_sum_f32s(acc[c]) * inverse;
+            }
         }
     }
-    acc.map(|a| a / sum)
-}
-
-/// More than one vector of accumulators hides the latency of the multiply-add.
-const WIDE: usize = 32;
-
-#[inline(always)]
-fn dot<const N: usize, const FUSED: bool>(a: &[f32; N], b: &[f32; N]) -> f32 {
-    let mut lanes = [0f32; WIDE];
-    for (a, b) in a.chunks_exact(WIDE).zip(b.chunks_exact(WIDE)) {
-        for i in 0..WIDE {
-            lanes[i] = madd::<FUSED>(a[i], b[i], lanes[i]);
-        }
-    }
-    lanes.iter().sum()
-}
-
-#[inline(always)]
-fn maximum<const N: usize>(x: &[f32; N]) -> f32 {
-    let mut lanes = [f32::NEG_INFINITY; WIDE];
-    for x in x.chunks_exact(WIDE) {
-        for i in 0..WIDE {
-            lanes[i] = if x[i] > lanes[i] { x[i] } else { lanes[i] };
-        }
-    }
-    lanes.iter().fold(f32::NEG_INFINITY, |a, &b| a.max(b))
 }
 
 #[cfg(test)]

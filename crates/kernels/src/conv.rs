@@ -176,10 +176,10 @@ mod tests {
         let ow = (w + 2 * g.padding.1 - g.dilation * (kw - 1) - 1) / g.stride + 1;
         let mut out = Vec::new();
         for n in 0..b {
-            for o in 0..co {
+            for (o, bias) in bs.iter().enumerate().take(co) {
                 for y in 0..oh {
                     for xo in 0..ow {
-                        let mut sum = f64::from(bs[o]);
+                        let mut sum = f64::from(*bias);
                         for c in 0..ci {
                             for ky in 0..kh {
                                 for kx in 0..kw {

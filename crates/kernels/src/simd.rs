@@ -20,40 +20,45 @@ pub(crate) fn dispatch<R>(f: impl FnOnce() -> R) -> R {
 /// Vector lanes that the loops below are written for; narrower machines split them.
 pub(crate) const LANES: usize = 16;
 
-/// Whether the widest instruction set of this CPU, as [`dispatch`] picks it, has fused multiply-add.
-pub(crate) fn has_fused() -> bool {
-    !matches!(pulp::Arch::new(), pulp::Arch::Scalar)
-}
-
-/// `a · b + c`, fused where `FUSED` promises that it is one instruction.
-#[inline(always)]
-pub(crate) fn madd<const FUSED: bool>(a: f32, b: f32, c: f32) -> f32 {
-    if FUSED { a.mul_add(b, c) } else { a * b + c }
-}
+/// Adding it rounds a small number to the nearest integer, which then fills the low bits: 1.5 · 2^23.
+const MAGIC: f32 = 12_582_912.0;
+/// ln 2 = `LN2_HIGH` − `LN2_LOW`, the first exact in few bits (Cody and Waite).
+const LN2_HIGH: f32 = 355.0 / 512.0;
+const LN2_LOW: f32 = 2.121_944_4e-4;
+/// (e^r − 1 − r) / r² for |r| ≤ ln 2 / 2, highest power first (Cephes).
+const POLYNOMIAL: [f32; 6] = [1.987_569_1e-4, 1.398_2e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5];
 
 /// `e^x`, within 2 ulp on the range where the result is a normal number; 0 below it.
-///
-/// Cody–Waite reduction to |r| ≤ ln 2 / 2 and a degree-7 polynomial.
 #[inline(always)]
 pub(crate) fn exp(x: f32) -> f32 {
-    const LN2_HIGH: f32 = 355.0 / 512.0;
-    const MAGIC: f32 = 12_582_912.0; // 1.5 · 2^23: adding it rounds to the nearest integer.
     let clamped = x.clamp(-87.0, 88.0);
     let shifted = clamped * std::f32::consts::LOG2_E + MAGIC;
     let n = shifted - MAGIC;
-    // ln 2 in two parts, the first exact in few bits.
     let r = clamped - n * LN2_HIGH;
-    let r = r + n * 2.121_944_4e-4;
-    let p = 1.987_569_1e-4f32;
-    let p = p * r + 1.398_2e-3;
-    let p = p * r + 8.333_452e-3;
-    let p = p * r + 4.166_579_6e-2;
-    let p = p * r + 1.666_666_5e-1;
-    let p = p * r + 0.5;
+    let r = r + n * LN2_LOW;
+    let p = POLYNOMIAL.iter().fold(0.0, |p, c| p * r + c);
     let p = p * r * r + r + 1.0;
     // The low bits of `shifted` are those of the integer n: no conversion is needed to build 2^n.
     let scale = f32::from_bits((shifted.to_bits() << 23).wrapping_add(127 << 23));
     if x < -87.0 { 0.0 } else { p * scale }
+}
+
+/// [`exp`] of a vector of numbers that are not positive.
+#[inline(always)]
+pub(crate) fn exp_simd<S: pulp::Simd>(simd: S, x: S::f32s) -> S::f32s {
+    let splat = |v: f32| simd.splat_f32s(v);
+    let x = simd.max_f32s(x, splat(-87.0));
+    let shifted = simd.mul_add_f32s(x, splat(std::f32::consts::LOG2_E), splat(MAGIC));
+    let n = simd.sub_f32s(shifted, splat(MAGIC));
+    let r = simd.mul_add_f32s(n, splat(-LN2_HIGH), x);
+    let r = simd.mul_add_f32s(n, splat(LN2_LOW), r);
+    let mut p = splat(POLYNOMIAL[0]);
+    for c in &POLYNOMIAL[1..] {
+        p = simd.mul_add_f32s(p, r, splat(*c));
+    }
+    let p = simd.add_f32s(simd.mul_add_f32s(simd.mul_f32s(p, r), r, r), splat(1.0));
+    let bits = simd.wrapping_dyn_shl_u32s(simd.transmute_u32s_f32s(shifted), simd.splat_u32s(23));
+    simd.mul_f32s(p, simd.transmute_f32s_u32s(simd.add_u32s(bits, simd.splat_u32s(127 << 23))))
 }
 
 /// `x · σ(x)`.
