@@ -17,6 +17,7 @@ import copy
 import json
 import math
 import os
+import shutil
 import time
 from pathlib import Path
 
@@ -154,11 +155,13 @@ def train_vae(args):
         going = stage.tick(loss, len(x), psnr=round(10 * math.log10(4 / mse), 2), latent_std=round(posterior.mean.std().item(), 3))
 
 
-def load_vae(work):
-    """The averaged VAE in eval mode, with `scaling_factor` set to 1 / std of its latents."""
+def load_vae(args):
+    """The averaged VAE in eval mode: of this WORK, or of the checkpoint that the training starts from."""
     from diffusers import AutoencoderKL
 
-    saved = torch.load(Path(work) / "vae.pt", weights_only=False)
+    if args.init_from and not (Path(args.work) / "vae.pt").exists():
+        return AutoencoderKL.from_pretrained(Path(args.init_from) / "vae").float().eval()
+    saved = torch.load(Path(args.work) / "vae.pt", weights_only=False)
     model = AutoencoderKL(**VAE_CONFIG)
     model.load_state_dict(saved["ema"]["model"])
     return model.eval()
@@ -176,7 +179,9 @@ def encode_all(args, data, vae):
         x = torch.from_numpy(flat[start : start + 128].astype(np.float32)).permute(0, 3, 1, 2) / 127.5 - 1
         means.append(vae.encode(x).latent_dist.mean)
     latents = torch.cat(means)
-    scale = 1.0 / latents.std().item()
+    # A VAE that comes with a checkpoint keeps its factor, or the U-Net would see other latents.
+    default = 0.18215
+    scale = 1.0 / latents.std().item() if vae.config.scaling_factor == default else vae.config.scaling_factor
     blob = dict(latents=(latents * scale).view(len(data.names), data.views, *latents.shape[1:]), scaling_factor=scale)
     torch.save(blob, cache)
     return blob
@@ -188,6 +193,8 @@ def train_tokenizer(args, names):
     from transformers import CLIPTokenizer
 
     folder = Path(args.work) / "tokenizer"
+    if args.init_from and not folder.exists():
+        shutil.copytree(Path(args.init_from) / "tokenizer", folder)
     if not (folder / "vocab.json").exists():
         folder.mkdir(parents=True, exist_ok=True)
         bpe = Tokenizer(models.BPE(unk_token="<|endoftext|>", end_of_word_suffix="</w>"))
@@ -232,7 +239,7 @@ def train_unet(args):
 
     data = Images(args.data)
     tokenizer = train_tokenizer(args, data.names)
-    latents = encode_all(args, data, load_vae(args.work))["latents"]
+    latents = encode_all(args, data, load_vae(args))["latents"]
     encode = lambda texts: tokenizer(texts, padding="max_length", max_length=TEXT_CONFIG["max_position_embeddings"], truncation=True, return_tensors="pt").input_ids
     captions, empty = encode([n[1] for n in data.names]), encode([""])[0]
     print("longest caption:", int((captions != captions[0, -1]).sum(1).max()), "tokens; latents", tuple(latents.shape), flush=True)
@@ -250,7 +257,7 @@ def train_unet(args):
         folder = Path(args.init_from)
         text_state = {k.removeprefix("text_model."): v for k, v in load_file(folder / "text_encoder" / "model.safetensors").items()}
         own = {k.removeprefix("text_model."): k for k in text.state_dict()}
-        text.load_state_dict({own[k]: v.float() for k, v in text_state.items()}, strict=False)
+        text.load_state_dict({own[k]: v.float() for k, v in text_state.items()})
         unet.load_state_dict({k: v.float() for k, v in load_file(folder / "unet" / "diffusion_pytorch_model.safetensors").items()})
         ema = Ema(both, 0.9995)
         print("weights from", folder, flush=True)
@@ -433,7 +440,7 @@ def export(args):
     tokenizer = train_tokenizer(args, None)
     latents = torch.load(work / "latents.pt", weights_only=False)
 
-    vae = load_vae(work)
+    vae = load_vae(args)
     vae.register_to_config(scaling_factor=latents["scaling_factor"])
     saved = torch.load(work / "unet.pt", weights_only=False)
     both = torch.nn.ModuleDict(dict(unet=UNet2DConditionModel(**UNET_CONFIG), text=text_encoder(tokenizer)))

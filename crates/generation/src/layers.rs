@@ -4,7 +4,7 @@ use crate::error::Result;
 use crate::weights::Scope;
 use candle_core::Tensor;
 use scalebench_kernels as kernels;
-use scalebench_kernels::ConvGeometry;
+use scalebench_kernels::{Activation, ConvGeometry};
 
 /// A convolution with bias.
 #[derive(Debug)]
@@ -32,7 +32,7 @@ impl Conv {
     }
 
     pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        Ok(kernels::conv2d(x, &self.weight, Some(&self.bias), self.geometry)?)
+        Ok(kernels::conv2d(x, &self.weight, Some(&self.bias), self.geometry, Activation::Identity)?)
     }
 }
 

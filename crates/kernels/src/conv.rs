@@ -27,6 +27,15 @@ impl ConvGeometry {
     }
 }
 
+/// What follows a convolution, in the same pass.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Activation {
+    /// Nothing.
+    Identity,
+    /// max(0, x).
+    Relu,
+}
+
 /// Columns of one strip: small enough for a second-level cache beside the packed operands.
 const STRIP_FLOATS: usize = 256 * 1024;
 
@@ -39,7 +48,7 @@ thread_local! {
 ///
 /// Returns `(batch, c_out, (h + 2p − d(kh − 1) − 1) / stride + 1, …)`. Errors when the channel counts
 /// differ or the dilated kernel does not fit into the padded input.
-pub fn conv2d(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, geometry: ConvGeometry) -> Result<Tensor> {
+pub fn conv2d(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, geometry: ConvGeometry, activation: Activation) -> Result<Tensor> {
     let (batch, c_in, h, w) = x.dims4()?;
     let (c_out, w_in, kh, kw) = weight.dims4()?;
     let ConvGeometry { stride, padding: (ph, pw), dilation } = geometry;
@@ -89,6 +98,13 @@ pub fn conv2d(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, geometry: Conv
                             shape.gather(image, rows.clone(), &mut columns[..k * pixels]);
                             multiply(Matrix { ptr: columns.as_ptr(), row: pixels, col: 1 });
                         });
+                    }
+                    if activation == Activation::Relu {
+                        for c in 0..c_out {
+                            // SAFETY: as above.
+                            let row = unsafe { std::slice::from_raw_parts_mut(out.at(first + c * oh * ow), pixels) };
+                            row.iter_mut().for_each(|v| *v = v.max(0.0));
+                        }
                     }
                 });
                 tensor(output, (batch, c_out, oh, ow))
@@ -203,7 +219,7 @@ mod tests {
 
     #[test]
     fn matches_the_definition() {
-        for (kh, kw) in [(1, 1), (3, 3), (5, 5), (1, 7)] {
+        for (kh, kw) in [(1, 1), (3, 3), (5, 5), (1, 7), (7, 1)] {
             for stride in [1, 2] {
                 for dilation in [1, 2, 4] {
                     for padding in [(0, 0), (dilation, 2 * dilation)] {
@@ -213,9 +229,13 @@ mod tests {
                         }
                         let g = ConvGeometry { stride, padding, dilation };
                         let (x, k, b) = (ramp(&[2, 3, h, w], 0.37), ramp(&[4, 3, kh, kw], 0.71), ramp(&[4], 1.3));
-                        let got: Vec<f32> = conv2d(&x, &k, Some(&b), g).unwrap().flatten_all().unwrap().to_vec1().unwrap();
+                        let got: Vec<f32> =
+                            conv2d(&x, &k, Some(&b), g, Activation::Identity).unwrap().flatten_all().unwrap().to_vec1().unwrap();
                         let want = direct(&x, &k, &b, g);
                         assert_eq!(got.len(), want.len());
+                        let rectified = conv2d(&x, &k, Some(&b), g, Activation::Relu).unwrap().flatten_all().unwrap();
+                        let clamped: Vec<f32> = got.iter().map(|v| v.max(0.0)).collect();
+                        assert_eq!(rectified.to_vec1::<f32>().unwrap(), clamped);
                         for (g, w) in got.iter().zip(want) {
                             assert!((f64::from(*g) - w).abs() < 2e-5);
                         }
@@ -230,7 +250,7 @@ mod tests {
         let (x, k) = (ramp(&[1, 64, 70, 66], 0.11), ramp(&[2, 64, 3, 3], 0.53));
         let b = Tensor::zeros(2, candle_core::DType::F32, &Device::Cpu).unwrap();
         let g = ConvGeometry::padded(1);
-        let got: Vec<f32> = conv2d(&x, &k, None, g).unwrap().flatten_all().unwrap().to_vec1().unwrap();
+        let got: Vec<f32> = conv2d(&x, &k, None, g, Activation::Identity).unwrap().flatten_all().unwrap().to_vec1().unwrap();
         for (g, w) in got.iter().zip(direct(&x, &k, &b, g)) {
             assert!((f64::from(*g) - w).abs() < 2e-4);
         }
@@ -239,6 +259,6 @@ mod tests {
     #[test]
     fn a_kernel_that_does_not_fit_is_an_error() {
         let (x, k) = (ramp(&[1, 1, 4, 4], 1.0), ramp(&[1, 1, 5, 5], 1.0));
-        assert!(conv2d(&x, &k, None, ConvGeometry::padded(0)).is_err());
+        assert!(conv2d(&x, &k, None, ConvGeometry::padded(0), Activation::Identity).is_err());
     }
 }

@@ -11,6 +11,7 @@ mod attention;
 mod conv;
 mod elementwise;
 mod norm;
+mod pool;
 mod resize;
 mod simd;
 mod tokens;
@@ -18,8 +19,9 @@ mod view;
 
 pub use attention::attention;
 pub use candle_core::{Result, Tensor};
-pub use conv::{ConvGeometry, conv2d};
+pub use conv::{Activation, ConvGeometry, conv2d};
 pub use elementwise::{geglu, linear, silu};
 pub use norm::{group_norm, layer_norm};
+pub use pool::{Pool, pool3x3};
 pub use resize::{resize_bilinear, upsample_nearest};
 pub use tokens::{map_to_tokens, tokens_to_map};

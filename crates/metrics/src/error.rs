@@ -120,18 +120,6 @@ pub enum Error {
         /// The shape given.
         found: Vec<usize>,
     },
-    /// A convolution's operands do not fit together.
-    #[error("convolution of {input:?} with weight {weight:?}, bias {bias:?} and padding {padding:?}")]
-    ConvShape {
-        /// Input shape.
-        input: Vec<usize>,
-        /// Weight shape.
-        weight: Vec<usize>,
-        /// Bias shape.
-        bias: Vec<usize>,
-        /// Padding (height, width).
-        padding: (usize, usize),
-    },
     /// The tensor library failed.
     #[error("tensor operation failed")]
     Tensor(#[from] candle_core::Error),

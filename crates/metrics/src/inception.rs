@@ -16,9 +16,9 @@ use std::path::{Path, PathBuf};
 
 use candle_core::{D, Device, Tensor};
 use safetensors::{Dtype, SafeTensors};
+use scalebench_kernels::{Activation, ConvGeometry, Pool, conv2d, pool3x3};
 use serde::{Deserialize, Serialize};
 
-use crate::conv::{Pool, conv2d, pool3x3};
 use crate::{Error, Result};
 
 /// Epsilon of every batch normalisation (torch-fidelity `BasicConv2d`).
@@ -110,7 +110,8 @@ struct ConvBlock {
 
 impl ConvBlock {
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        conv2d(x, &self.weight, &self.bias, self.stride, self.padding, true)
+        let geometry = ConvGeometry { stride: self.stride, padding: self.padding, dilation: 1 };
+        Ok(conv2d(x, &self.weight, Some(&self.bias), geometry, Activation::Relu)?)
     }
 }
 

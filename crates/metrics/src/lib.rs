@@ -34,7 +34,6 @@
 //! distances depend on the machine's vector width in the last few bits. Features do not depend on the
 //! batch, the order of the images or the number of threads.
 
-mod conv;
 mod error;
 mod estimate;
 mod features;

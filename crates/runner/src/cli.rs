@@ -33,6 +33,8 @@ pub(crate) enum Command {
     Models(Models),
     /// Write images of the embedded emoji set
     Dataset(Dataset),
+    /// Pass a folder of images through a checkpoint's autoencoder: what latents lose
+    Reconstruct(Reconstruct),
 }
 
 #[derive(Debug, Args)]
@@ -237,6 +239,16 @@ pub(crate) struct Dataset {
     /// Write PNG files in the order of a sweep's reference images (prompt seed 0)
     #[arg(long)]
     pub(crate) png: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Reconstruct {
+    #[arg(long, value_name = "DIR")]
+    pub(crate) checkpoint: PathBuf,
+    #[arg(long, value_name = "DIR")]
+    pub(crate) images: PathBuf,
+    #[arg(long, value_name = "DIR")]
+    pub(crate) out: PathBuf,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]

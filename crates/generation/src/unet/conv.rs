@@ -6,7 +6,7 @@ use crate::error::{Error, Result};
 use crate::plan::{ConvAction, Kernel};
 use crate::weights::Scope;
 use candle_core::Tensor;
-use scalebench_kernels::{ConvGeometry, conv2d, resize_bilinear};
+use scalebench_kernels::{Activation, ConvGeometry, conv2d, resize_bilinear};
 use std::sync::Mutex;
 
 /// A 3×3 convolution of the U-Net, at a site.
@@ -57,14 +57,14 @@ impl SiteConv {
             ConvGeometry { stride: self.stride, padding: (padding, padding), dilation }
         };
         let Some(factor) = action.dilation.map(|d| d.get()) else {
-            return Ok(conv2d(x, weight, Some(&bias), geometry(1))?);
+            return Ok(conv2d(x, weight, Some(&bias), geometry(1), Activation::Identity)?);
         };
         let dilation = factor.ceil();
         let (_, _, h, w) = x.dims4()?;
         // Python's round: ties to even.
         let enlarged = |n: usize| (n as f64 * (dilation / factor)).round_ties_even() as usize;
         let x = resize_bilinear(x, enlarged(h), enlarged(w))?;
-        let y = conv2d(&x, weight, Some(&bias), geometry(dilation as usize))?;
+        let y = conv2d(&x, weight, Some(&bias), geometry(dilation as usize), Activation::Identity)?;
         Ok(resize_bilinear(&y, h / self.stride, w / self.stride)?)
     }
 

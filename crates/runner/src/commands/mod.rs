@@ -4,6 +4,7 @@ mod dataset;
 mod disperse;
 mod generate;
 mod list;
+mod reconstruct;
 mod score;
 mod sweep;
 
@@ -27,6 +28,7 @@ pub(crate) fn run(cli: Cli) -> Result<()> {
         Command::Methods => list::methods(),
         Command::Models(args) => list::models(&args),
         Command::Dataset(args) => dataset::run(&args),
+        Command::Reconstruct(args) => reconstruct::run(&args),
     }
 }
 
