@@ -216,8 +216,11 @@ impl<const D: usize, const TILE: usize> pulp::WithSimd for Tile<'_, D, TILE> {
                     top = simd.max_f32s(top, s);
                 }
                 if self.m < start + TILE {
-                    // The padding scored 0, which can only raise the maximum: harmless, and rare.
+                    // The padding scored 0. It must not count for the maximum either: real scores far below
+                    // it would all vanish.
                     line[self.m - start..].fill(f32::NEG_INFINITY);
+                    let scores = S::as_simd_f32s(&line).0;
+                    top = scores.iter().fold(scores[0], |top, s| simd.max_f32s(top, *s));
                 }
                 let new_peak = peak.max(simd.reduce_max_f32s(top));
                 let shrink = simd.splat_f32s(crate::simd::exp(peak - new_peak));
@@ -270,6 +273,18 @@ mod tests {
         let q = (random((1, 40, 16), 0.7) * 100.0).unwrap();
         let got = attention(&q, &q, &q, 2, 1.0).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
         assert!(got.iter().all(|v| v.is_finite()));
+    }
+
+    #[test]
+    fn padding_does_not_count_where_all_scores_are_far_below_zero() {
+        // Five keys, the last a little closer: it takes nearly all the weight, at scores around −1000.
+        let ones = Tensor::ones((1, 1, 8), candle_core::DType::F32, &Device::Cpu).unwrap();
+        let rows: Vec<f32> = (0..5).flat_map(|i| [if i == 4 { -124.0 } else { -125.0 }; 8]).collect();
+        let k = Tensor::from_vec(rows, (1, 5, 8), &Device::Cpu).unwrap();
+        let v = random((1, 5, 8), 0.7);
+        let got = attention(&ones, &k, &v, 1, 1.0).unwrap();
+        let error = (got - direct(&ones, &k, &v, 1, 1.0)).unwrap().abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap();
+        assert!(error < 2e-5, "{error:e}");
     }
 
     #[test]

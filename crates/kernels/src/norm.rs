@@ -1,6 +1,6 @@
 //! Group norm (with SiLU fused) and layer norm.
 
-use crate::simd::{dispatch, silu};
+use crate::simd::{LANES, dispatch, silu};
 use crate::view::{tensor, with_slice};
 use candle_core::{Result, Tensor, bail};
 use rayon::prelude::*;
@@ -8,7 +8,6 @@ use rayon::prelude::*;
 /// Mean and 1 / standard deviation, in f64 from per-lane f32 partial sums over short blocks.
 #[inline(always)]
 fn moments(x: &[f32], eps: f64) -> (f32, f32) {
-    const LANES: usize = 16;
     const BLOCK: usize = 1024;
     let (mut sum, mut squares) = (0f64, 0f64);
     for block in x.chunks(BLOCK) {
