@@ -9,7 +9,9 @@ encoder, and a narrow FID Inception.
 
 DATA is a folder made by `scalebench dataset` (images.u8, names.tsv, dataset.json). Each stage appends to
 WORK/<stage>.jsonl, writes a checkpoint every few minutes and resumes from it. Needs torch, diffusers and
-transformers. `--threads 1` (the default) is the fastest setting on a machine that does anything else.
+transformers. `--threads 1` (the default) is the fastest setting on a machine that does anything else;
+further cores are used by starting `unet` again with `--worker 1`, `--worker 2`, …: workers draw images of
+their own and average their weights now and then (local SGD), so that a slow one holds up no other.
 """
 
 import argparse
@@ -60,6 +62,7 @@ class Stage:
     """Wall-clock budget, log, checkpoint and resume, shared by the three trainings."""
 
     def __init__(self, name, args, state):
+        name += f".{args.worker}" if args.worker else ""
         self.name, self.state = name, state  # state: name -> object with state_dict
         self.work = Path(args.work)
         self.work.mkdir(parents=True, exist_ok=True)
@@ -72,8 +75,8 @@ class Stage:
                 item.load_state_dict(saved[key])
             print(f"resumed {name} at step {self.step}", flush=True)
         self.mark = self.saved = time.time()
-        self.rng = np.random.default_rng([7, self.step])
-        torch.manual_seed(7 + self.step)
+        self.rng = np.random.default_rng([7, self.step, args.worker])
+        torch.manual_seed(7 + self.step + 1_000_000 * args.worker)
         self.total = 0.0
 
     def progress(self):
@@ -124,6 +127,59 @@ class Ema:
     def load_state_dict(self, saved):
         self.model.load_state_dict(saved["model"])
         self.n = saved["n"]
+
+
+class Muon(torch.optim.Optimizer):
+    """Muon (Jordan et al. 2024): momentum whose singular values are set to about 1 by five Newton-Schulz steps, scaled to
+    AdamW's usual update size (Liu et al. 2025). Convolution kernels are matrices of one row per output channel."""
+
+    def __init__(self, parameters, lr):
+        super().__init__(parameters, dict(lr=lr))
+
+    @torch.no_grad()
+    def step(self):
+        for group in self.param_groups:
+            for p in group["params"]:
+                state = self.state[p]
+                if not state:
+                    state["momentum"] = torch.zeros_like(p)
+                state["momentum"].lerp_(p.grad, 0.05)
+                x = p.grad.lerp(state["momentum"], 0.95).reshape(p.shape[0], -1)
+                size = 0.2 * math.sqrt(max(x.shape))
+                tall = x.shape[0] > x.shape[1]
+                x = x.T if tall else x
+                x = x / (x.norm() + 1e-7)
+                for _ in range(5):
+                    a = x @ x.T
+                    x = 3.4445 * x + (-4.7750 * a + 2.0315 * a @ a) @ x
+                p.mul_(1 - group["lr"] * 1e-2)
+                p.add_((x.T if tall else x).reshape(p.shape), alpha=-group["lr"] * size)
+
+
+class Average:
+    """Every `every` steps: publishes this worker's weights and takes the mean with every other worker's latest."""
+
+    def __init__(self, args, parameters, every=60):
+        self.folder, self.worker, self.parameters, self.every = Path(args.work) / "average", args.worker, list(parameters), every
+        self.seen = {}
+
+    @torch.no_grad()
+    def step(self, n):
+        if n % self.every:
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        mine = self.folder / f"{self.worker}.pt"
+        torch.save([p.data for p in self.parameters], mine.with_suffix(".tmp"))
+        os.replace(mine.with_suffix(".tmp"), mine)
+        others = []
+        for file in sorted(self.folder.glob("*.pt")):
+            time_of = file.stat().st_mtime
+            if file != mine and self.seen.get(file) != time_of:
+                self.seen[file] = time_of
+                others.append(torch.load(file))
+        if others:
+            for i, p in enumerate(self.parameters):
+                p.copy_(torch.stack([p.data, *(other[i] for other in others)]).mean(0))
 
 
 def train_vae(args):
@@ -248,7 +304,11 @@ def train_unet(args):
     text = text_encoder(tokenizer)
     both = torch.nn.ModuleDict(dict(unet=unet, text=text)).train()
     ema = Ema(both, 0.9995)
-    opt = torch.optim.AdamW(both.parameters(), 1e-3, betas=(0.9, 0.99), weight_decay=1e-3, fused=True)
+    matrix = lambda name, p: p.ndim >= 2 and not any(part in name for part in ("embedding", "conv_in", "conv_out"))
+    named = list(both.named_parameters())
+    muon = Muon([p for n, p in named if matrix(n, p)], 1e-3)
+    adam = torch.optim.AdamW([p for n, p in named if not matrix(n, p)], 1e-3, betas=(0.9, 0.99), weight_decay=1e-3, fused=True)
+    average = Average(args, both.parameters())
     noise_schedule = DDPMScheduler(num_train_timesteps=1000, beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
     snr = noise_schedule.alphas_cumprod / (1 - noise_schedule.alphas_cumprod)
     if args.init_from and not (Path(args.work) / "unet.pt").exists():
@@ -261,10 +321,10 @@ def train_unet(args):
         unet.load_state_dict({k: v.float() for k, v in load_file(folder / "unet" / "diffusion_pytorch_model.safetensors").items()})
         ema = Ema(both, 0.9995)
         print("weights from", folder, flush=True)
-    stage = Stage("unet", args, dict(both=both, ema=ema, opt=opt))
+    stage = Stage("unet", args, dict(both=both, ema=ema, muon=muon, adam=adam))
     going = True
     while going:
-        for group in opt.param_groups:
+        for group in muon.param_groups + adam.param_groups:
             group["lr"] = stage.lr(args.lr, warmup=300)
         n = args.batch
         emoji = stage.rng.integers(len(data.names), size=n)
@@ -278,12 +338,14 @@ def train_unet(args):
         error = (prediction - noise).square().mean((1, 2, 3))
         # Min-SNR weighting (Hang et al. 2023, gamma 5, epsilon form): the easy low-noise steps do not drown the others.
         loss = (error * snr[t].clamp(max=5.0) / snr[t]).mean()
-        opt.zero_grad()
+        both.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(both.parameters(), 1.0)
-        opt.step()
+        muon.step()
+        adam.step()
+        average.step(stage.step)
         ema.update(both)
-        going = stage.tick(loss, n, mse=round(error.mean().item(), 4), lr=round(opt.param_groups[0]["lr"], 6))
+        going = stage.tick(loss, n, mse=round(error.mean().item(), 4), lr=round(adam.param_groups[0]["lr"], 6))
 
 
 class Inception(torch.nn.Module):
@@ -465,19 +527,28 @@ def export(args):
                  feature_extractor=[None, None], safety_checker=[None, None], requires_safety_checker=False)
     json.dump(index, open(out / "model_index.json", "w"), indent=2)
 
-    inception_out = out.parent / "pocket-inception"
-    inception_out.mkdir(parents=True, exist_ok=True)
-    inception = torch.load(work / "inception.pt", weights_only=False)
-    state = {k: v.float().contiguous() for k, v in inception["model"].items() if v.is_floating_point()}
-    classes, groups = state["fc.weight"].shape[0], state["fc_groups.weight"].shape[0]
-    save_file(state, inception_out / "model.safetensors")
-    json.dump(dict(width=INCEPTION_WIDTH, num_classes=classes, num_groups=groups), open(inception_out / "config.json", "w"), indent=2)
+    if (work / "inception.pt").exists():
+        inception_out = out.parent / "pocket-inception"
+        inception_out.mkdir(parents=True, exist_ok=True)
+        state = torch.load(work / "inception.pt", weights_only=False)["model"]
+        state = {k: v.float().contiguous() for k, v in state.items() if v.is_floating_point()}
+        classes, groups = state["fc.weight"].shape[0], state["fc_groups.weight"].shape[0]
+        save_file(state, inception_out / "model.safetensors")
+        json.dump(dict(width=INCEPTION_WIDTH, num_classes=classes, num_groups=groups), open(inception_out / "config.json", "w"), indent=2)
 
+    # What was not trained here keeps its record, and what was continued adds to it.
+    before = json.load(open(Path(args.init_from) / "training.json")) if args.init_from else {}
     training = {}
-    for stage, blob in [("vae", None), ("unet", saved), ("inception", inception)]:
-        blob = blob or torch.load(work / "vae.pt", weights_only=False)
-        last = log_rows(work, stage)[-1]
-        training[stage] = dict(steps=blob["step"], images=blob["images"], seconds=round(blob["seconds"]), last=last)
+    for stage in ["vae", "unet", "inception"]:
+        blobs = [torch.load(file, weights_only=False) for file in sorted(work.glob(f"{stage}.pt")) + sorted(work.glob(f"{stage}.[0-9]*.pt"))]
+        if not blobs:
+            training[stage] = before[stage]
+            continue
+        total = lambda key: sum(round(blob[key]) for blob in blobs)
+        record = dict(steps=total("step"), images=total("images"), seconds=total("seconds"))
+        if stage == "unet" and stage in before:
+            record = {key: value + before[stage][key] for key, value in record.items()}
+        training[stage] = dict(record, last=log_rows(work, stage)[-1])
     training["versions"] = dict(torch=torch.__version__, device="cpu", threads=torch.get_num_threads())
     json.dump(training, open(out / "training.json", "w"), indent=2)
     print(json.dumps(training, indent=2))
@@ -491,9 +562,10 @@ if __name__ == "__main__":
     parser.add_argument("--out")
     parser.add_argument("--minutes", type=float, default=30)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--worker", type=int, default=0, help="number of this process among several that train one U-Net")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--lr", type=float, default=1e-3)
-    parser.add_argument("--init-from", help="a checkpoint folder to start the U-Net and text encoder from")
+    parser.add_argument("--init-from", help="a checkpoint folder to start the U-Net and text encoder from (export: that it was started from)")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     {"vae": train_vae, "unet": train_unet, "inception": train_inception, "export": export}[arguments.stage](arguments)

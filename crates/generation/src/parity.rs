@@ -1,11 +1,12 @@
-//! Parity with diffusers and with the official ScaleCrafter code on a tiny random-weight model of the
-//! Stable Diffusion 1.5 layout. `tests/data/README.md` says how the arrays were made.
+//! Parity with diffusers and with the official ScaleCrafter code on tiny random-weight models of
+//! each of the Stable Diffusion 1.5, 2.1 and XL layouts. `tests/data/README.md` says how the arrays were made.
 
 use crate::methods::{Dispersion as DispersionSettings, Method, Redilation, Settings};
 use crate::noise::Generator;
-use crate::pipeline::{Injected, Pipeline, Request, Trace};
+use crate::pipeline::{Injected, Pipeline, Request, SizeConditioning, Trace};
 use crate::plan::{ConvAction, Dilation, Kernel, Plan};
-use crate::sampler::{Sampler, Schedule};
+use crate::sampler::{Sampler, Schedule, ScheduleOptions, Spacing};
+use crate::unet::Told;
 use crate::{ClipTokenizer, Dispersion, MethodSpec, disperse};
 use candle_core::{DType, Device, Tensor};
 use std::collections::HashMap;
@@ -23,9 +24,24 @@ fn golden(path: &str) -> HashMap<String, Tensor> {
     candle_core::safetensors::load(data(&format!("{path}.safetensors")), &Device::Cpu).unwrap()
 }
 
+const MODELS: [&str; 3] = ["sd15", "sd21", "sdxl"];
+
+/// The tiny model of a layout, loaded once.
+fn model(name: &str) -> &'static Pipeline {
+    static PIPELINES: [OnceLock<Pipeline>; 3] = [const { OnceLock::new() }; 3];
+    let at = MODELS.iter().position(|m| *m == name).unwrap();
+    PIPELINES[at].get_or_init(|| Pipeline::load(&data(&format!("models/tiny-{name}"))).unwrap())
+}
+
 fn pipeline() -> &'static Pipeline {
-    static PIPELINE: OnceLock<Pipeline> = OnceLock::new();
-    PIPELINE.get_or_init(|| Pipeline::load(&data("models/tiny-sd15")).unwrap())
+    model("sd15")
+}
+
+/// What a U-Net golden was told: text, and for SDXL the pooled text and the sizes.
+fn told(want: &HashMap<String, Tensor>, case: &str) -> Told {
+    let at = |part: &str| want.get(&if case.is_empty() { part.to_owned() } else { format!("{case}.{part}") }).cloned();
+    let added = at("text_embeds").map(|pooled| (pooled, at("time_ids").unwrap()));
+    Told { text: at("context").unwrap(), added }
 }
 
 fn values(t: &Tensor) -> Vec<f64> {
@@ -69,10 +85,31 @@ fn redilation(tau: f64, progressive: bool, list: &[(&str, f64)]) -> Option<Redil
     Some(Redilation { tau, of_steps: 6, progressive, dilation: rules(list) })
 }
 
-fn dispersion(tau: f64) -> Option<DispersionSettings> {
-    let sites = ["down_blocks.2.downsamplers.**", "down_blocks.3.**", "mid_block.**", "up_blocks.{0,1}.**"];
-    let sites = sites.map(str::to_owned).to_vec();
+const GRADED_SD21: [(&str, f64); 8] = [
+    ("down_blocks.2.resnets.**", 3.0),
+    ("down_blocks.2.downsamplers.**", 4.0),
+    ("down_blocks.3.**", 4.0),
+    ("mid_block.**", 4.0),
+    ("up_blocks.0.**", 4.0),
+    ("up_blocks.1.**", 4.0),
+    ("up_blocks.2.**", 3.0),
+    ("up_blocks.3.**", 2.0),
+];
+
+const GRADED_SDXL: [(&str, f64); 5] =
+    [("down_blocks.2.**", 4.0), ("mid_block.**", 4.0), ("up_blocks.0.**", 4.0), ("up_blocks.1.**", 3.0), ("up_blocks.2.**", 2.0)];
+
+const DISPERSED: [&str; 4] = ["down_blocks.2.downsamplers.**", "down_blocks.3.**", "mid_block.**", "up_blocks.{0,1}.**"];
+
+const DISPERSED_SDXL: [&str; 3] = ["down_blocks.2.**", "mid_block.**", "up_blocks.0.**"];
+
+fn dispersion_at(tau: f64, sites: &[&str]) -> Option<DispersionSettings> {
+    let sites = sites.iter().map(|s| (*s).to_owned()).collect();
     Some(DispersionSettings { tau, of_steps: 6, sites, transform: Dispersion::PAPER })
+}
+
+fn dispersion(tau: f64) -> Option<DispersionSettings> {
+    dispersion_at(tau, &DISPERSED)
 }
 
 fn method(settings: Settings) -> Method {
@@ -105,65 +142,151 @@ fn noise_equals_torch() {
     }
 }
 
+const PROMPTS: [&str; 5] = [
+    ASTRONAUT,
+    "",
+    CORGI,
+    "Miniature house with plants in the potted area, hyper realism, dramatic ambient lighting, high detail",
+    "blurry, low quality, watermark",
+];
+
 #[test]
 fn text() {
-    let want = golden("sd15/text");
-    let prompts = [
-        "a professional photograph of an astronaut riding a horse",
-        "",
-        "A corgi sits on a beach chair on a beautiful beach, with palm trees behind, high details",
-        "Miniature house with plants in the potted area, hyper realism, dramatic ambient lighting, high detail",
-        "blurry, low quality, watermark",
-    ];
-    let tokenizer = ClipTokenizer::open(&data("models/tiny-sd15/tokenizer")).unwrap();
-    let ids: Vec<Vec<i64>> = want["input_ids"].to_vec2().unwrap();
-    for (row, prompt) in prompts.iter().enumerate() {
-        let got: Vec<i64> = tokenizer.encode(prompt).unwrap().into_iter().map(i64::from).collect();
-        assert_eq!(got, ids[row], "{prompt}");
-        let got = pipeline().embed(prompt).unwrap();
-        check("text", &got, &want["last_hidden_state"].narrow(0, row, 1).unwrap());
+    for name in MODELS {
+        let want = golden(&format!("{name}/text"));
+        for suffix in ["", "_2"] {
+            let Some(ids) = want.get(&format!("input_ids{suffix}")) else { continue };
+            let ids: Vec<Vec<i64>> = ids.to_vec2().unwrap();
+            let folder = data(&format!("models/tiny-{name}"));
+            let (tokenizer, encoder) = (format!("tokenizer{suffix}"), format!("text_encoder{suffix}"));
+            let tokens = ClipTokenizer::open(&folder.join(&tokenizer)).unwrap();
+            let clip = crate::text::Clip::open(&folder, &tokenizer, &encoder, !suffix.is_empty()).unwrap();
+            for (row, prompt) in PROMPTS.iter().enumerate() {
+                let got: Vec<i64> = tokens.encode(prompt).unwrap().into_iter().map(i64::from).collect();
+                assert_eq!(got, ids[row], "{name}: {prompt}");
+                let got = clip.encode(prompt).unwrap();
+                let at = |part: &str| want[&format!("{part}{suffix}")].narrow(0, row, 1).unwrap();
+                check("last_hidden_state", &got.last, &at("last_hidden_state"));
+                check("penultimate", &got.penultimate, &at("penultimate"));
+                if let Some(pooled) = &got.pooled {
+                    check("text_embeds", pooled, &at("text_embeds"));
+                }
+            }
+        }
     }
+}
+
+/// Ours against candle's own CLIP, which knows OpenAI's activation only: the pocket checkpoint's encoder.
+#[test]
+fn text_encoder_equals_candles() {
+    use candle_transformers::models::clip::text_model::{Activation, ClipTextConfig, ClipTextTransformer};
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../datasets/pocket");
+    let ours = crate::text::Clip::open(&folder, "tokenizer", "text_encoder", false).unwrap();
+    let read = std::fs::read(folder.join("text_encoder/config.json")).unwrap();
+    let c: serde_json::Value = serde_json::from_slice(&read).unwrap();
+    let n = |key: &str| c[key].as_u64().unwrap() as usize;
+    let config = ClipTextConfig {
+        vocab_size: n("vocab_size"),
+        embed_dim: n("hidden_size"),
+        activation: Activation::QuickGelu,
+        intermediate_size: n("intermediate_size"),
+        max_position_embeddings: n("max_position_embeddings"),
+        pad_with: None,
+        num_hidden_layers: n("num_hidden_layers"),
+        num_attention_heads: n("num_attention_heads"),
+        projection_dim: n("projection_dim"),
+    };
+    let tensors = candle_core::safetensors::load(folder.join("text_encoder/model.safetensors"), &Device::Cpu).unwrap();
+    let tensors = tensors.into_iter().map(|(k, v)| (k, v.to_dtype(DType::F32).unwrap())).collect();
+    let vb = candle_nn::VarBuilder::from_tensors(tensors, DType::F32, &Device::Cpu);
+    let theirs = ClipTextTransformer::new(vb.pp("text_model"), &config).unwrap();
+    for prompt in ["red apple", "", "face with tears of joy"] {
+        let ids = ClipTokenizer::open(&folder.join("tokenizer")).unwrap().encode(prompt).unwrap();
+        let want = theirs.forward_with_mask(&Tensor::new(ids, &Device::Cpu).unwrap().unsqueeze(0).unwrap(), usize::MAX).unwrap();
+        check(prompt, &ours.encode(prompt).unwrap().last, &want);
+    }
+}
+
+#[test]
+fn token_ids() {
+    // The tiny vocabularies hold CLIP's first merges only; the full one is not ours to ship.
+    let tokenizer = ClipTokenizer::open(&data("models/tiny-sd15/tokenizer")).unwrap();
+    let long = "a very long prompt about many things ".repeat(12);
+    let ids = tokenizer.encode(&long).unwrap();
+    assert_eq!((ids.len(), ids[76]), (77, 1513));
+    let cut = tokenizer.overflow(&long).unwrap();
+    assert!(long.ends_with(cut) && !cut.is_empty() && cut.len() < long.len(), "{cut}");
+    assert_eq!(tokenizer.overflow(CORGI).unwrap().len(), 0);
 }
 
 #[test]
 fn unet() {
-    let want = golden("sd15/unet");
-    let unet = &pipeline().unet;
-    let cases =
-        [("base_t981", 981), ("base_t1", 1), ("x2_t500", 500), ("nonsq_24x40_t741", 741), ("odd_20x28_t261", 261), ("odd_22x30_t621", 621)];
-    for (case, timestep) in cases {
-        let at = |part: &str| &want[&format!("{case}.{part}")];
-        let got = unet.forward(at("sample"), timestep, at("context"), &Plan::plain(&unet.sites)).unwrap();
-        check(case, &got, at("out"));
+    for name in MODELS {
+        let want = golden(&format!("{name}/unet"));
+        let unet = &model(name).unet;
+        let cases = [
+            ("base_t981", 981.0),
+            ("base_t1", 1.0),
+            ("x2_t500", 500.0),
+            ("nonsq_24x40_t741", 741.0),
+            ("odd_20x28_t261", 261.0),
+            ("odd_22x30_t621", 621.0),
+        ];
+        for (case, timestep) in cases {
+            let at = |part: &str| &want[&format!("{case}.{part}")];
+            let got = unet.forward(at("sample"), timestep, &told(&want, case), &Plan::plain(&unet.sites)).unwrap();
+            check(&format!("{name} {case}"), &got, at("out"));
+        }
+        let want = golden(&format!("{name}/unet_taps"));
+        let mut seen = 0;
+        let mut see = |path: &str, got: &Tensor| {
+            check(&format!("{name} {path}"), got, &want[&format!("tap.{path}")]);
+            seen += 1;
+        };
+        unet.forward_observed(&want["sample"], 401.0, &told(&want, ""), &Plan::plain(&unet.sites), &mut see).unwrap();
+        assert_eq!(seen, if name == "sdxl" { 11 } else { 12 });
     }
-    let want = golden("sd15/unet_taps");
-    let mut seen = 0;
-    let mut see = |path: &str, got: &Tensor| {
-        check(path, got, &want[&format!("tap.{path}")]);
-        seen += 1;
-    };
-    unet.forward_observed(&want["sample"], 401, &want["context"], &Plan::plain(&unet.sites), &mut see).unwrap();
-    assert_eq!(seen, 12);
+}
+
+fn moment(timestep: f64, latent: (usize, usize), native: (usize, usize)) -> crate::plan::Moment {
+    crate::plan::Moment { step: 0, n_steps: 6, timestep, latent, native, guidance_scale: 1.0 }
 }
 
 #[test]
 fn redilated_unet() {
-    let want = golden("scalecrafter/unet_sd15");
-    let unet = &pipeline().unet;
-    let cases = [
-        ("f2", Settings { redilation: redilation(6.0, false, &uniform(2.0)), ..Settings::default() }),
-        ("f2p5", Settings { redilation: redilation(6.0, false, &uniform(2.5)), ..Settings::default() }),
-        ("f234", Settings { redilation: redilation(6.0, false, &GRADED), ..Settings::default() }),
-        ("f234_disperse", Settings { redilation: redilation(6.0, false, &GRADED), dispersion: dispersion(6.0), ..Settings::default() }),
+    let graded = |dispersed: bool, list: &[(&str, f64)], spread: &[&str]| Settings {
+        redilation: redilation(6.0, false, list),
+        dispersion: if dispersed { dispersion_at(6.0, spread) } else { None },
+        ..Settings::default()
+    };
+    let plain = |factor: f64| graded(false, &uniform(factor), &[]);
+    let sd15: Vec<(&str, Settings)> = vec![
+        ("f2", plain(2.0)),
+        ("f2p5", plain(2.5)),
+        ("f234", graded(false, &GRADED, &[])),
+        ("f234_disperse", graded(true, &GRADED, &DISPERSED)),
     ];
-    for (case, settings) in cases {
-        let method = method(settings);
-        for (size, timestep) in [("48x48", 701), ("20x28", 601)] {
-            let at = |part: &str| &want[&format!("{size}.{part}")];
-            let moment = crate::plan::Moment { step: 0, n_steps: 6, timestep, latent: (32, 32), native: (32, 32), guidance_scale: 1.0 };
-            let passes = method.passes(&unet.sites, &moment);
-            let got = unet.forward(at("sample"), timestep, at("context"), &passes[0].plan).unwrap();
-            check(&format!("{size}.{case}"), &got, at(&format!("{case}.out")));
+    let sd21 = vec![("f2p5", plain(2.5)), ("f234_disperse", graded(true, &GRADED_SD21, &DISPERSED))];
+    let sdxl = vec![
+        ("f2", graded(false, &[("mid_block.**", 2.0), ("up_blocks.0.**", 2.0)], &[])),
+        ("f234", graded(false, &GRADED_SDXL, &[])),
+        ("f234_disperse", graded(true, &GRADED_SDXL, &DISPERSED_SDXL)),
+    ];
+    for (name, cases) in [("sd15", sd15), ("sd21", sd21), ("sdxl", sdxl)] {
+        let want = golden(&format!("scalecrafter/unet_{name}"));
+        let unet = &model(name).unet;
+        for (case, settings) in cases {
+            let method = Method::new("test", settings, &unet.sites).unwrap();
+            let mut n = 0;
+            for (size, timestep) in [("48x48", 701.0), ("48x40", 701.0), ("20x28", 601.0), ("24x40", 601.0), ("22x26", 601.0)] {
+                let at = |part: &str| want.get(&format!("{size}.{part}"));
+                let Some(sample) = at("sample") else { continue };
+                let passes = method.passes(&unet.sites, &moment(timestep, (32, 32), (32, 32)));
+                let got = unet.forward(sample, timestep, &told(&want, size), &passes[0].plan).unwrap();
+                check(&format!("{name} {size}.{case}"), &got, at(&format!("{case}.out")).unwrap());
+                n += 1;
+            }
+            assert_eq!(n, 2);
         }
     }
 }
@@ -172,17 +295,39 @@ fn redilated_unet() {
 fn attention_scale() {
     let want = golden("scalecrafter/scaled_attn");
     let unet = &pipeline().unet;
-    let (sample, context) = (&want["sd15.sample"], &want["sd15.context"]);
+    let (sample, context) = (&want["sd15.sample"], told(&want, "sd15"));
     let method = method(Settings { attention_scale: Some(crate::methods::AttentionScale {}), ..Settings::default() });
-    let plain = unet.forward(sample, 601, context, &Plan::plain(&unet.sites)).unwrap();
+    let plain = unet.forward(sample, 601.0, &context, &Plan::plain(&unet.sites)).unwrap();
     check("plain", &plain, &want["sd15.plain.out"]);
     // The case's ratio of areas, whatever the true latent size: a native size that has it.
     for (case, native) in [("c0", (16, 20)), ("c1", (16, 40)), ("c2", (8, 10))] {
-        let moment = crate::plan::Moment { step: 0, n_steps: 1, timestep: 601, latent: (32, 40), native, guidance_scale: 1.0 };
-        let plan = &method.passes(&unet.sites, &moment)[0].plan;
-        let got = unet.forward(sample, 601, context, plan).unwrap();
+        let plan = &method.passes(&unet.sites, &moment(601.0, (32, 40), native))[0].plan;
+        let got = unet.forward(sample, 601.0, &context, plan).unwrap();
         check(case, &got, &want[&format!("sd15.{case}.out")]);
         assert!(difference(&got, &plain) > 1e-3, "{case}: the softmax scale must reach the network");
+    }
+}
+
+#[test]
+fn freeu() {
+    use crate::methods::{FreeU, Trigger};
+    let want = golden("scalecrafter/freeu");
+    for size in ["5x7", "6x9", "8x8"] {
+        for s in ["0.2", "0.9"] {
+            let got = scalebench_kernels::scale_low_frequencies(&want[&format!("ff.{size}.x")], s.parse().unwrap()).unwrap();
+            check(&format!("filter {size} {s}"), &got, &want[&format!("ff.{size}.s{s}")]);
+        }
+    }
+    for (name, b1, b2) in [("sd15", 1.2, 1.4), ("sd21", 1.1, 1.2)] {
+        let unet = &model(name).unet;
+        let settings = |trigger| Settings { freeu: Some(FreeU { trigger, b1, b2, s1: 0.9, s2: 0.2 }), ..Settings::default() };
+        let run = |trigger| {
+            let method = Method::new("test", settings(trigger), &unet.sites).unwrap();
+            let plan = &method.passes(&unet.sites, &moment(501.0, (24, 32), (32, 32)))[0].plan;
+            unet.forward(&want[&format!("{name}.sample")], 501.0, &told(&want, name), plan).unwrap()
+        };
+        check(name, &run(Trigger::Channels), &want[&format!("{name}.out")]);
+        assert!(difference(&run(Trigger::Blocks), &want[&format!("{name}.out")]) > 1e-3, "the two triggers differ");
     }
 }
 
@@ -240,53 +385,106 @@ fn dispersion_transforms() {
     }
 }
 
+/// Step sequences of diffusers' schedulers on given model outputs.
 #[test]
-fn ddim_steps() {
+fn sampler_steps() {
     let folder = tempfile::tempdir().unwrap();
+    let v = &[("prediction_type", "v_prediction")][..];
+    let leading = &[("timestep_spacing", "leading")][..];
+    let plain = ScheduleOptions::default();
+    let trailing = ScheduleOptions { timestep_spacing: Some(Spacing::Trailing), ..plain };
+    let karras = ScheduleOptions { use_karras_sigmas: Some(true), ..plain };
     let cases = [
-        ("ddim_sd_eta0", 0.0, "epsilon", "leading"),
-        ("ddim_sd_eta1", 1.0, "epsilon", "leading"),
-        ("ddim_trailing_eta0", 0.0, "epsilon", "trailing"),
-        ("ddim_v_eta0", 0.0, "v_prediction", "leading"),
-        ("ddim_v_eta1", 1.0, "v_prediction", "leading"),
-        ("ddim_xl_eta1", 1.0, "epsilon", "leading"),
+        ("ddim_sd_eta0", Sampler::Ddim, 0.0, &[][..], plain),
+        ("ddim_sd_eta1", Sampler::Ddim, 1.0, &[], plain),
+        ("ddim_trailing_eta0", Sampler::Ddim, 0.0, &[], trailing),
+        ("ddim_v_eta0", Sampler::Ddim, 0.0, v, plain),
+        ("ddim_v_eta1", Sampler::Ddim, 1.0, v, plain),
+        ("ddim_xl_eta1", Sampler::Ddim, 1.0, leading, plain),
+        ("ddim_zero_snr", Sampler::Ddim, 0.0, v, ScheduleOptions { rescale_betas_zero_snr: Some(true), ..trailing }),
+        ("ddpm_sd", Sampler::Ddpm, 0.0, &[], plain),
+        ("ddpm_v", Sampler::Ddpm, 0.0, v, plain),
+        ("pndm_sd", Sampler::Pndm, 0.0, &[], plain),
+        ("pndm_v", Sampler::Pndm, 0.0, v, plain),
+        ("euler_sd_linspace", Sampler::Euler, 0.0, &[], plain),
+        ("euler_trailing", Sampler::Euler, 0.0, leading, trailing),
+        ("euler_v", Sampler::Euler, 0.0, v, plain),
+        ("euler_xl", Sampler::Euler, 0.0, leading, plain),
+        ("euler_xl_karras", Sampler::Euler, 0.0, leading, karras),
+        ("euler_ancestral_sd", Sampler::EulerAncestral, 0.0, &[], plain),
+        ("euler_ancestral_v", Sampler::EulerAncestral, 0.0, v, plain),
+        ("dpmpp2m_sd", Sampler::DpmPp2m, 0.0, &[], plain),
+        ("dpmpp2m_sd_20", Sampler::DpmPp2m, 0.0, &[], plain),
+        ("dpmpp2m_sd_karras", Sampler::DpmPp2m, 0.0, &[], karras),
+        ("dpmpp2m_v", Sampler::DpmPp2m, 0.0, v, plain),
+        ("dpmpp2m_xl_leading", Sampler::DpmPp2m, 0.0, leading, plain),
+        ("unipc_sd", Sampler::UniPc, 0.0, &[], plain),
+        ("unipc_sd_karras", Sampler::UniPc, 0.0, &[], karras),
+        ("unipc_v", Sampler::UniPc, 0.0, v, plain),
+        ("unipc_xl_leading", Sampler::UniPc, 0.0, leading, plain),
     ];
-    for (case, eta, prediction, spacing) in cases {
+    for (case, sampler, eta, more, options) in cases {
         let want = golden(&format!("schedulers/{case}"));
         let file = folder.path().join(format!("{case}.json"));
-        let config = serde_json::json!({
+        let mut config = serde_json::json!({
             "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "clip_sample": false, "steps_offset": 1,
-            "set_alpha_to_one": false, "prediction_type": prediction, "timestep_spacing": spacing,
+            "set_alpha_to_one": false, "skip_prk_steps": true,
         });
+        for (key, value) in more {
+            config[*key] = (*value).into();
+        }
         std::fs::write(&file, config.to_string()).unwrap();
         let schedule = Schedule::open(&file).unwrap();
-        for (a, b) in schedule.alphas_cumprod.iter().zip(values(&want["alphas_cumprod"])) {
-            assert!((f64::from(*a) - b).abs() < 1e-6);
-        }
-        for n in [10usize, 7] {
-            let at = |part: &str| &want[&format!("n{n}.{part}")];
-            let timesteps = schedule.timesteps(n);
-            assert_eq!(timesteps.iter().map(|&t| t as f64).collect::<Vec<_>>(), values(at("timesteps")), "{case}");
-            let mut x = at("init").clone();
-            for (i, &t) in timesteps.iter().enumerate() {
-                let noise = want.get(&format!("n{n}.noise")).map(|n| n.get(i).unwrap());
-                let output = at("model_outputs").get(i).unwrap();
-                x = schedule.ddim_step(&x, &output, t, n, eta, noise.as_ref()).unwrap();
-                check(&format!("{case} {n} {i}"), &x, &at("samples").get(i).unwrap());
+        let mut runs = 0;
+        for n in [20usize, 10, 7] {
+            let at = |part: &str| want.get(&format!("n{n}.{part}"));
+            let Some(timesteps) = at("timesteps") else { continue };
+            let mut walk = schedule.walk(sampler, n, eta, &options).unwrap();
+            for (got, want) in walk.timesteps().iter().zip(values(timesteps)) {
+                assert!((got - want).abs() < 1e-3, "{case}: {got} {want}");
             }
+            assert_eq!(walk.timesteps().len(), timesteps.dims()[0]);
+            let mut x = at("init").unwrap().clone();
+            for i in 0..walk.timesteps().len() {
+                if let Some(scaled) = at("scaled_inputs") {
+                    check(&format!("{case} {n} input {i}"), &walk.scale_input(i, &x).unwrap(), &scaled.get(i).unwrap());
+                }
+                let noise = at("noise").map(|n| n.get(i).unwrap());
+                assert_eq!(noise.is_some(), walk.draws_noise(), "{case}");
+                let output = at("model_outputs").unwrap().get(i).unwrap();
+                x = walk.step(i, &x, &output, noise.as_ref()).unwrap();
+                check(&format!("{case} {n} {i}"), &x, &at("samples").unwrap().get(i).unwrap());
+            }
+            runs += 1;
         }
+        assert!(runs > 0, "{case}");
+    }
+}
+
+#[test]
+fn added_noise() {
+    let want = golden("schedulers/add_noise");
+    let schedule = Schedule::open(&data("models/tiny-sd15/scheduler/scheduler_config.json")).unwrap();
+    let walk = schedule.walk(Sampler::Ddim, 1000, 0.0, &ScheduleOptions::default()).unwrap();
+    let timesteps: Vec<i64> = want["t"].to_vec1().unwrap();
+    for (row, t) in timesteps.into_iter().enumerate() {
+        let Some(i) = walk.timesteps().iter().position(|&s| s == t as f64) else { continue };
+        let pick = |name: &str| want[name].get(row).unwrap();
+        check("noisy", &walk.add_noise(i, &pick("x"), &pick("noise")).unwrap(), &pick("noisy"));
     }
 }
 
 #[test]
 fn autoencoder() {
-    let want = golden("sd15/vae");
-    for i in 0..2 {
-        let got = pipeline().vae.decode(&want[&format!("decode{i}.latents")]).unwrap();
-        check("decode", &got, &want[&format!("decode{i}.image")]);
-        let (mean, logvar) = pipeline().vae.encode(&want[&format!("encode{i}.image")]).unwrap();
-        check("encode mean", &mean, &want[&format!("encode{i}.mean")]);
-        check("encode logvar", &logvar, &want[&format!("encode{i}.logvar")]);
+    for name in MODELS {
+        let want = golden(&format!("{name}/vae"));
+        for i in 0..2 {
+            let got = model(name).vae.decode(&want[&format!("decode{i}.latents")]).unwrap();
+            check("decode", &got, &want[&format!("decode{i}.image")]);
+            let (mean, logvar) = model(name).vae.encode(&want[&format!("encode{i}.image")]).unwrap();
+            check("encode mean", &mean, &want[&format!("encode{i}.mean")]);
+            check("encode logvar", &logvar, &want[&format!("encode{i}.logvar")]);
+        }
     }
 }
 
@@ -302,20 +500,22 @@ fn request(latent: &Tensor, prompt: &str, steps: usize, eta: f64) -> Request {
         height: h as u32 * 8,
         steps,
         sampler: Sampler::Ddim,
+        schedule: ScheduleOptions::default(),
         guidance_scale: 7.5,
         guidance_rescale: 0.0,
         eta,
         seed: 0,
+        size_conditioning: SizeConditioning::Target,
     }
 }
 
 /// Runs a loop on the golden's randomness and compares every recorded stage of batch row `row`.
-fn check_loop(path: &str, want: &HashMap<String, Tensor>, request: &Request, method: &Method, row: usize) {
+fn check_loop(pipeline: &Pipeline, path: &str, want: &HashMap<String, Tensor>, request: &Request, method: &Method, row: usize) {
     let pick = |t: &Tensor| t.narrow(0, row, 1).unwrap();
     let injected =
         Injected { init_latents: Some(pick(&want["init_latents"])), step_noise: want.get("noise").map(|n| n.narrow(1, row, 1).unwrap()) };
     let mut trace = Trace::default();
-    pipeline().generate_with(request, method, &injected, Some(&mut trace)).unwrap();
+    pipeline.generate_with(request, method, &injected, Some(&mut trace)).unwrap();
     let batch = want["init_latents"].dims()[0];
     let mut n = 0;
     for (name, want) in want {
@@ -339,56 +539,85 @@ fn check_loop(path: &str, want: &HashMap<String, Tensor>, request: &Request, met
 
 #[test]
 fn diffusers_loops() {
-    let plain = method(Settings::default());
-    for (name, eta, rescale, negative) in [
-        ("loop_ddim_eta0", 0.0, 0.0, "blurry, low quality, watermark"),
-        ("loop_ddim_eta1", 1.0, 0.0, ""),
-        ("loop_ddim_eta0_rescale", 0.0, 0.7, "blurry, low quality, watermark"),
+    let negative = "blurry, low quality, watermark";
+    for (name, eta, rescale, negative, sampler) in [
+        ("sd15/loop_ddim_eta0", 0.0, 0.0, negative, Sampler::Ddim),
+        ("sd15/loop_ddim_eta1", 1.0, 0.0, "", Sampler::Ddim),
+        ("sd15/loop_ddim_eta0_rescale", 0.0, 0.7, negative, Sampler::Ddim),
+        ("sd15/loop_unipc", 0.0, 0.0, negative, Sampler::UniPc),
+        ("sd21/loop_dpmpp2m", 0.0, 0.0, negative, Sampler::DpmPp2m),
+        ("sd21/loop_ddim_v", 0.0, 0.0, negative, Sampler::Ddim),
+        ("sdxl/loop_euler", 0.0, 0.0, "", Sampler::Euler),
+        ("sdxl/loop_euler_neg", 0.0, 0.0, negative, Sampler::Euler),
     ] {
-        let want = golden(&format!("sd15/{name}"));
+        let want = golden(name);
+        let pipeline = if name.ends_with("_v") { v_prediction() } else { model(name.split_once('/').unwrap().0) };
         let mut request = request(&want["init_latents"], ASTRONAUT, 10, eta);
+        if name.starts_with("sdxl") {
+            request.guidance_scale = 5.0;
+        }
         request.guidance_rescale = rescale;
         request.negative_prompt = negative.into();
-        check_loop(name, &want, &request, &plain, 0);
+        request.sampler = sampler;
+        check_loop(pipeline, name, &want, &request, &Method::direct(pipeline.sites()), 0);
     }
+}
+
+/// The SD 2.1 model under the scheduler of its 768 px sibling.
+fn v_prediction() -> &'static Pipeline {
+    static PIPELINE: OnceLock<Pipeline> = OnceLock::new();
+    PIPELINE.get_or_init(|| {
+        let folder = tempfile::tempdir().unwrap();
+        let from = data("models/tiny-sd21");
+        for component in ["text_encoder", "tokenizer", "unet", "vae", "scheduler"] {
+            std::fs::create_dir(folder.path().join(component)).unwrap();
+            let source = from.join(if component == "scheduler" { "scheduler_v_prediction" } else { component });
+            for entry in std::fs::read_dir(source).unwrap() {
+                let file = entry.unwrap().path();
+                std::fs::copy(&file, folder.path().join(component).join(file.file_name().unwrap())).unwrap();
+            }
+        }
+        Pipeline::load(folder.path()).unwrap()
+    })
 }
 
 #[test]
 fn official_scalecrafter_loops() {
     let graded_weak = &GRADED[1..6];
+    let xl_weak_disperse =
+        [("down_blocks.2.**", 3.0), ("mid_block.**", 3.0), ("up_blocks.0.resnets.**", 3.0), ("up_blocks.0.upsamplers.**", 2.0)];
+    let xl_weak = [("mid_block.**", 2.0), ("up_blocks.0.**", 2.0)];
+    let plain = |tau: f64, list: &[(&str, f64)]| Settings { redilation: redilation(tau, false, list), ..Settings::default() };
+    let damped = |tau, list: &[(&str, f64)], weak_tau, weak: &[(&str, f64)], dispersion| Settings {
+        redilation: redilation(tau, true, list),
+        noise_damped_guidance: redilation(weak_tau, true, weak),
+        dispersion,
+        ..Settings::default()
+    };
     let cases = [
-        ("loop_sd15_dilate", 1.0, 0.0, Settings { redilation: redilation(4.0, false, &uniform(2.0)), ..Settings::default() }),
-        ("loop_sd15_eta0_odd", 0.0, 0.7, Settings { redilation: redilation(4.0, false, &uniform(2.5)), ..Settings::default() }),
-        (
-            "loop_sd15_ndcfg_prog_b2",
-            1.0,
-            0.0,
-            Settings {
-                redilation: redilation(5.0, true, &GRADED),
-                noise_damped_guidance: redilation(3.0, true, graded_weak),
-                ..Settings::default()
-            },
-        ),
-        (
-            "loop_sd15_disperse",
-            1.0,
-            0.0,
-            Settings {
-                redilation: redilation(5.0, true, &GRADED),
-                noise_damped_guidance: redilation(3.0, true, graded_weak),
-                dispersion: dispersion(2.0),
-                ..Settings::default()
-            },
-        ),
+        ("loop_sd15_dilate", 1.0, 0.0, plain(4.0, &uniform(2.0))),
+        ("loop_sd15_eta0_odd", 0.0, 0.7, plain(4.0, &uniform(2.5))),
+        ("loop_sd15_ndcfg_prog_b2", 1.0, 0.0, damped(5.0, &GRADED, 3.0, graded_weak, None)),
+        ("loop_sd15_disperse", 1.0, 0.0, damped(5.0, &GRADED, 3.0, graded_weak, dispersion_at(2.0, &DISPERSED))),
+        ("loop_sd21_dilate25", 1.0, 0.0, plain(4.0, &uniform(2.5))),
+        ("loop_sd21_v_pred", 1.0, 0.0, plain(4.0, &uniform(2.0))),
+        ("loop_sd21_disperse", 1.0, 0.0, damped(4.0, &GRADED_SD21, 3.0, &GRADED_SD21[..7], dispersion_at(2.0, &DISPERSED))),
+        ("loop_sdxl_dilate", 1.0, 0.0, plain(4.0, &[("mid_block.**", 2.0), ("up_blocks.0.**", 2.0)])),
+        ("loop_sdxl_ndcfg_prog", 1.0, 0.0, damped(5.0, &GRADED_SDXL, 4.0, &xl_weak, None)),
+        ("loop_sdxl_disperse", 1.0, 0.0, damped(4.0, &GRADED_SDXL, 3.0, &xl_weak_disperse, dispersion_at(2.0, &DISPERSED_SDXL))),
     ];
     for (name, eta, rescale, settings) in cases {
         let want = golden(&format!("scalecrafter/{name}"));
-        let method = method(settings);
+        let pipeline = if name.ends_with("v_pred") { v_prediction() } else { model(name.split('_').nth(1).unwrap()) };
+        let method = Method::new("test", settings, pipeline.sites()).unwrap();
         for row in 0..want["init_latents"].dims()[0] {
             let prompt = if row == 0 { ASTRONAUT } else { CORGI };
             let mut request = request(&want["init_latents"], prompt, 6, eta);
             request.guidance_rescale = rescale;
-            check_loop(name, &want, &request, &method, row);
+            if name.contains("sdxl") {
+                request.guidance_scale = 5.0;
+            }
+            check_loop(pipeline, name, &want, &request, &method, row);
         }
     }
 }
@@ -397,14 +626,14 @@ fn official_scalecrafter_loops() {
 fn plain_plans_are_bit_identical_to_the_network() {
     let want = golden("sd15/unet");
     let unet = &pipeline().unet;
-    let (x, text) = (&want["base_t1.sample"], &want["base_t1.context"]);
+    let (x, text) = (&want["base_t1.sample"], told(&want, "base_t1"));
     // A method after its last active step, and one at the training size, plan nothing.
     let method = method(Settings { redilation: redilation(3.0, true, &GRADED), ..Settings::default() });
-    let moment = crate::plan::Moment { step: 3, n_steps: 6, timestep: 1, latent: (32, 32), native: (32, 32), guidance_scale: 7.5 };
+    let moment = crate::plan::Moment { step: 3, n_steps: 6, timestep: 1.0, latent: (32, 32), native: (32, 32), guidance_scale: 7.5 };
     let passes = method.passes(&unet.sites, &moment);
     assert!(passes.iter().all(|p| p.plan.is_plain()));
-    let a = unet.forward(x, 1, text, &passes[0].plan).unwrap();
-    let b = unet.forward(x, 1, text, &Plan::plain(&unet.sites)).unwrap();
+    let a = unet.forward(x, 1.0, &text, &passes[0].plan).unwrap();
+    let b = unet.forward(x, 1.0, &text, &Plan::plain(&unet.sites)).unwrap();
     assert_eq!(values(&a), values(&b));
 }
 
@@ -418,7 +647,7 @@ fn presets_name_the_published_sites() {
     // 50 convolutions are open to methods in the SD layout, conv_in and conv_out apart.
     assert_eq!(sites.convs.len(), 52);
     let count = |plan: &Plan| plan.convs.iter().filter(|a| a.dilation.is_some()).count();
-    let at = |step| crate::plan::Moment { step, n_steps: 50, timestep: 0, latent: (64, 64), native: (32, 32), guidance_scale: 7.5 };
+    let at = |step| crate::plan::Moment { step, n_steps: 50, timestep: 0.0, latent: (64, 64), native: (32, 32), guidance_scale: 7.5 };
     for (scale, tau) in [(4.0, 30), (6.25, 35), (8.0, 35), (16.0, 35)] {
         let method = preset("scalecrafter").resolve("sd15", scale, sites).unwrap();
         for step in 0..50 {

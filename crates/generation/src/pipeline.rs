@@ -4,10 +4,10 @@ use crate::error::{Error, Result};
 use crate::methods::Method;
 use crate::noise::Generator;
 use crate::plan::{Conditioning, Moment, Pass};
-use crate::sampler::{Sampler, Schedule};
+use crate::sampler::{Sampler, Schedule, ScheduleOptions, Walk};
 use crate::site::SiteTable;
-use crate::text::TextEncoder;
-use crate::unet::UNet;
+use crate::text::{Embedding, TextEncoder};
+use crate::unet::{SIZE_NUMBERS, Told, UNet};
 use crate::vae::Vae;
 use candle_core::{Device, Tensor};
 use std::collections::BTreeMap;
@@ -29,15 +29,43 @@ pub struct Request {
     pub steps: usize,
     /// Which solver.
     pub sampler: Sampler,
+    /// What differs from the checkpoint's scheduler configuration.
+    pub schedule: ScheduleOptions,
     /// Weight of the text direction; 1 and below switch guidance off.
     pub guidance_scale: f64,
     /// Share of the guided prediction that is rescaled to the text prediction's spread (Lin et al.
     /// 2024, §3.4), in [0, 1].
     pub guidance_rescale: f64,
-    /// Share of the DDPM noise that each DDIM step adds, in [0, 1]. The paper's code uses 1.
+    /// Share of the DDPM noise that each DDIM step adds, in [0, 1]; 0 for other samplers. The paper's
+    /// code uses 1.
     pub eta: f64,
     /// Seeds the initial latents and the step noise, as `torch.Generator().manual_seed`.
     pub seed: u64,
+    /// What SDXL is told about the image's size; other models are told nothing.
+    pub size_conditioning: SizeConditioning,
+}
+
+/// The `original_size` and `target_size` that SDXL is told (Podell et al. 2023, §2.2); the crop is
+/// always at (0, 0).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SizeConditioning {
+    /// The size of the image, as ScaleCrafter's code has it.
+    #[default]
+    Target,
+    /// The training size, as FouriScale's code has it.
+    Base,
+}
+
+impl std::str::FromStr for SizeConditioning {
+    type Err = String;
+    fn from_str(name: &str) -> std::result::Result<Self, String> {
+        match name {
+            "target" => Ok(Self::Target),
+            "base" => Ok(Self::Base),
+            _ => Err("expected target or base".into()),
+        }
+    }
 }
 
 /// An image: sRGB bytes, row by row.
@@ -94,17 +122,24 @@ impl std::fmt::Debug for Pipeline {
 }
 
 impl Pipeline {
-    /// Loads a diffusers folder of the Stable Diffusion 1.x layout.
+    /// Loads a diffusers folder of the Stable Diffusion 1.x, 2.x or XL layout.
     pub fn load(folder: &Path) -> Result<Self> {
         let text = TextEncoder::open(folder)?;
         let unet = UNet::open(&folder.join("unet"))?;
         let vae = Vae::open(&folder.join("vae"))?;
         let schedule = Schedule::open(&folder.join("scheduler").join("scheduler_config.json"))?;
-        if text.width != unet.config.cross_attention_dim {
-            let file = folder.join("unet").join("config.json");
-            let reason =
-                format!("`cross_attention_dim` is {}, expected the text encoder's {}", unet.config.cross_attention_dim, text.width);
-            return Err(Error::malformed(file, reason));
+        let wrong = |reason: String| Err(Error::malformed(folder.join("unet").join("config.json"), reason));
+        if text.width() != unet.config.cross_attention_dim {
+            let found = unet.config.cross_attention_dim;
+            return wrong(format!("`cross_attention_dim` is {found}, expected the text encoders' {}", text.width()));
+        }
+        let (pooled, expected) = (text.pooled_width(), unet.config.added.map(|a| a.pooled_width));
+        if expected.is_some() && pooled != expected {
+            let found = pooled.map_or("none".to_owned(), |n| n.to_string());
+            return wrong(format!(
+                "`projection_class_embeddings_input_dim` leaves {} for a pooled text embedding, expected the checkpoint's: {found}",
+                expected.unwrap_or(0)
+            ));
         }
         Ok(Self { text, unet, vae, schedule, digest: digest(folder)? })
     }
@@ -130,9 +165,10 @@ impl Pipeline {
         self.vae.factor as u32
     }
 
-    #[cfg(test)]
-    pub(crate) fn embed(&self, text: &str) -> Result<Tensor> {
-        self.text.embed(text)
+    /// The end of `prompt` that does not fit into the text encoder's tokens and is not seen; empty if
+    /// all is.
+    pub fn overflow<'a>(&self, prompt: &'a str) -> Result<&'a str> {
+        self.text.overflow(prompt)
     }
 
     fn native_latent(&self) -> (usize, usize) {
@@ -160,10 +196,9 @@ impl Pipeline {
                 Err(Error::Request { key, found: value.to_string(), expected: format!("a number from {low} to {high}") })
             }
         };
-        range("steps", request.steps as f64, 1.0, self.schedule.alphas_cumprod.len() as f64)?;
-        range("eta", request.eta, 0.0, 1.0)?;
         range("guidance_scale", request.guidance_scale, 0.0, 1e3)?;
         range("guidance_rescale", request.guidance_rescale, 0.0, 1.0)?;
+        self.walk(request)?;
         method.check(self.latent_size(request), self.native_latent())
     }
 
@@ -174,7 +209,7 @@ impl Pipeline {
 
     /// [`generate`](Self::generate) with randomness from outside where it is given.
     pub fn generate_with(&self, request: &Request, method: &Method, injected: &Injected, trace: Option<&mut Trace>) -> Result<Rgb> {
-        let latents = self.sample(request, method, injected, trace, request.steps)?;
+        let latents = self.sample(request, method, injected, trace, usize::MAX)?;
         self.decode(&latents)
     }
 
@@ -191,22 +226,25 @@ impl Pipeline {
         let start = Instant::now();
         self.decode(&latents)?;
         let decode = start.elapsed().as_secs_f64();
-        let moments = self.moments(request);
+        let moments = self.moments(request, self.walk(request)?.timesteps());
         let passes: Vec<usize> = moments.iter().map(|m| method.passes(self.sites(), m).len()).collect();
         Ok(step * passes.iter().sum::<usize>() as f64 / passes[0] as f64 + decode)
     }
 
-    fn moments(&self, request: &Request) -> Vec<Moment> {
-        let timesteps = self.schedule.timesteps(request.steps);
-        let moment = |(step, timestep)| Moment {
+    fn walk(&self, request: &Request) -> Result<Walk> {
+        self.schedule.walk(request.sampler, request.steps, request.eta, &request.schedule)
+    }
+
+    fn moments(&self, request: &Request, timesteps: &[f64]) -> Vec<Moment> {
+        let moment = |(step, &timestep)| Moment {
             step,
-            n_steps: request.steps,
+            n_steps: timesteps.len(),
             timestep,
             latent: self.latent_size(request),
             native: self.native_latent(),
             guidance_scale: request.guidance_scale,
         };
-        timesteps.into_iter().enumerate().map(moment).collect()
+        timesteps.iter().enumerate().map(moment).collect()
     }
 
     /// The sampler loop, stopped after `limit` steps: latents `(1, c, h, w)`.
@@ -227,9 +265,14 @@ impl Pipeline {
             }
         };
         let text = self.text.embed(&request.prompt)?;
-        let empty = self.text.embed(&request.negative_prompt)?;
-        record("text.cond".into(), &text);
-        record("text.uncond".into(), &empty);
+        let empty = self.text.embed_negative(&request.negative_prompt)?;
+        record("text.cond".into(), &text.hidden);
+        record("text.uncond".into(), &empty.hidden);
+        for (name, embedding) in [("text.cond_pooled", &text), ("text.uncond_pooled", &empty)] {
+            if let Some(pooled) = &embedding.pooled {
+                record(name.into(), pooled);
+            }
+        }
 
         let mut generator = Generator::new(request.seed);
         let drawn = generator.randn(shape)?;
@@ -238,15 +281,19 @@ impl Pipeline {
             None => drawn,
         };
         record("init_latents".into(), &latents);
+        let mut walk = self.walk(request)?;
+        let moments = self.moments(request, walk.timesteps());
         let step_noise = match &injected.step_noise {
-            Some(given) => Some(checked(given, &[request.steps, shape.0, shape.1, h, w], "noise")?),
+            Some(given) => Some(checked(given, &[moments.len(), shape.0, shape.1, h, w], "noise")?),
             None => None,
         };
+        latents = (latents * walk.initial_sigma())?;
         let mut noises = Vec::new();
-        for moment in self.moments(request).iter().take(limit) {
+        for moment in moments.iter().take(limit) {
             let i = moment.step;
             let passes = method.passes(self.sites(), moment);
-            let predictions = self.predict(&latents, moment, &passes, &text, &empty)?;
+            let shown = walk.scale_input(i, &latents)?;
+            let predictions = self.predict(&shown, request, moment, &passes, &text, &empty)?;
             for (j, prediction) in predictions.iter().enumerate() {
                 record(format!("pass{j}.{i}"), prediction);
             }
@@ -254,12 +301,10 @@ impl Pipeline {
             record(format!("guided.{i}"), &guided);
             let noise = match &step_noise {
                 Some(given) => Some(given.get(i)?),
-                None if request.eta > 0.0 => Some(generator.randn(shape)?),
+                None if walk.draws_noise() => Some(generator.randn(shape)?),
                 None => None,
             };
-            latents = match request.sampler {
-                Sampler::Ddim => self.schedule.ddim_step(&latents, &guided, moment.timestep, request.steps, request.eta, noise.as_ref())?,
-            };
+            latents = walk.step(i, &latents, &guided, noise.as_ref())?;
             record(format!("latents.{i}"), &latents);
             noises.extend(noise);
         }
@@ -271,7 +316,15 @@ impl Pipeline {
     }
 
     /// The prediction of each pass, `(1, c, h, w)` each; passes with equal plans run as one batch.
-    fn predict(&self, latents: &Tensor, moment: &Moment, passes: &[Pass], text: &Tensor, empty: &Tensor) -> Result<Vec<Tensor>> {
+    fn predict(
+        &self,
+        latents: &Tensor,
+        request: &Request,
+        moment: &Moment,
+        passes: &[Pass],
+        text: &Embedding,
+        empty: &Embedding,
+    ) -> Result<Vec<Tensor>> {
         let mut predictions: Vec<Option<Tensor>> = vec![None; passes.len()];
         for first in 0..passes.len() {
             if predictions[first].is_some() {
@@ -279,20 +332,35 @@ impl Pipeline {
             }
             let same: Vec<usize> =
                 (first..passes.len()).filter(|&j| predictions[j].is_none() && passes[j].plan == passes[first].plan).collect();
-            let conditions: Vec<&Tensor> = same
-                .iter()
-                .map(|&j| match passes[j].conditioning {
-                    Conditioning::Text => text,
-                    Conditioning::Empty => empty,
-                })
-                .collect();
+            let embeddings = same.iter().map(|&j| match passes[j].conditioning {
+                Conditioning::Text => text,
+                Conditioning::Empty => empty,
+            });
+            let told = self.told(request, &embeddings.collect::<Vec<_>>())?;
             let batch = Tensor::cat(&vec![latents; same.len()], 0)?;
-            let out = self.unet.forward(&batch, moment.timestep, &Tensor::cat(&conditions, 0)?, &passes[first].plan)?;
+            let out = self.unet.forward(&batch, moment.timestep, &told, &passes[first].plan)?;
             for (row, j) in same.into_iter().enumerate() {
                 predictions[j] = Some(out.narrow(0, row, 1)?.contiguous()?);
             }
         }
         Ok(predictions.into_iter().flatten().collect())
+    }
+
+    /// What the network is told in a batch with these embeddings.
+    fn told(&self, request: &Request, embeddings: &[&Embedding]) -> Result<Told> {
+        let text = Tensor::cat(&embeddings.iter().map(|e| &e.hidden).collect::<Vec<_>>(), 0)?;
+        if self.unet.config.added.is_none() {
+            return Ok(Told { text, added: None });
+        }
+        let pooled: Vec<&Tensor> = embeddings.iter().filter_map(|e| e.pooled.as_ref()).collect();
+        let (width, height) = match request.size_conditioning {
+            SizeConditioning::Target => (request.width, request.height),
+            SizeConditioning::Base => self.native_size(),
+        };
+        let (height, width) = (height as f32, width as f32);
+        let sizes: Vec<f32> = [height, width, 0.0, 0.0, height, width].repeat(embeddings.len());
+        let sizes = Tensor::from_vec(sizes, (embeddings.len(), SIZE_NUMBERS), &Device::Cpu)?;
+        Ok(Told { text, added: Some((Tensor::cat(&pooled, 0)?, sizes)) })
     }
 
     fn decode(&self, latents: &Tensor) -> Result<Rgb> {
@@ -360,7 +428,8 @@ fn deviation(x: &Tensor) -> Result<f64> {
 /// Hashes names and contents of a checkpoint's files, in sorted order.
 fn digest(folder: &Path) -> Result<String> {
     let mut files: Vec<PathBuf> = Vec::new();
-    for component in ["scheduler", "text_encoder", "tokenizer", "unet", "vae"] {
+    let optional = ["text_encoder_2", "tokenizer_2"].into_iter().filter(|c| folder.join(c).is_dir());
+    for component in ["scheduler", "text_encoder", "tokenizer", "unet", "vae"].into_iter().chain(optional) {
         let path = folder.join(component);
         let wrong = |source| Error::Io { file: path.clone(), source };
         for entry in std::fs::read_dir(&path).map_err(wrong)? {

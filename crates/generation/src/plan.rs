@@ -73,6 +73,21 @@ impl Default for AttentionAction {
     }
 }
 
+/// What happens where a skip connection joins. The default is the unmodified network.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct SkipAction {
+    /// Multiplies the first half of the backbone's channels.
+    pub backbone: f64,
+    /// Multiplies the four lowest frequencies of the skip connection.
+    pub low_frequencies: f64,
+}
+
+impl Default for SkipAction {
+    fn default() -> Self {
+        Self { backbone: 1.0, low_frequencies: 1.0 }
+    }
+}
+
 /// One action for every site, by the dense indices of a [`SiteTable`].
 #[derive(Debug, Clone, PartialEq)]
 pub struct Plan {
@@ -80,17 +95,25 @@ pub struct Plan {
     pub convs: Vec<ConvAction>,
     /// Per self-attention site.
     pub attentions: Vec<AttentionAction>,
+    /// Per skip connection.
+    pub skips: Vec<SkipAction>,
 }
 
 impl Plan {
     /// The unmodified network.
     pub fn plain(sites: &SiteTable) -> Self {
-        Self { convs: vec![ConvAction::default(); sites.convs.len()], attentions: vec![AttentionAction::default(); sites.attentions.len()] }
+        Self {
+            convs: vec![ConvAction::default(); sites.convs.len()],
+            attentions: vec![AttentionAction::default(); sites.attentions.len()],
+            skips: vec![SkipAction::default(); sites.skips.len()],
+        }
     }
 
     /// Whether nothing is modified.
     pub fn is_plain(&self) -> bool {
-        self.convs.iter().all(|a| *a == ConvAction::default()) && self.attentions.iter().all(|a| *a == AttentionAction::default())
+        let convs = self.convs.iter().all(|a| *a == ConvAction::default());
+        let attentions = self.attentions.iter().all(|a| *a == AttentionAction::default());
+        convs && attentions && self.skips.iter().all(|a| *a == SkipAction::default())
     }
 }
 
@@ -101,8 +124,8 @@ pub struct Moment {
     pub step: usize,
     /// Steps of the whole run.
     pub n_steps: usize,
-    /// The network's timestep.
-    pub timestep: usize,
+    /// The network's timestep; some samplers stop between the trained ones.
+    pub timestep: f64,
     /// Latent (height, width) now.
     pub latent: (usize, usize),
     /// Latent (height, width) of the training resolution.

@@ -33,6 +33,17 @@ impl AttentionSite {
     }
 }
 
+/// A place on the way up where a skip connection joins.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SkipSite {
+    /// Module path of the residual block that the joined maps go into.
+    pub path: String,
+    /// Index of its up block.
+    pub block: usize,
+    /// Channels of the map that comes from below, the backbone.
+    pub channels: usize,
+}
+
 /// Every site of one U-Net, in the order in which its modules are loaded.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct SiteTable {
@@ -40,6 +51,8 @@ pub struct SiteTable {
     pub convs: Vec<ConvSite>,
     /// Self-attentions.
     pub attentions: Vec<AttentionSite>,
+    /// Skip connections.
+    pub skips: Vec<SkipSite>,
 }
 
 impl SiteTable {
@@ -51,6 +64,11 @@ impl SiteTable {
     pub(crate) fn add_attention(&mut self, path: &str, halvings: usize) -> usize {
         self.attentions.push(AttentionSite { path: path.to_owned(), halvings });
         self.attentions.len() - 1
+    }
+
+    pub(crate) fn add_skip(&mut self, path: &str, block: usize, channels: usize) -> usize {
+        self.skips.push(SkipSite { path: path.to_owned(), block, channels });
+        self.skips.len() - 1
     }
 
     /// Indices of the convolutions that `pattern` names.

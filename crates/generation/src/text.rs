@@ -1,11 +1,11 @@
-//! Prompt to embedding: CLIP's byte-level BPE and candle's CLIP text encoder.
+//! Prompt to embedding: CLIP's byte-level BPE and the CLIP text encoders of SD 1.x, SD 2.x and SDXL.
 
 use crate::config::Config;
 use crate::error::{Error, Result};
-use crate::weights::{Weights, weight_file};
-use candle_core::{DType, Device, Tensor};
-use candle_nn::VarBuilder;
-use candle_transformers::models::clip::text_model::{Activation, ClipTextConfig, ClipTextTransformer};
+use crate::layers::{LayerNorm, Linear};
+use crate::weights::{Scope, Weights, weight_file};
+use candle_core::{D, Device, IndexOp, Tensor};
+use scalebench_kernels as kernels;
 use serde_json::{Value, json};
 use std::path::Path;
 use tokenizers::models::bpe::BPE;
@@ -70,13 +70,24 @@ impl ClipTokenizer {
         Ok(Self { tokenizer, start, end, pad, length })
     }
 
-    /// Token ids of `text`, exactly [`length`](Self::length) of them; what does not fit is cut.
-    pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
-        let encoding = self.tokenizer.encode(text, false).map_err(|e| Error::Request {
+    fn tokenize(&self, text: &str) -> Result<tokenizers::Encoding> {
+        self.tokenizer.encode(text, false).map_err(|e| Error::Request {
             key: "prompt",
             found: format!("`{text}`"),
             expected: format!("text that can be tokenized: {e}"),
-        })?;
+        })
+    }
+
+    /// The end of `text` that does not fit into [`length`](Self::length) tokens; empty if all does.
+    pub fn overflow<'a>(&self, text: &'a str) -> Result<&'a str> {
+        let encoding = self.tokenize(text)?;
+        let start = encoding.get_offsets().get(self.length - 2).map_or(text.len(), |(start, _)| *start);
+        Ok(text.get(start..).unwrap_or_default())
+    }
+
+    /// Token ids of `text`, exactly [`length`](Self::length) of them; what does not fit is cut.
+    pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
+        let encoding = self.tokenize(text)?;
         let mut ids = vec![self.start];
         ids.extend(encoding.get_ids().iter().take(self.length - 2));
         ids.push(self.end);
@@ -90,86 +101,221 @@ impl ClipTokenizer {
     }
 }
 
-/// A CLIP text encoder of the SD 1.x layout.
+/// What a network is told about a text.
+#[derive(Debug, Clone)]
+pub(crate) struct Embedding {
+    /// Per token: `(1, tokens, width)`.
+    pub(crate) hidden: Tensor,
+    /// SDXL: of the whole text, `(1, projection)`.
+    pub(crate) pooled: Option<Tensor>,
+}
+
+/// The text side of a checkpoint: one encoder, or SDXL's two.
+#[derive(Debug)]
 pub(crate) struct TextEncoder {
-    tokenizer: ClipTokenizer,
-    model: ClipTextTransformer,
-    /// Channels of the embedding.
-    pub(crate) width: usize,
+    first: Clip,
+    second: Option<Clip>,
+    /// Whether an empty negative prompt is embedded as zeros (`force_zeros_for_empty_prompt`).
+    zero_empty: bool,
 }
 
 impl TextEncoder {
-    /// Reads `tokenizer/` and `text_encoder/` of a checkpoint folder.
+    /// Reads `model_index.json`, `tokenizer*/` and `text_encoder*/` of a checkpoint folder.
     pub(crate) fn open(checkpoint: &Path) -> Result<Self> {
-        let tokenizer = ClipTokenizer::open(&checkpoint.join("tokenizer"))?;
-        let folder = checkpoint.join("text_encoder");
-        let mut config = Config::open(&folder.join("config.json"))?;
-        let c = ClipTextConfig {
-            vocab_size: config.usize("vocab_size", None)?,
-            embed_dim: config.usize("hidden_size", None)?,
-            activation: Activation::QuickGelu,
-            intermediate_size: config.usize("intermediate_size", None)?,
-            max_position_embeddings: config.usize("max_position_embeddings", Some(77))?,
-            pad_with: None,
-            num_hidden_layers: config.usize("num_hidden_layers", None)?,
-            num_attention_heads: config.usize("num_attention_heads", None)?,
-            projection_dim: config.usize("projection_dim", Some(512))?,
-        };
-        config.only("hidden_act", &[json!("quick_gelu")])?;
-        config.only("layer_norm_eps", &[json!(1e-5)])?;
-        if tokenizer.length > c.max_position_embeddings {
-            let reason = format!(
-                "`max_position_embeddings` is {}, expected at least the tokenizer's {}",
-                c.max_position_embeddings, tokenizer.length
-            );
-            return Err(Error::malformed(folder.join("config.json"), reason));
-        }
-
-        // candle's loader neither names files nor notices what it leaves behind, so the whole layout
-        // is checked first and handed over as plain tensors.
-        let file = weight_file(&folder, "model")?;
-        let weights = Weights::open(&file)?;
-        let mut tensors = std::collections::HashMap::new();
-        for (name, shape) in layout(&c) {
-            tensors.insert(name.clone(), weights.root().get(&name, &shape)?);
-        }
-        weights.finish()?;
-        let vb = VarBuilder::from_tensors(tensors, DType::F32, &Device::Cpu);
-        let model = ClipTextTransformer::new(vb.pp("text_model"), &c)?;
-        Ok(Self { tokenizer, model, width: c.embed_dim })
+        let first = Clip::open(checkpoint, "tokenizer", "text_encoder", false)?;
+        let two = checkpoint.join("text_encoder_2").is_dir();
+        let second = if two { Some(Clip::open(checkpoint, "tokenizer_2", "text_encoder_2", true)?) } else { None };
+        let zero_empty = two && Config::open(&checkpoint.join("model_index.json"))?.bool("force_zeros_for_empty_prompt", true)?;
+        Ok(Self { first, second, zero_empty })
     }
 
-    /// The final hidden states of `text`, `(1, tokens, width)` f32.
-    pub(crate) fn embed(&self, text: &str) -> Result<Tensor> {
-        let ids = self.tokenizer.encode(text)?;
-        let ids = Tensor::new(ids, &Device::Cpu)?.unsqueeze(0)?;
-        // No position is masked beyond the causal mask: SD attends to padding too.
-        Ok(self.model.forward_with_mask(&ids, usize::MAX)?)
+    /// Channels of the embedding of a token.
+    pub(crate) fn width(&self) -> usize {
+        self.first.width + self.second.as_ref().map_or(0, |s| s.width)
+    }
+
+    /// Channels of the pooled embedding, if there is one.
+    pub(crate) fn pooled_width(&self) -> Option<usize> {
+        self.second.as_ref().and_then(|s| s.projection.as_ref()).map(|p| p.weight.dims()[0])
+    }
+
+    /// The end of `text` that no encoder sees.
+    pub(crate) fn overflow<'a>(&self, text: &'a str) -> Result<&'a str> {
+        self.first.tokenizer.overflow(text)
+    }
+
+    /// The prompt's embedding: final hidden states of SD 1.x and 2.x, penultimate ones of both
+    /// encoders side by side for SDXL.
+    pub(crate) fn embed(&self, text: &str) -> Result<Embedding> {
+        let first = self.first.encode(text)?;
+        let Some(second) = &self.second else { return Ok(Embedding { hidden: first.last, pooled: None }) };
+        let second = second.encode(text)?;
+        Ok(Embedding { hidden: Tensor::cat(&[first.penultimate, second.penultimate], D::Minus1)?, pooled: second.pooled })
+    }
+
+    /// The negative prompt's embedding.
+    pub(crate) fn embed_negative(&self, text: &str) -> Result<Embedding> {
+        let embedding = self.embed(text)?;
+        if !(text.is_empty() && self.zero_empty) {
+            return Ok(embedding);
+        }
+        let pooled = embedding.pooled.map(|p| p.zeros_like()).transpose()?;
+        Ok(Embedding { hidden: embedding.hidden.zeros_like()?, pooled })
     }
 }
 
-/// Every tensor of the encoder and its shape.
-fn layout(c: &ClipTextConfig) -> Vec<(String, Vec<usize>)> {
-    let (d, f) = (c.embed_dim, c.intermediate_size);
-    let mut all = vec![
-        ("embeddings.token_embedding.weight".to_owned(), vec![c.vocab_size, d]),
-        ("embeddings.position_embedding.weight".to_owned(), vec![c.max_position_embeddings, d]),
-    ];
-    let mut affine = |name: String, weight: Vec<usize>, bias: usize| {
-        all.push((format!("{name}.weight"), weight));
-        all.push((format!("{name}.bias"), vec![bias]));
-    };
-    for i in 0..c.num_hidden_layers {
-        let layer = format!("encoder.layers.{i}");
-        for norm in ["layer_norm1", "layer_norm2"] {
-            affine(format!("{layer}.{norm}"), vec![d], d);
-        }
-        for projection in ["q_proj", "k_proj", "v_proj", "out_proj"] {
-            affine(format!("{layer}.self_attn.{projection}"), vec![d, d], d);
-        }
-        affine(format!("{layer}.mlp.fc1"), vec![f, d], f);
-        affine(format!("{layer}.mlp.fc2"), vec![d, f], d);
+/// Hidden states of one text, `(1, tokens, width)` each.
+pub(crate) struct Encoded {
+    /// After the last layer and the final norm.
+    pub(crate) last: Tensor,
+    /// Before the last layer, not normalised.
+    pub(crate) penultimate: Tensor,
+    /// `last` at the end-of-text token, projected: `(1, projection)`.
+    pub(crate) pooled: Option<Tensor>,
+}
+
+/// One CLIP text encoder with its tokenizer.
+pub(crate) struct Clip {
+    tokenizer: ClipTokenizer,
+    tokens: Tensor,
+    positions: Tensor,
+    layers: Vec<Layer>,
+    final_norm: LayerNorm,
+    projection: Option<Linear>,
+    width: usize,
+    /// The end-of-text token; `None` where the configuration has the 2 of old exports, which stands
+    /// for the largest id of the text.
+    end: Option<u32>,
+}
+
+impl std::fmt::Debug for Clip {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Clip").field("width", &self.width).field("layers", &self.layers.len()).finish_non_exhaustive()
     }
-    affine("final_layer_norm".to_owned(), vec![d], d);
-    all.into_iter().map(|(name, shape)| (format!("text_model.{name}"), shape)).collect()
+}
+
+#[derive(Debug)]
+struct Layer {
+    norm1: LayerNorm,
+    q: Linear,
+    k: Linear,
+    v: Linear,
+    out: Linear,
+    norm2: LayerNorm,
+    fc1: Linear,
+    fc2: Linear,
+    heads: usize,
+    quick: bool,
+}
+
+impl Clip {
+    pub(crate) fn open(checkpoint: &Path, tokenizer: &str, encoder: &str, projected: bool) -> Result<Self> {
+        let tokenizer = ClipTokenizer::open(&checkpoint.join(tokenizer))?;
+        let folder = checkpoint.join(encoder);
+        let file = folder.join("config.json");
+        let mut config = Config::open(&file)?;
+        let width = config.usize("hidden_size", None)?;
+        let positions = config.usize("max_position_embeddings", Some(77))?;
+        let heads = config.usize("num_attention_heads", None)?;
+        let inner = config.usize("intermediate_size", None)?;
+        let n_layers = config.usize("num_hidden_layers", None)?;
+        let vocabulary = config.usize("vocab_size", None)?;
+        config.only("hidden_act", &[json!("quick_gelu"), json!("gelu")])?;
+        config.only("layer_norm_eps", &[json!(1e-5)])?;
+        let quick = config.string("hidden_act", "quick_gelu")? == "quick_gelu";
+        let end = config.usize("eos_token_id", Some(2))?;
+        let wrong = |reason: String| Err(Error::malformed(&file, reason));
+        if tokenizer.length > positions {
+            let length = tokenizer.length;
+            return wrong(format!("`max_position_embeddings` is {positions}, expected at least the tokenizer's {length}"));
+        }
+        if heads == 0 || !width.is_multiple_of(heads) || n_layers == 0 {
+            return wrong(format!(
+                "`hidden_size` {width}, `num_attention_heads` {heads}, `num_hidden_layers` {n_layers}: expected a multiple of the heads and at least one layer"
+            ));
+        }
+        if tokenizer.tokenizer.get_vocab_size(true) > vocabulary {
+            let n = tokenizer.tokenizer.get_vocab_size(true);
+            return wrong(format!("`vocab_size` is {vocabulary}, expected at least the tokenizer's {n}"));
+        }
+
+        let weights = Weights::open(&weight_file(&folder, "model")?)?;
+        let root = weights.root();
+        // transformers 5 writes without this level.
+        let at = if root.has("text_model.final_layer_norm.weight") { root.pp("text_model") } else { root.clone() };
+        let layer = |at: Scope<'_>| -> Result<Layer> {
+            let linear = |name: &str| Linear::load(&at.pp("self_attn").pp(name), width, width);
+            Ok(Layer {
+                norm1: LayerNorm::load(&at.pp("layer_norm1"), width)?,
+                q: linear("q_proj")?,
+                k: linear("k_proj")?,
+                v: linear("v_proj")?,
+                out: linear("out_proj")?,
+                norm2: LayerNorm::load(&at.pp("layer_norm2"), width)?,
+                fc1: Linear::load(&at.pp("mlp.fc1"), width, inner)?,
+                fc2: Linear::load(&at.pp("mlp.fc2"), inner, width)?,
+                heads,
+                quick,
+            })
+        };
+        let projection = match projected {
+            true => Some(Linear::load_no_bias(&root.pp("text_projection"), width, config.usize("projection_dim", Some(512))?)?),
+            false => None,
+        };
+        let clip = Self {
+            tokens: at.get("embeddings.token_embedding.weight", &[vocabulary, width])?,
+            positions: at.get("embeddings.position_embedding.weight", &[positions, width])?,
+            layers: (0..n_layers).map(|i| layer(at.pp("encoder.layers").pp(i))).collect::<Result<_>>()?,
+            final_norm: LayerNorm::load(&at.pp("final_layer_norm"), width)?,
+            projection,
+            width,
+            end: (end != 2).then_some(end as u32),
+            tokenizer,
+        };
+        weights.finish()?;
+        Ok(clip)
+    }
+
+    pub(crate) fn encode(&self, text: &str) -> Result<Encoded> {
+        let ids = self.tokenizer.encode(text)?;
+        let n = ids.len();
+        let last_token = match self.end {
+            Some(end) => ids.iter().position(|&id| id == end).unwrap_or(0),
+            // The first of the largest, as argmax has it.
+            None => (0..n).rev().max_by_key(|&i| ids[i]).unwrap_or(0),
+        };
+        let ids = Tensor::new(ids, &Device::Cpu)?;
+        let mut x = self.tokens.index_select(&ids, 0)?.add(&self.positions.narrow(0, 0, n)?)?.unsqueeze(0)?;
+        // Causal, and no other mask: Stable Diffusion attends to padding too.
+        let mask: Vec<f32> = (0..n * n).map(|i| if i % n > i / n { f32::NEG_INFINITY } else { 0.0 }).collect();
+        let mask = Tensor::from_vec(mask, (1, n, n), &Device::Cpu)?;
+        let mut penultimate = x.clone();
+        for layer in &self.layers {
+            penultimate = x.clone();
+            x = layer.forward(&x, &mask)?;
+        }
+        let last = self.final_norm.forward(&x)?;
+        let pooled = match &self.projection {
+            Some(projection) => Some(projection.forward(&last.i((.., last_token))?.contiguous()?)?),
+            None => None,
+        };
+        Ok(Encoded { last, penultimate, pooled })
+    }
+}
+
+impl Layer {
+    fn forward(&self, x: &Tensor, mask: &Tensor) -> Result<Tensor> {
+        let (_, n, width) = x.dims3()?;
+        let h = self.norm1.forward(x)?;
+        let split = |l: &Linear| -> Result<Tensor> {
+            Ok(l.forward(&h)?.reshape((n, self.heads, width / self.heads))?.transpose(0, 1)?.contiguous()?)
+        };
+        let scale = 1.0 / ((width / self.heads) as f64).sqrt();
+        let scores = (split(&self.q)?.matmul(&split(&self.k)?.transpose(1, 2)?)? * scale)?.broadcast_add(mask)?;
+        let mixed = candle_nn::ops::softmax_last_dim(&scores)?.matmul(&split(&self.v)?)?;
+        let x = (x + self.out.forward(&mixed.transpose(0, 1)?.reshape((1, n, width))?)?)?;
+        let h = self.fc1.forward(&self.norm2.forward(&x)?)?;
+        let h = if self.quick { kernels::quick_gelu(&h)? } else { kernels::gelu(&h)? };
+        Ok((x + self.fc2.forward(&h)?)?)
+    }
 }

@@ -44,7 +44,7 @@ thread_local! {
 }
 
 /// Convolves `x` `(batch, c_in, h, w)` with `weight` `(c_out, c_in, kh, kw)` (a correlation, as in
-/// every deep-learning library) and adds `bias` `(c_out)`.
+/// every deep-learning library) and adds `bias`, `(c_out)` or `(batch, c_out)`.
 ///
 /// Returns `(batch, c_out, (h + 2p − d(kh − 1) − 1) / stride + 1, …)`. Errors when the channel counts
 /// differ or the dilated kernel does not fit into the padded input.
@@ -60,6 +60,12 @@ pub fn conv2d(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, geometry: Conv
         bail!("conv2d: a {reach_h}×{reach_w} kernel does not fit into {h}×{w} padded by {ph}, {pw}");
     }
     let (oh, ow) = ((h + 2 * ph - reach_h) / stride + 1, (w + 2 * pw - reach_w) / stride + 1);
+    if let Some(bias) = bias
+        && bias.dims() != [c_out]
+        && bias.dims() != [batch, c_out]
+    {
+        bail!("conv2d: bias {:?}, expected [{c_out}] or [{batch}, {c_out}]", bias.dims());
+    }
     let k = c_in * kh * kw;
     let pointwise = kh == 1 && kw == 1 && stride == 1 && ph == 0 && pw == 0;
     let strip_rows = (STRIP_FLOATS / (k * ow).max(1)).clamp(1, oh);
@@ -76,7 +82,7 @@ pub fn conv2d(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, geometry: Conv
                     let rows = strip * strip_rows..((strip + 1) * strip_rows).min(oh);
                     let pixels = rows.len() * ow;
                     let first = b * c_out * oh * ow + rows.start * ow;
-                    for (c, &value) in bias.iter().enumerate() {
+                    for (c, &value) in bias[b * c_out % bias.len()..][..c_out].iter().enumerate() {
                         // SAFETY: this strip owns rows `rows` of every channel of image `b`.
                         let row = unsafe { std::slice::from_raw_parts_mut(out.at(first + c * oh * ow), pixels) };
                         row.fill(value);

@@ -7,19 +7,39 @@ use rayon::prelude::*;
 
 const BLOCK: usize = 4096;
 
-/// `x · σ(x)`, elementwise.
-pub fn silu(x: &Tensor) -> Result<Tensor> {
-    with_slice(x, |data| {
-        let mut output = vec![0f32; data.len()];
-        output.par_chunks_mut(BLOCK).zip(data.par_chunks(BLOCK)).for_each(|(out, data)| {
-            dispatch(
-                #[inline(always)]
-                || out.iter_mut().zip(data).for_each(|(o, &v)| *o = silu_scalar(v)),
-            );
-        });
-        tensor(output, x.shape())
-    })
+macro_rules! elementwise {
+    ($(#[$doc:meta])* $name:ident, $f:expr) => {
+        $(#[$doc])*
+        pub fn $name(x: &Tensor) -> Result<Tensor> {
+            with_slice(x, |data| {
+                let mut output = vec![0f32; data.len()];
+                output.par_chunks_mut(BLOCK).zip(data.par_chunks(BLOCK)).for_each(|(out, data)| {
+                    dispatch(
+                        #[inline(always)]
+                        || out.iter_mut().zip(data).for_each(|(o, &v)| *o = $f(v)),
+                    );
+                });
+                tensor(output, x.shape())
+            })
+        }
+    };
 }
+
+elementwise!(
+    /// `x · σ(x)`, elementwise.
+    silu,
+    silu_scalar
+);
+elementwise!(
+    /// `x · Φ(x)` with the exact normal distribution (`gelu` in transformers' configurations).
+    gelu,
+    |v: f32| 0.5 * v * (1.0 + erf(v * std::f32::consts::FRAC_1_SQRT_2))
+);
+elementwise!(
+    /// `x · σ(1.702 x)`: the GELU of OpenAI's CLIP.
+    quick_gelu,
+    |v: f32| silu_scalar(1.702 * v) / 1.702
+);
 
 /// `a · gelu(g)` where `x` `(…, 2c)` holds `a` then `g`; the exact (erf) GELU that diffusers uses.
 pub fn geglu(x: &Tensor) -> Result<Tensor> {

@@ -10,6 +10,7 @@
 mod attention;
 mod conv;
 mod elementwise;
+mod fourier;
 mod norm;
 mod pool;
 mod resize;
@@ -20,7 +21,8 @@ mod view;
 pub use attention::attention;
 pub use candle_core::{Result, Tensor};
 pub use conv::{Activation, ConvGeometry, conv2d};
-pub use elementwise::{geglu, linear, silu};
+pub use elementwise::{geglu, gelu, linear, quick_gelu, silu};
+pub use fourier::scale_low_frequencies;
 pub use norm::{group_norm, layer_norm};
 pub use pool::{Pool, pool3x3};
 pub use resize::{resize_bilinear, upsample_nearest};

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use scalebench_generation::{Sampler, SizeConditioning, Spacing};
 
 /// Evaluates tuning-free methods that sample diffusion models above their training resolution.
 #[derive(Debug, Parser)]
@@ -102,13 +103,26 @@ pub(crate) struct Generate {
     /// Built-in method, or a YAML file
     #[arg(long, value_name = "NAME|FILE.yaml", default_value = "direct-inf")]
     pub(crate) method: String,
+    /// ddim, ddpm, pndm, euler, euler-ancestral, dpm++2m or unipc
     #[arg(long, default_value = "ddim")]
-    pub(crate) sampler: String,
+    pub(crate) sampler: Sampler,
     #[arg(long, default_value_t = 50)]
     pub(crate) steps: usize,
-    /// DDIM's share of fresh noise
-    #[arg(long, default_value_t = 1.0)]
-    pub(crate) eta: f64,
+    /// DDIM's share of fresh noise [default: 1 for ddim, as in ScaleCrafter's code, else 0]
+    #[arg(long)]
+    pub(crate) eta: Option<f64>,
+    /// leading, trailing or linspace [default: the checkpoint's, else the sampler's usual one]
+    #[arg(long, value_name = "SPACING")]
+    pub(crate) timestep_spacing: Option<Spacing>,
+    /// Noise levels of Karras et al. 2022
+    #[arg(long)]
+    pub(crate) use_karras_sigmas: bool,
+    /// Betas rescaled to zero terminal signal-to-noise ratio
+    #[arg(long)]
+    pub(crate) rescale_betas_zero_snr: bool,
+    /// Size that SDXL is told: target or base
+    #[arg(long, value_name = "SIZE", default_value = "target")]
+    pub(crate) size_conditioning: SizeConditioning,
     #[arg(long, default_value_t = 7.5)]
     pub(crate) guidance_scale: f64,
     #[arg(long, default_value_t = 0.0)]

@@ -67,8 +67,10 @@ pub(crate) fn plan(resolved: &Resolved, inputs: &Inputs) -> Result<Plan> {
                         sampler: resolved.sampler.kind()?,
                         guidance_scale: resolved.sampler.guidance_scale,
                         guidance_rescale: resolved.sampler.guidance_rescale,
+                        schedule: resolved.sampler.schedule,
                         eta: resolved.sampler.eta,
                         seed: resolved.seed.wrapping_add(i as u64),
+                        size_conditioning: resolved.sampler.size_conditioning,
                     })
                 };
                 let mut jobs = Vec::with_capacity(resolved.images);

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use scalebench_emoji::{emojis, prompt_order};
-use scalebench_generation::{MethodSpec, Pipeline};
+use scalebench_generation::{MethodSpec, Pipeline, ScheduleOptions, SizeConditioning};
 use scalebench_metrics::{Extractor, Profile, list_images};
 use serde::{Deserialize, Serialize};
 use serde_yaml::Value;
@@ -83,6 +83,10 @@ pub(crate) struct Sampler {
     pub(crate) guidance_scale: f64,
     pub(crate) guidance_rescale: f64,
     pub(crate) negative_prompt: String,
+    /// What differs from the checkpoints' scheduler configurations.
+    #[serde(flatten)]
+    pub(crate) schedule: ScheduleOptions,
+    pub(crate) size_conditioning: SizeConditioning,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -167,8 +171,7 @@ pub(crate) fn resolve(file: &Path, experiment: spec::Experiment) -> Result<(Reso
         experiment.images
     );
     let scales = scales(&experiment.scales).with_context(|| at("scales"))?;
-    let sampler = Sampler::resolve(experiment.sampler);
-    sampler.kind().with_context(|| at("sampler.name"))?;
+    let sampler = Sampler::resolve(experiment.sampler).with_context(|| at("sampler.name"))?;
 
     let method_specs =
         experiment.methods.iter().map(|name| methods::find(name, folder)).collect::<Result<Vec<_>>>().with_context(|| at("methods"))?;
@@ -233,15 +236,23 @@ pub(crate) fn weights_file(path: &Path) -> PathBuf {
 }
 
 impl Sampler {
-    fn resolve(written: spec::Sampler) -> Sampler {
-        Sampler {
+    fn resolve(written: spec::Sampler) -> Result<Sampler> {
+        let mut sampler = Sampler {
             name: written.name.unwrap_or_else(|| "ddim".into()),
             steps: written.steps.unwrap_or(50),
-            eta: written.eta.unwrap_or(1.0),
+            eta: 0.0,
             guidance_scale: written.guidance_scale.unwrap_or(7.5),
             guidance_rescale: written.guidance_rescale.unwrap_or(0.0),
             negative_prompt: written.negative_prompt.unwrap_or_default(),
-        }
+            schedule: ScheduleOptions {
+                timestep_spacing: written.timestep_spacing,
+                use_karras_sigmas: written.use_karras_sigmas,
+                rescale_betas_zero_snr: written.rescale_betas_zero_snr,
+            },
+            size_conditioning: written.size_conditioning.unwrap_or_default(),
+        };
+        sampler.eta = written.eta.unwrap_or(sampler.kind()?.usual_eta());
+        Ok(sampler)
     }
 
     /// The sampler that the name stands for.

@@ -7,6 +7,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail};
+use scalebench_generation::{SizeConditioning, Spacing};
 use scalebench_metrics::Profile;
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{self, Deserialize, Deserializer, MapAccess, Visitor};
@@ -105,6 +106,10 @@ pub(crate) struct Sampler {
     pub(crate) guidance_scale: Option<f64>,
     pub(crate) guidance_rescale: Option<f64>,
     pub(crate) negative_prompt: Option<String>,
+    pub(crate) timestep_spacing: Option<Spacing>,
+    pub(crate) use_karras_sigmas: Option<bool>,
+    pub(crate) rescale_betas_zero_snr: Option<bool>,
+    pub(crate) size_conditioning: Option<SizeConditioning>,
 }
 
 #[derive(Debug, serde::Deserialize)]

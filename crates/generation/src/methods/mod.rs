@@ -17,11 +17,13 @@
 
 mod attention_scale;
 mod dispersion;
+mod freeu;
 mod noise_damped;
 mod redilation;
 
 pub use attention_scale::AttentionScale;
 pub use dispersion::Dispersion;
+pub use freeu::{FreeU, Trigger};
 pub use noise_damped::NoiseDampedGuidance;
 pub use redilation::Redilation;
 
@@ -48,6 +50,9 @@ pub struct Settings {
     /// Entropy-preserving softmax scale.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub attention_scale: Option<AttentionScale>,
+    /// Amplified backbone, damped skip connections.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub freeu: Option<FreeU>,
 }
 
 /// The settings for some models and scales.
@@ -66,6 +71,8 @@ struct Variant {
     dispersion: Option<Dispersion>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     attention_scale: Option<AttentionScale>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    freeu: Option<FreeU>,
 }
 
 /// A method file as written.
@@ -121,6 +128,7 @@ impl MethodSpec {
             noise_damped_guidance: v.noise_damped_guidance.clone(),
             dispersion: v.dispersion.clone(),
             attention_scale: v.attention_scale,
+            freeu: v.freeu,
         };
         Method::new(&self.name, settings, sites)
     }
@@ -165,6 +173,8 @@ impl Method {
         parts.extend(damped.map(|p| Arc::new(p) as Arc<dyn Intervention>));
         parts.extend(dispersion.map(|p| Arc::new(p) as Arc<dyn Intervention>));
         parts.extend(settings.attention_scale.map(|p| Arc::new(p) as Arc<dyn Intervention>));
+        let freeu = settings.freeu.map(|f| f.resolve(name, sites)).transpose()?;
+        parts.extend(freeu.map(|p| Arc::new(p) as Arc<dyn Intervention>));
         Ok(Self { name: name.to_owned(), settings, parts })
     }
 

@@ -37,13 +37,13 @@ impl SiteConv {
         Self { site: 0, weight, bias, stride, dispersed: Mutex::new(Vec::new()) }
     }
 
-    /// `x` `(batch, c_in, h, w)` under `action`; `shift` `(c_out)` is added to the bias.
+    /// `x` `(batch, c_in, h, w)` under `action`; `shift`, `(c_out)` or `(batch, c_out)`, is added to the bias.
     ///
     /// Re-dilation by a factor `f`: dilate by `D = ⌈f⌉`, on a map enlarged by `D / f` (bilinear), and
     /// resize the result to `⌊h / stride⌋ × ⌊w / stride⌋` (ScaleCrafter equation 3).
     pub(crate) fn forward(&self, x: &Tensor, action: &ConvAction, shift: Option<&Tensor>) -> Result<Tensor> {
         let bias = match shift {
-            Some(shift) => (&self.bias + shift)?,
+            Some(shift) => shift.broadcast_add(&self.bias)?,
             None => self.bias.clone(),
         };
         let dispersed = match action.kernel {

@@ -11,7 +11,7 @@ use transformer::Transformer;
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::layers::{GroupNorm, Linear};
-use crate::plan::{ConvAction, Plan};
+use crate::plan::{ConvAction, Plan, SkipAction};
 use crate::site::SiteTable;
 use crate::weights::{Scope, Weights, weight_file};
 use candle_core::{Device, Tensor};
@@ -36,6 +36,28 @@ pub(crate) struct UNetConfig {
     use_linear_projection: bool,
     norm_num_groups: usize,
     norm_eps: f64,
+    /// SDXL's text and size embedding.
+    pub(crate) added: Option<AddedConfig>,
+}
+
+/// Width of the sinusoids of one size number, and of the pooled text embedding.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct AddedConfig {
+    time_width: usize,
+    pub(crate) pooled_width: usize,
+}
+
+/// How many numbers describe an image's size to SDXL: original height and width, top and left of the
+/// crop, target height and width.
+pub(crate) const SIZE_NUMBERS: usize = 6;
+
+/// What the network is told besides latents and timestep.
+#[derive(Debug, Clone)]
+pub(crate) struct Told {
+    /// Text embedding, `(batch, tokens, cross_attention_dim)`.
+    pub(crate) text: Tensor,
+    /// SDXL: pooled text embedding `(batch, pooled_width)` and size numbers `(batch, 6)`.
+    pub(crate) added: Option<(Tensor, Tensor)>,
 }
 
 impl UNetConfig {
@@ -77,8 +99,23 @@ impl UNetConfig {
         c.only("resnet_out_scale_factor", &[json!(1.0)])?;
         c.only("time_embedding_type", &[json!("positional")])?;
         c.only("attention_type", &[json!("default")])?;
-        // Attention runs in f32 throughout; the head count belongs to an added embedding that is refused if set.
+        // Attention runs in f32 throughout; the head count belongs to other added embeddings.
         c.ignore(&["upcast_attention", "addition_embed_type_num_heads"]);
+        c.only("addition_embed_type", &[json!("text_time")])?;
+        let added = if c.string("addition_embed_type", "")?.is_empty() {
+            None
+        } else {
+            let time_width = c.usize("addition_time_embed_dim", None)?;
+            let input = c.usize("projection_class_embeddings_input_dim", None)?;
+            let pooled_width = input.checked_sub(SIZE_NUMBERS * time_width).filter(|n| *n > 0);
+            let wrong = || {
+                let reason = format!(
+                    "`projection_class_embeddings_input_dim` is {input}, expected more than {SIZE_NUMBERS} times `addition_time_embed_dim`"
+                );
+                Error::malformed(file, reason)
+            };
+            Some(AddedConfig { time_width, pooled_width: pooled_width.ok_or_else(wrong)? })
+        };
         let config = Self {
             sample_size: c.usize("sample_size", None)?,
             in_channels: c.usize("in_channels", Some(4))?,
@@ -93,6 +130,7 @@ impl UNetConfig {
             channels,
             down_attention,
             up_attention,
+            added,
         };
         c.finish()?;
         Ok(config)
@@ -114,7 +152,7 @@ pub(crate) struct Context<'a> {
     plan: &'a Plan,
     /// Text embedding, `(batch, tokens, cross_attention_dim)`.
     text: &'a Tensor,
-    /// SiLU of the time embedding, `(1, time_width)`.
+    /// SiLU of the time embedding, `(1 or batch, time_width)`.
     time_silu: Tensor,
 }
 
@@ -129,6 +167,8 @@ struct Stage {
     resnets: Vec<ResnetBlock>,
     /// One per resnet, or none.
     attentions: Vec<Transformer>,
+    /// Skip sites, one per resnet on the way up.
+    joins: Vec<usize>,
     resampler: Option<SiteConv>,
 }
 
@@ -148,8 +188,8 @@ pub(crate) struct UNet {
     pub(crate) config: UNetConfig,
     pub(crate) sites: SiteTable,
     conv_in: SiteConv,
-    time_in: Linear,
-    time_out: Linear,
+    time: Embedding,
+    added: Option<Embedding>,
     down_blocks: Vec<Stage>,
     mid_resnets: [ResnetBlock; 2],
     mid_attention: Transformer,
@@ -173,9 +213,11 @@ impl UNet {
         let config = build.config.clone();
         let (channels, n, time) = (&config.channels, config.channels.len(), config.time_width());
         let conv_in = SiteConv::load(build, &root.pp("conv_in"), config.in_channels, channels[0], 1)?;
-        let embedding = root.pp("time_embedding");
-        let time_in = Linear::load(&embedding.pp("linear_1"), channels[0], time)?;
-        let time_out = Linear::load(&embedding.pp("linear_2"), time, time)?;
+        let time_embedding = Embedding::load(&root.pp("time_embedding"), channels[0], time)?;
+        let added = match &config.added {
+            Some(a) => Some(Embedding::load(&root.pp("add_embedding"), a.pooled_width + SIZE_NUMBERS * a.time_width, time)?),
+            None => None,
+        };
 
         // What each skip connection carries, in the order in which the down path makes them.
         let mut skips = vec![channels[0]];
@@ -198,7 +240,7 @@ impl UNet {
             } else {
                 None
             };
-            down_blocks.push(Stage { resnets, attentions, resampler });
+            down_blocks.push(Stage { resnets, attentions, joins: Vec::new(), resampler });
         }
 
         let mid = root.pp("mid_block");
@@ -210,43 +252,68 @@ impl UNet {
         for i in 0..n {
             let level = n - 1 - i;
             let (at, out) = (root.pp("up_blocks").pp(i), channels[level]);
-            let (mut resnets, mut attentions) = (Vec::new(), Vec::new());
+            let (mut resnets, mut attentions, mut joins) = (Vec::new(), Vec::new(), Vec::new());
             for j in 0..=config.layers_per_block {
                 let skip = skips.pop().expect("one skip per up layer");
-                resnets.push(ResnetBlock::load(build, &at.pp("resnets").pp(j), c + skip, out)?);
+                let at_resnet = at.pp("resnets").pp(j);
+                joins.push(build.sites.add_skip(at_resnet.path(), i, c));
+                resnets.push(ResnetBlock::load(build, &at_resnet, c + skip, out)?);
                 if config.up_attention[i] {
                     attentions.push(Transformer::load(build, &at.pp("attentions").pp(j), out, level)?);
                 }
                 c = out;
             }
             let resampler = if i + 1 < n { Some(SiteConv::load(build, &at.pp("upsamplers.0.conv"), c, c, 1)?) } else { None };
-            up_blocks.push(Stage { resnets, attentions, resampler });
+            up_blocks.push(Stage { resnets, attentions, joins, resampler });
         }
         let conv_norm_out = GroupNorm::load(&root.pp("conv_norm_out"), c, config.norm_num_groups, config.norm_eps)?;
         let conv_out = SiteConv::load(build, &root.pp("conv_out"), c, config.out_channels, 1)?;
         let sites = std::mem::take(&mut build.sites);
-        Ok(Self { config, sites, conv_in, time_in, time_out, down_blocks, mid_resnets, mid_attention, up_blocks, conv_norm_out, conv_out })
+        Ok(Self {
+            config,
+            sites,
+            conv_in,
+            time: time_embedding,
+            added,
+            down_blocks,
+            mid_resnets,
+            mid_attention,
+            up_blocks,
+            conv_norm_out,
+            conv_out,
+        })
     }
 
-    /// Predicts from `latents` `(batch, in_channels, h, w)` at `timestep` under `plan`, told `text`
-    /// `(batch, tokens, cross_attention_dim)`. Same shape out.
-    pub(crate) fn forward(&self, latents: &Tensor, timestep: usize, text: &Tensor, plan: &Plan) -> Result<Tensor> {
-        self.forward_observed(latents, timestep, text, plan, &mut |_, _| {})
+    /// Predicts from `latents` `(batch, in_channels, h, w)` at `timestep` under `plan`. Same shape out.
+    pub(crate) fn forward(&self, latents: &Tensor, timestep: f64, told: &Told, plan: &Plan) -> Result<Tensor> {
+        self.forward_observed(latents, timestep, told, plan, &mut |_, _| {})
+    }
+
+    /// The time embedding, `(1, time_width)`, or with the added embedding `(batch, time_width)`.
+    fn embed_time(&self, timestep: f64, told: &Told, see: &mut dyn FnMut(&str, &Tensor)) -> Result<Tensor> {
+        let time = self.time.forward(&sinusoid(&[timestep as f32], self.config.channels[0])?)?;
+        see("time_embedding", &time);
+        let (Some(embedding), Some(config)) = (&self.added, &self.config.added) else { return Ok(time) };
+        let (pooled, sizes) = told.added.as_ref().expect("the pipeline tells what the network asks for");
+        let (batch, _) = sizes.dims2()?;
+        let sizes = sinusoid(&sizes.flatten_all()?.to_vec1::<f32>()?, config.time_width)?;
+        let sizes = sizes.reshape((batch, SIZE_NUMBERS * config.time_width))?;
+        let added = embedding.forward(&Tensor::cat(&[pooled, &sizes], 1)?)?;
+        see("add_embedding", &added);
+        Ok(time.broadcast_add(&added)?)
     }
 
     /// [`forward`](Self::forward), showing `see` the output of each block under its module path.
     pub(crate) fn forward_observed(
         &self,
         latents: &Tensor,
-        timestep: usize,
-        text: &Tensor,
+        timestep: f64,
+        told: &Told,
         plan: &Plan,
         see: &mut dyn FnMut(&str, &Tensor),
     ) -> Result<Tensor> {
-        let time = sinusoid(timestep, self.config.channels[0])?;
-        let time = self.time_out.forward(&kernels::silu(&self.time_in.forward(&time)?)?)?;
-        see("time_embedding", &time);
-        let cx = Context { plan, text, time_silu: kernels::silu(&time)? };
+        let time = self.embed_time(timestep, told, see)?;
+        let cx = Context { plan, text: &told.text, time_silu: kernels::silu(&time)? };
 
         let mut x = self.conv_in.forward(latents, cx.conv(&self.conv_in), None)?;
         see("conv_in", &x);
@@ -271,7 +338,7 @@ impl UNet {
         for (level, block) in self.up_blocks.iter().enumerate() {
             for i in 0..block.resnets.len() {
                 let skip = skips.pop().expect("one skip per up layer");
-                x = block.layer(i, &Tensor::cat(&[&x, &skip], 1)?, &cx)?;
+                x = block.layer(i, &join(&x, &skip, &plan.skips[block.joins[i]])?, &cx)?;
             }
             if let Some(conv) = &block.resampler {
                 // Twice the size, or the next skip's where an odd size was halved on the way down.
@@ -293,10 +360,45 @@ impl UNet {
     }
 }
 
-/// Sinusoidal embedding of a timestep, cosines first: `(1, width)`, in f32 as diffusers has it.
-fn sinusoid(timestep: usize, width: usize) -> Result<Tensor> {
+/// Joins backbone and skip connection `(batch, channels, h, w)` along the channels, as `action` says.
+fn join(backbone: &Tensor, skip: &Tensor, action: &SkipAction) -> Result<Tensor> {
+    let mut parts = Vec::with_capacity(3);
+    if action.backbone == 1.0 {
+        parts.push(backbone.clone());
+    } else {
+        let channels = backbone.dims()[1];
+        parts.push((backbone.narrow(1, 0, channels / 2)? * action.backbone)?);
+        parts.push(backbone.narrow(1, channels / 2, channels - channels / 2)?);
+    }
+    parts.push(if action.low_frequencies == 1.0 { skip.clone() } else { kernels::scale_low_frequencies(skip, action.low_frequencies)? });
+    Ok(Tensor::cat(&parts, 1)?)
+}
+
+/// Two linear layers with SiLU between them.
+#[derive(Debug)]
+struct Embedding {
+    first: Linear,
+    second: Linear,
+}
+
+impl Embedding {
+    fn load(at: &Scope<'_>, input: usize, width: usize) -> Result<Self> {
+        Ok(Self { first: Linear::load(&at.pp("linear_1"), input, width)?, second: Linear::load(&at.pp("linear_2"), width, width)? })
+    }
+
+    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        self.second.forward(&kernels::silu(&self.first.forward(x)?)?)
+    }
+}
+
+/// Sinusoidal embedding of `n` numbers, cosines first: `(n, width)`, in f32 as diffusers has it.
+fn sinusoid(numbers: &[f32], width: usize) -> Result<Tensor> {
     let half = width / 2;
-    let angle = |i: usize| timestep as f32 * (-(10_000f32.ln()) * i as f32 / half as f32).exp();
-    let values: Vec<f32> = (0..half).map(|i| angle(i).cos()).chain((0..half).map(|i| angle(i).sin())).collect();
-    Ok(Tensor::from_vec(values, (1, width), &Device::Cpu)?)
+    let frequencies: Vec<f32> = (0..half).map(|i| (-(10_000f32.ln()) * i as f32 / half as f32).exp()).collect();
+    let mut values = Vec::with_capacity(numbers.len() * width);
+    for &n in numbers {
+        values.extend(frequencies.iter().map(|f| (n * f).cos()));
+        values.extend(frequencies.iter().map(|f| (n * f).sin()));
+    }
+    Ok(Tensor::from_vec(values, (numbers.len(), 2 * half), &Device::Cpu)?)
 }

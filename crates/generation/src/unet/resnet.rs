@@ -33,8 +33,9 @@ impl ResnetBlock {
 
     /// `x` `(batch, c_in, h, w)` → `(batch, c_out, h, w)`.
     pub(crate) fn forward(&self, x: &Tensor, cx: &Context<'_>) -> Result<Tensor> {
-        // The time embedding is one vector for the whole batch: a shift of conv1's bias.
-        let shift = self.time_emb_proj.forward(&cx.time_silu)?.squeeze(0)?;
+        // The time embedding is one vector for the whole batch, or one for each image: a shift of conv1's bias.
+        let shift = self.time_emb_proj.forward(&cx.time_silu)?;
+        let shift = if shift.dims()[0] == 1 { shift.squeeze(0)? } else { shift };
         let h = self.norm1.forward_silu(x)?;
         let h = self.conv1.forward(&h, cx.conv(&self.conv1), Some(&shift))?;
         let h = self.norm2.forward_silu(&h)?;

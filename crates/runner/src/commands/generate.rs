@@ -2,8 +2,8 @@
 
 use std::path::Path;
 
-use anyhow::{Context, Result, anyhow};
-use scalebench_generation::{Injected, Pipeline, Request, Tensor, Trace};
+use anyhow::{Context, Result};
+use scalebench_generation::{Injected, Pipeline, Request, ScheduleOptions, Tensor, Trace};
 use scalebench_metrics::Image;
 
 use super::write_file;
@@ -25,17 +25,24 @@ pub(super) fn run(args: Generate) -> Result<()> {
         width: args.size.width,
         height: args.size.height,
         steps: args.steps,
-        sampler: args.sampler.parse().map_err(|error: String| anyhow!("--sampler: {error}"))?,
+        sampler: args.sampler,
+        schedule: ScheduleOptions {
+            timestep_spacing: args.timestep_spacing,
+            use_karras_sigmas: args.use_karras_sigmas.then_some(true),
+            rescale_betas_zero_snr: args.rescale_betas_zero_snr.then_some(true),
+        },
         guidance_scale: args.guidance_scale,
         guidance_rescale: args.guidance_rescale,
-        eta: args.eta,
+        eta: args.eta.unwrap_or(args.sampler.usual_eta()),
         seed: args.seed,
+        size_conditioning: args.size_conditioning,
     };
     let (width, height) = pipeline.native_size();
     let pixels = |width: u32, height: u32| f64::from(width) * f64::from(height);
     let scale = pixels(args.size.width, args.size.height) / pixels(width, height);
     let method = method.resolve(&family, scale, pipeline.sites()).context("--method")?;
     pipeline.check(&request, &method)?;
+    super::warn_of_overflow(&pipeline, &request.prompt)?;
     let mut trace = Trace::default();
     let image = pipeline.generate_with(&request, &method, &injected, args.trace.is_some().then_some(&mut trace))?;
     let image = Image::new(image.width as usize, image.height as usize, image.data)?;

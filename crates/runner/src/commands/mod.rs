@@ -11,6 +11,7 @@ mod sweep;
 use std::path::Path;
 
 use anyhow::{Context, Result};
+use scalebench_generation::Pipeline;
 
 use crate::cli::{Cli, Command, Shard};
 use crate::report;
@@ -30,6 +31,15 @@ pub(crate) fn run(cli: Cli) -> Result<()> {
         Command::Dataset(args) => dataset::run(&args),
         Command::Reconstruct(args) => reconstruct::run(&args),
     }
+}
+
+/// Says on stderr what of a prompt the text encoder does not see.
+pub(crate) fn warn_of_overflow(pipeline: &Pipeline, prompt: &str) -> Result<()> {
+    let cut = pipeline.overflow(prompt)?;
+    if !cut.is_empty() {
+        eprintln!("warning: the prompt is longer than the text encoder takes; not seen: `{cut}`");
+    }
+    Ok(())
 }
 
 /// Writes a file under a path of the user's choice, whole or not at all.

@@ -12,6 +12,10 @@ pub(super) fn run(args: &Sweep) -> Result<()> {
     let experiment = spec::read(&args.experiment, &args.set)?;
     let (resolved, inputs) = resolve::resolve(&args.experiment, experiment)?;
     let plan = plan::plan(&resolved, &inputs).with_context(|| args.experiment.display().to_string())?;
+    for pipeline in &inputs.pipelines {
+        let distinct: std::collections::BTreeSet<&String> = inputs.prompts.iter().collect();
+        distinct.into_iter().try_for_each(|prompt| super::warn_of_overflow(pipeline, prompt))?;
+    }
     let out = args.out.clone().unwrap_or_else(|| PathBuf::from("runs").join(&resolved.name));
     let store = Store::new(&out, args.shard);
     if args.dry_run {

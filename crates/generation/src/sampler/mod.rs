@@ -1,0 +1,370 @@
+//! Noise levels, timestep spacing and the solvers that walk them.
+//!
+//! A [`Schedule`] is what the checkpoint was trained with; [`Schedule::walk`] lays out one run of a
+//! [`Sampler`] on it. Coefficients are computed in f64 from the f32 table that diffusers keeps.
+
+mod alpha;
+mod sigma;
+
+use crate::config::Config;
+use crate::error::{Error, Result};
+use candle_core::Tensor;
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+use std::path::Path;
+
+/// Which solver, by diffusers' name without `Scheduler`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Sampler {
+    /// Denoising diffusion implicit models (Song et al. 2021) with `eta`.
+    #[serde(rename = "ddim")]
+    Ddim,
+    /// Ancestral sampling of Ho et al. 2020.
+    #[serde(rename = "ddpm")]
+    Ddpm,
+    /// Pseudo linear multistep (Liu et al. 2022), without its Runge–Kutta start: what SD 1.x ships with.
+    #[serde(rename = "pndm")]
+    Pndm,
+    /// Euler steps in σ (Karras et al. 2022, algorithm 2 without churn): what SDXL ships with.
+    #[serde(rename = "euler")]
+    Euler,
+    /// Euler steps that overshoot and add noise back.
+    #[serde(rename = "euler-ancestral")]
+    EulerAncestral,
+    /// DPM-Solver++ 2M (Lu et al. 2022).
+    #[serde(rename = "dpm++2m")]
+    DpmPp2m,
+    /// UniPC of order 2 with B₂(h) (Zhao et al. 2023).
+    #[serde(rename = "unipc")]
+    UniPc,
+}
+
+impl Sampler {
+    /// All of them.
+    pub const ALL: [Self; 7] = [Self::Ddim, Self::Ddpm, Self::Pndm, Self::Euler, Self::EulerAncestral, Self::DpmPp2m, Self::UniPc];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Ddim => "ddim",
+            Self::Ddpm => "ddpm",
+            Self::Pndm => "pndm",
+            Self::Euler => "euler",
+            Self::EulerAncestral => "euler-ancestral",
+            Self::DpmPp2m => "dpm++2m",
+            Self::UniPc => "unipc",
+        }
+    }
+
+    /// The spacing that diffusers takes where neither the checkpoint nor the request names one.
+    fn usual_spacing(self) -> Spacing {
+        match self {
+            Self::Ddim | Self::Ddpm | Self::Pndm => Spacing::Leading,
+            Self::Euler | Self::EulerAncestral | Self::DpmPp2m | Self::UniPc => Spacing::Linspace,
+        }
+    }
+
+    /// The `eta` of ScaleCrafter's code: 1 where it applies.
+    pub fn usual_eta(self) -> f64 {
+        if self == Self::Ddim { 1.0 } else { 0.0 }
+    }
+
+    fn knows_karras(self) -> bool {
+        matches!(self, Self::Euler | Self::DpmPp2m | Self::UniPc)
+    }
+}
+
+impl std::str::FromStr for Sampler {
+    type Err = String;
+    fn from_str(name: &str) -> std::result::Result<Self, String> {
+        Self::ALL.into_iter().find(|s| s.name() == name).ok_or_else(|| {
+            let names: Vec<&str> = Self::ALL.iter().map(|s| s.name()).collect();
+            format!("unknown sampler `{name}`, expected one of {}", names.join(", "))
+        })
+    }
+}
+
+impl std::fmt::Display for Sampler {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// What the network predicts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Prediction {
+    /// The noise.
+    Epsilon,
+    /// `v = √ᾱ ε − √(1−ᾱ) x₀` (Salimans and Ho 2022).
+    V,
+    /// The clean sample.
+    Sample,
+}
+
+/// Which of the trained timesteps a run visits (Lin et al. 2024, table 2).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Spacing {
+    /// Every `⌊T / n⌋`-th from the clean end, plus `steps_offset`.
+    Leading,
+    /// Every `T / n`-th from the noisy end.
+    Trailing,
+    /// Evenly from end to end.
+    Linspace,
+}
+
+impl std::str::FromStr for Spacing {
+    type Err = String;
+    fn from_str(name: &str) -> std::result::Result<Self, String> {
+        match name {
+            "leading" => Ok(Self::Leading),
+            "trailing" => Ok(Self::Trailing),
+            "linspace" => Ok(Self::Linspace),
+            _ => Err("expected leading, trailing or linspace".into()),
+        }
+    }
+}
+
+/// What a run may change of the checkpoint's scheduler configuration, under diffusers' names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ScheduleOptions {
+    /// Which timesteps are visited.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timestep_spacing: Option<Spacing>,
+    /// Noise levels of Karras et al. 2022, equation 5 with ρ = 7.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub use_karras_sigmas: Option<bool>,
+    /// Betas rescaled so that the last step is pure noise (Lin et al. 2024, §3.1).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rescale_betas_zero_snr: Option<bool>,
+}
+
+/// The noise schedule of a checkpoint, `scheduler/scheduler_config.json`.
+#[derive(Debug, Clone)]
+pub struct Schedule {
+    /// √β at both ends, f32 as diffusers keeps it.
+    ends: (f32, f32),
+    n_train: usize,
+    /// What the network predicts.
+    pub prediction: Prediction,
+    set_alpha_to_one: bool,
+    steps_offset: usize,
+    last_sigma_zero: bool,
+    options: ScheduleOptions,
+}
+
+impl Schedule {
+    /// Reads a diffusers scheduler configuration as every solver reads it, whichever class wrote it.
+    pub fn open(file: &Path) -> Result<Self> {
+        let mut config = Config::open(file)?;
+        let n_train = config.usize("num_train_timesteps", Some(1000))?;
+        let (start, end) = (config.f64("beta_start", 1e-4)? as f32, config.f64("beta_end", 0.02)? as f32);
+        config.only("beta_schedule", &[json!("scaled_linear")])?;
+        config.only("trained_betas", &[])?;
+        config.only("clip_sample", &[json!(false)])?;
+        config.only("thresholding", &[json!(false)])?;
+        config.only("skip_prk_steps", &[json!(true)])?;
+        config.only("variance_type", &[json!("fixed_small")])?;
+        config.only("interpolation_type", &[json!("linear")])?;
+        config.only("timestep_type", &[json!("discrete")])?;
+        config.only("algorithm_type", &[json!("dpmsolver++")])?;
+        config.only("solver_order", &[json!(2)])?;
+        config.only("solver_type", &[json!("midpoint"), json!("bh2")])?;
+        config.only("lower_order_final", &[json!(true)])?;
+        for key in ["use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas", "use_flow_sigmas", "euler_at_final"] {
+            config.only(key, &[json!(false)])?;
+        }
+        let prediction = match config.string("prediction_type", "epsilon")?.as_str() {
+            "epsilon" => Prediction::Epsilon,
+            "v_prediction" => Prediction::V,
+            "sample" => Prediction::Sample,
+            found => return Err(unknown(file, "prediction_type", found, "epsilon, v_prediction or sample")),
+        };
+        let timestep_spacing = match config.string("timestep_spacing", "")?.as_str() {
+            "" => None,
+            found => {
+                let wrong = |_| unknown(file, "timestep_spacing", found, "leading, trailing or linspace");
+                Some(found.parse().map_err(wrong)?)
+            }
+        };
+        let last_sigma_zero = match config.string("final_sigmas_type", "zero")?.as_str() {
+            "zero" => true,
+            "sigma_min" => false,
+            found => return Err(unknown(file, "final_sigmas_type", found, "zero or sigma_min")),
+        };
+        Ok(Self {
+            ends: (start.sqrt(), end.sqrt()),
+            n_train,
+            prediction,
+            set_alpha_to_one: config.bool("set_alpha_to_one", true)?,
+            steps_offset: config.usize("steps_offset", Some(0))?,
+            last_sigma_zero,
+            options: ScheduleOptions {
+                timestep_spacing,
+                use_karras_sigmas: Some(config.bool("use_karras_sigmas", false)?),
+                rescale_betas_zero_snr: Some(config.bool("rescale_betas_zero_snr", false)?),
+            },
+        })
+    }
+
+    /// Timesteps of the training.
+    pub fn n_train(&self) -> usize {
+        self.n_train
+    }
+
+    /// ᾱ at each of the training timesteps, f32 as diffusers computes and keeps it.
+    fn alphas_cumprod(&self, zero_snr: bool) -> Vec<f32> {
+        let cumulate = |alphas: &mut dyn Iterator<Item = f32>| -> Vec<f32> {
+            let mut product = 1f32;
+            alphas
+                .map(|alpha| {
+                    product *= alpha;
+                    product
+                })
+                .collect()
+        };
+        let table = cumulate(&mut linspace(self.ends.0, self.ends.1, self.n_train).into_iter().map(|root| 1.0 - root * root));
+        if !zero_snr {
+            return table;
+        }
+        let roots: Vec<f32> = table.iter().map(|a| a.sqrt()).collect();
+        let (first, last) = (roots[0], roots[roots.len() - 1]);
+        let bars: Vec<f32> = roots.iter().map(|r| ((r - last) * (first / (first - last))).powi(2)).collect();
+        // Through betas and back, as the reference goes.
+        let alpha = |i: usize| if i == 0 { bars[0] } else { bars[i] / bars[i - 1] };
+        cumulate(&mut (0..bars.len()).map(|i| 1.0 - (1.0 - alpha(i))))
+    }
+
+    /// One run of `sampler` in `n` steps. `eta` is DDIM's.
+    pub fn walk(&self, sampler: Sampler, n: usize, eta: f64, wanted: &ScheduleOptions) -> Result<Walk> {
+        let request = |key, found: String, expected: &str| Error::Request { key, found, expected: expected.to_owned() };
+        if n == 0 || n > self.n_train {
+            return Err(request("steps", n.to_string(), &format!("from 1 to the {} training timesteps", self.n_train)));
+        }
+        if !(0.0..=1.0).contains(&eta) || (eta > 0.0 && sampler != Sampler::Ddim) {
+            return Err(request("eta", eta.to_string(), "a number from 0 to 1 for `ddim`, 0 for any other sampler"));
+        }
+        let karras = wanted.use_karras_sigmas.or(self.options.use_karras_sigmas).unwrap_or(false);
+        if karras && !sampler.knows_karras() && wanted.use_karras_sigmas.is_some() {
+            return Err(request("use_karras_sigmas", "true".into(), "false, or a sampler that knows them: euler, dpm++2m, unipc"));
+        }
+        let zero_snr = wanted.rescale_betas_zero_snr.or(self.options.rescale_betas_zero_snr).unwrap_or(false);
+        if zero_snr && self.prediction == Prediction::Epsilon {
+            return Err(request("rescale_betas_zero_snr", "true".into(), "false for a network that predicts the noise"));
+        }
+        let spacing = wanted.timestep_spacing.or(self.options.timestep_spacing).unwrap_or_else(|| sampler.usual_spacing());
+        let mut table: Vec<f64> = self.alphas_cumprod(zero_snr).into_iter().map(f64::from).collect();
+        let run = Run { schedule: self, n, spacing, karras };
+        let solver: Box<dyn Solver> = match sampler {
+            Sampler::Ddim | Sampler::Ddpm | Sampler::Pndm => alpha::solver(sampler, &run, table, eta),
+            _ => {
+                if let Some(last) = table.last_mut().filter(|_| zero_snr) {
+                    *last = 2f64.powi(-24); // As the reference: σ must stay finite.
+                }
+                sigma::solver(sampler, &run, &table)
+            }
+        };
+        Ok(Walk { solver })
+    }
+}
+
+/// The layout of one run.
+struct Run<'a> {
+    schedule: &'a Schedule,
+    n: usize,
+    spacing: Spacing,
+    karras: bool,
+}
+
+/// A solver on its way: it keeps what multistep methods remember.
+pub struct Walk {
+    solver: Box<dyn Solver>,
+}
+
+impl std::fmt::Debug for Walk {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Walk").field("timesteps", &self.timesteps()).finish_non_exhaustive()
+    }
+}
+
+impl Walk {
+    /// The network's timestep of every step, noisiest first. PNDM makes one step more than asked for.
+    pub fn timesteps(&self) -> &[f64] {
+        self.solver.timesteps()
+    }
+
+    /// Unit-normal noise times this is where the run starts.
+    pub fn initial_sigma(&self) -> f64 {
+        self.solver.initial_sigma()
+    }
+
+    /// Whether steps draw noise.
+    pub fn draws_noise(&self) -> bool {
+        self.solver.draws_noise()
+    }
+
+    /// What the network is shown of `x` at step `i`.
+    pub fn scale_input(&self, i: usize, x: &Tensor) -> Result<Tensor> {
+        let scale = self.solver.input_scale(i);
+        Ok(if scale == 1.0 { x.clone() } else { (x * scale)? })
+    }
+
+    /// From `x` at step `i` to the next: `prediction` has its shape, and so has `noise`, which is
+    /// there if [`draws_noise`](Self::draws_noise). Steps are taken in order.
+    pub fn step(&mut self, i: usize, x: &Tensor, prediction: &Tensor, noise: Option<&Tensor>) -> Result<Tensor> {
+        self.solver.step(i, x, prediction, noise)
+    }
+
+    /// Clean latents `x` with `noise` as they are before step `i`: where a run that starts there begins.
+    pub fn add_noise(&self, i: usize, x: &Tensor, noise: &Tensor) -> Result<Tensor> {
+        let (signal, spread) = self.solver.levels(i);
+        weighted(&[(signal, x), (spread, noise)])
+    }
+}
+
+/// One way to walk.
+trait Solver {
+    fn timesteps(&self) -> &[f64];
+    fn initial_sigma(&self) -> f64 {
+        1.0
+    }
+    fn input_scale(&self, _i: usize) -> f64 {
+        1.0
+    }
+    fn draws_noise(&self) -> bool {
+        false
+    }
+    /// Weights of the clean latents and of unit noise before step `i`.
+    fn levels(&self, i: usize) -> (f64, f64);
+    fn step(&mut self, i: usize, x: &Tensor, prediction: &Tensor, noise: Option<&Tensor>) -> Result<Tensor>;
+}
+
+/// `Σ wᵢ xᵢ`; terms of weight 0 are left out.
+fn weighted(terms: &[(f64, &Tensor)]) -> Result<Tensor> {
+    let mut sum: Option<Tensor> = None;
+    for (weight, x) in terms.iter().filter(|(weight, _)| *weight != 0.0) {
+        let term = (*x * *weight)?;
+        sum = Some(match sum {
+            None => term,
+            Some(sum) => (sum + term)?,
+        });
+    }
+    match sum {
+        Some(sum) => Ok(sum),
+        None => Ok(terms[0].1.zeros_like()?),
+    }
+}
+
+fn noise_needed(noise: Option<&Tensor>) -> Result<&Tensor> {
+    noise.ok_or_else(|| Error::Request { key: "noise", found: "none".into(), expected: "step noise, since this sampler draws it".into() })
+}
+
+fn unknown(file: &Path, key: &str, found: &str, expected: &str) -> Error {
+    Error::Config { file: file.to_owned(), key: key.into(), found: format!("`{found}`"), expected: expected.into() }
+}
+
+/// `torch.linspace` in f32: both halves count from their own end.
+fn linspace(a: f32, b: f32, n: usize) -> Vec<f32> {
+    let step = (b - a) / (n - 1) as f32;
+    (0..n).map(|i| if i < n / 2 { a + step * i as f32 } else { b - step * (n - 1 - i) as f32 }).collect()
+}
