@@ -157,29 +157,39 @@ class Muon(torch.optim.Optimizer):
 
 
 class Average:
-    """Every `every` steps: publishes this worker's weights and takes the mean with every other worker's latest."""
+    """Every `every` steps: publishes this worker's weights and takes the mean with every other worker's latest. A worker
+    that was away (started late, or paused) begins with the others' weights instead of pulling them back to its own."""
 
-    def __init__(self, args, parameters, every=60):
-        self.folder, self.worker, self.parameters, self.every = Path(args.work) / "average", args.worker, list(parameters), every
-        self.seen = {}
+    def __init__(self, args, parameters, every=60, away=30):
+        self.folder, self.worker, self.parameters = Path(args.work) / "average", args.worker, list(parameters)
+        self.every, self.away, self.seen, self.last = every, away, {}, None
+
+    def news(self):
+        mine, news = self.folder / f"{self.worker}.pt", []
+        for file in sorted(self.folder.glob("*.pt")):
+            written = file.stat().st_mtime
+            if file != mine and self.seen.get(file) != written:
+                self.seen[file] = written
+                news.append(torch.load(file))
+        return news
 
     @torch.no_grad()
     def step(self, n):
-        if n % self.every:
-            return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        mine = self.folder / f"{self.worker}.pt"
-        torch.save([p.data for p in self.parameters], mine.with_suffix(".tmp"))
-        os.replace(mine.with_suffix(".tmp"), mine)
-        others = []
-        for file in sorted(self.folder.glob("*.pt")):
-            time_of = file.stat().st_mtime
-            if file != mine and self.seen.get(file) != time_of:
-                self.seen[file] = time_of
-                others.append(torch.load(file))
-        if others:
-            for i, p in enumerate(self.parameters):
-                p.copy_(torch.stack([p.data, *(other[i] for other in others)]).mean(0))
+        now, last = time.time(), self.last
+        self.last = now
+        # Worker 0 is the one that is exported; it never follows.
+        if self.worker and (last is None or now - last > self.away):
+            for p, *theirs in zip(self.parameters, *self.news()):
+                if theirs:
+                    p.copy_(torch.stack(theirs).mean(0))
+        elif n % self.every == 0:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            temporary = self.folder / f"{self.worker}.tmp"
+            torch.save([p.data for p in self.parameters], temporary)
+            os.replace(temporary, self.folder / f"{self.worker}.pt")
+            for p, *theirs in zip(self.parameters, *self.news()):
+                if theirs:
+                    p.copy_(torch.stack([p.data, *theirs]).mean(0))
 
 
 def train_vae(args):

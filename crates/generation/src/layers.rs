@@ -34,6 +34,16 @@ impl Conv {
     pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
         Ok(kernels::conv2d(x, &self.weight, Some(&self.bias), self.geometry, Activation::Identity)?)
     }
+
+    /// On rows that already have their neighbours, or zeros, above and below.
+    pub(crate) fn forward_rows(&self, x: &Tensor) -> Result<Tensor> {
+        let geometry = ConvGeometry { padding: (0, self.geometry.padding.1), ..self.geometry };
+        Ok(kernels::conv2d(x, &self.weight, Some(&self.bias), geometry, Activation::Identity)?)
+    }
+
+    pub(crate) fn out_channels(&self) -> usize {
+        self.bias.dims()[0]
+    }
 }
 
 /// A linear layer; the bias may be absent.
@@ -77,6 +87,39 @@ impl GroupNorm {
 
     pub(crate) fn forward_silu(&self, x: &Tensor) -> Result<Tensor> {
         Ok(kernels::group_norm(x, self.groups, &self.weight, &self.bias, self.eps, true)?)
+    }
+}
+
+impl GroupNorm {
+    /// Factor and offset of every channel, for a map that is known in parts: per part the channels' sums
+    /// and sums of squares, and its pixels. The variance is the mean of the parts' squared deviations from
+    /// the common mean, weighted by size; each is divided by its elements less `correction`.
+    pub(crate) fn factors(&self, parts: &[(Vec<(f64, f64)>, f64)], correction: f64) -> Result<Vec<(f32, f32)>> {
+        let (weight, bias) = (self.weight.to_vec1::<f32>()?, self.bias.to_vec1::<f32>()?);
+        let per_group = weight.len() / self.groups;
+        let total = parts.iter().map(|(_, pixels)| pixels).sum::<f64>() * per_group as f64;
+        let mut factors = Vec::with_capacity(weight.len());
+        for g in 0..self.groups {
+            let channels = g * per_group..(g + 1) * per_group;
+            let groups: Vec<(f64, f64, f64)> = parts
+                .iter()
+                .map(|(sums, pixels)| {
+                    let (sum, squares) = sums[channels.clone()].iter().fold((0.0, 0.0), |t, s| (t.0 + s.0, t.1 + s.1));
+                    (sum, squares, pixels * per_group as f64)
+                })
+                .collect();
+            let mean = groups.iter().map(|(sum, _, _)| sum).sum::<f64>() / total;
+            let deviation = |&(sum, squares, n): &(f64, f64, f64)| {
+                n / total * (squares - 2.0 * mean * sum + n * mean * mean).max(0.0) / (n - correction)
+            };
+            let variance = groups.iter().map(deviation).sum::<f64>();
+            let inverse = 1.0 / (variance + self.eps).sqrt();
+            for c in channels {
+                let a = inverse * f64::from(weight[c]);
+                factors.push((a as f32, (f64::from(bias[c]) - mean * a) as f32));
+            }
+        }
+        Ok(factors)
     }
 }
 

@@ -33,3 +33,4 @@ pub use pipeline::{Injected, Pipeline, Request, Rgb, SizeConditioning, Trace};
 pub use sampler::{Sampler, ScheduleOptions, Spacing};
 pub use site::SiteTable;
 pub use text::ClipTokenizer;
+pub use vae::VaeDecode;

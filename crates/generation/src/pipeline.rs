@@ -8,7 +8,7 @@ use crate::sampler::{Sampler, Schedule, ScheduleOptions, Walk};
 use crate::site::SiteTable;
 use crate::text::{Embedding, TextEncoder};
 use crate::unet::{SIZE_NUMBERS, Told, UNet};
-use crate::vae::Vae;
+use crate::vae::{Vae, VaeDecode};
 use candle_core::{Device, Tensor};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -43,6 +43,8 @@ pub struct Request {
     pub seed: u64,
     /// What SDXL is told about the image's size; other models are told nothing.
     pub size_conditioning: SizeConditioning,
+    /// How the final latents become pixels.
+    pub vae_decode: VaeDecode,
 }
 
 /// The `original_size` and `target_size` that SDXL is told (Podell et al. 2023, §2.2); the crop is
@@ -210,7 +212,7 @@ impl Pipeline {
     /// [`generate`](Self::generate) with randomness from outside where it is given.
     pub fn generate_with(&self, request: &Request, method: &Method, injected: &Injected, trace: Option<&mut Trace>) -> Result<Rgb> {
         let latents = self.sample(request, method, injected, trace, usize::MAX)?;
-        self.decode(&latents)
+        self.decode(&latents, request.vae_decode)
     }
 
     /// Seconds that an image of this request takes here: one step is timed after a warm-up step, and
@@ -224,7 +226,7 @@ impl Pipeline {
         let latents = self.sample(request, method, &injected, None, 1)?;
         let step = start.elapsed().as_secs_f64();
         let start = Instant::now();
-        self.decode(&latents)?;
+        self.decode(&latents, request.vae_decode)?;
         let decode = start.elapsed().as_secs_f64();
         let moments = self.moments(request, self.walk(request)?.timesteps());
         let passes: Vec<usize> = moments.iter().map(|m| method.passes(self.sites(), m).len()).collect();
@@ -363,8 +365,8 @@ impl Pipeline {
         Ok(Told { text, added: Some((Tensor::cat(&pooled, 0)?, sizes)) })
     }
 
-    fn decode(&self, latents: &Tensor) -> Result<Rgb> {
-        let image = self.vae.decode(&(latents / self.vae.scaling_factor)?)?;
+    fn decode(&self, latents: &Tensor, how: VaeDecode) -> Result<Rgb> {
+        let image = self.vae.decode_as(&(latents / self.vae.scaling_factor)?, how)?;
         let (_, channels, height, width) = image.dims4()?;
         let planes = image.flatten_all()?.to_vec1::<f32>()?;
         let pixels = height * width;
@@ -385,7 +387,7 @@ impl Pipeline {
         let values: Vec<f32> = image.data.iter().map(|&v| f32::from(v) / 127.5 - 1.0).collect();
         let x = Tensor::from_vec(values, (1, h, w, 3), &Device::Cpu)?.permute((0, 3, 1, 2))?.contiguous()?;
         let (mean, _) = self.vae.encode(&x)?;
-        self.decode(&(mean * self.vae.scaling_factor)?)
+        self.decode(&(mean * self.vae.scaling_factor)?, VaeDecode::Whole)
     }
 }
 

@@ -5,9 +5,9 @@ use crate::view::{tensor, with_slice};
 use candle_core::{Result, Tensor, bail};
 use rayon::prelude::*;
 
-/// Mean and 1 / standard deviation, in f64 from per-lane f32 partial sums over short blocks.
+/// Sum and sum of squares, in f64 from per-lane f32 partial sums over short blocks.
 #[inline(always)]
-fn moments(x: &[f32], eps: f64) -> (f32, f32) {
+fn sums(x: &[f32]) -> (f64, f64) {
     const BLOCK: usize = 1024;
     let (mut sum, mut squares) = (0f64, 0f64);
     for block in x.chunks(BLOCK) {
@@ -26,6 +26,22 @@ fn moments(x: &[f32], eps: f64) -> (f32, f32) {
         sum += s.iter().map(|&v| f64::from(v)).sum::<f64>();
         squares += q.iter().map(|&v| f64::from(v)).sum::<f64>();
     }
+    (sum, squares)
+}
+
+#[inline(always)]
+fn affine(from: &[f32], to: &mut [f32], a: f32, b: f32, with_silu: bool) {
+    if with_silu {
+        to.iter_mut().zip(from).for_each(|(o, &v)| *o = silu(v * a + b));
+    } else {
+        to.iter_mut().zip(from).for_each(|(o, &v)| *o = v * a + b);
+    }
+}
+
+/// Mean and 1 / standard deviation.
+#[inline(always)]
+fn moments(x: &[f32], eps: f64) -> (f32, f32) {
+    let (sum, squares) = sums(x);
     let n = x.len() as f64;
     let mean = sum / n;
     let variance = (squares / n - mean * mean).max(0.0);
@@ -56,11 +72,7 @@ pub fn group_norm(x: &Tensor, groups: usize, weight: &Tensor, bias: &Tensor, eps
                                 let a = inverse * weight[first + c];
                                 let b = bias[first + c] - mean * a;
                                 let (from, to) = (&x[c * plane..][..plane], &mut out[c * plane..][..plane]);
-                                if with_silu {
-                                    to.iter_mut().zip(from).for_each(|(o, &v)| *o = silu(v * a + b));
-                                } else {
-                                    to.iter_mut().zip(from).for_each(|(o, &v)| *o = v * a + b);
-                                }
+                                affine(from, to, a, b, with_silu);
                             }
                         },
                     );
@@ -68,6 +80,50 @@ pub fn group_norm(x: &Tensor, groups: usize, weight: &Tensor, bias: &Tensor, eps
                 tensor(output, (batch, channels, h, w))
             })
         })
+    })
+}
+
+/// Sum and sum of squares of every channel of `x` `(batch, channels, height, width)`, batch summed too:
+/// what [`channel_affine`] needs to normalise a map that is only ever seen in parts.
+pub fn channel_sums(x: &Tensor) -> Result<Vec<(f64, f64)>> {
+    let (batch, channels, h, w) = x.dims4()?;
+    let plane = h * w;
+    with_slice(x, |x| {
+        Ok((0..channels)
+            .into_par_iter()
+            .map(|c| {
+                let mut total = (0f64, 0f64);
+                for b in 0..batch {
+                    let part = dispatch(
+                        #[inline(always)]
+                        || sums(&x[(b * channels + c) * plane..][..plane]),
+                    );
+                    total = (total.0 + part.0, total.1 + part.1);
+                }
+                total
+            })
+            .collect())
+    })
+}
+
+/// `a_c · x + b_c` for every channel `c` of `x` `(batch, channels, height, width)`, followed by SiLU if
+/// `with_silu`. `factors` holds `(a_c, b_c)`.
+pub fn channel_affine(x: &Tensor, factors: &[(f32, f32)], with_silu: bool) -> Result<Tensor> {
+    let (batch, channels, h, w) = x.dims4()?;
+    if factors.len() != channels {
+        bail!("channel_affine: {} factors for {channels} channels", factors.len());
+    }
+    let plane = h * w;
+    with_slice(x, |x| {
+        let mut output = vec![0f32; batch * channels * plane];
+        output.par_chunks_mut(plane).zip(x.par_chunks(plane)).enumerate().for_each(|(i, (out, x))| {
+            let (a, b) = factors[i % channels];
+            dispatch(
+                #[inline(always)]
+                || affine(x, out, a, b, with_silu),
+            );
+        });
+        tensor(output, (batch, channels, h, w))
     })
 }
 

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use scalebench_generation::{Sampler, SizeConditioning, Spacing};
+use scalebench_generation::{Sampler, SizeConditioning, Spacing, VaeDecode};
 
 /// Evaluates tuning-free methods that sample diffusion models above their training resolution.
 #[derive(Debug, Parser)]
@@ -123,6 +123,9 @@ pub(crate) struct Generate {
     /// Size that SDXL is told: target or base
     #[arg(long, value_name = "SIZE", default_value = "target")]
     pub(crate) size_conditioning: SizeConditioning,
+    /// whole, tiled or tiled-synchronised
+    #[arg(long, value_name = "HOW", default_value = "whole")]
+    pub(crate) vae_decode: VaeDecode,
     #[arg(long, default_value_t = 7.5)]
     pub(crate) guidance_scale: f64,
     #[arg(long, default_value_t = 0.0)]

@@ -71,6 +71,7 @@ pub(crate) fn plan(resolved: &Resolved, inputs: &Inputs) -> Result<Plan> {
                         eta: resolved.sampler.eta,
                         seed: resolved.seed.wrapping_add(i as u64),
                         size_conditioning: resolved.sampler.size_conditioning,
+                        vae_decode: resolved.sampler.vae_decode,
                     })
                 };
                 let mut jobs = Vec::with_capacity(resolved.images);

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use scalebench_emoji::{emojis, prompt_order};
-use scalebench_generation::{MethodSpec, Pipeline, ScheduleOptions, SizeConditioning};
+use scalebench_generation::{MethodSpec, Pipeline, ScheduleOptions, SizeConditioning, VaeDecode};
 use scalebench_metrics::{Extractor, Profile, list_images};
 use serde::{Deserialize, Serialize};
 use serde_yaml::Value;
@@ -87,6 +87,7 @@ pub(crate) struct Sampler {
     #[serde(flatten)]
     pub(crate) schedule: ScheduleOptions,
     pub(crate) size_conditioning: SizeConditioning,
+    pub(crate) vae_decode: VaeDecode,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -250,6 +251,7 @@ impl Sampler {
                 rescale_betas_zero_snr: written.rescale_betas_zero_snr,
             },
             size_conditioning: written.size_conditioning.unwrap_or_default(),
+            vae_decode: written.vae_decode.unwrap_or_default(),
         };
         sampler.eta = written.eta.unwrap_or(sampler.kind()?.usual_eta());
         Ok(sampler)

@@ -7,7 +7,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail};
-use scalebench_generation::{SizeConditioning, Spacing};
+use scalebench_generation::{SizeConditioning, Spacing, VaeDecode};
 use scalebench_metrics::Profile;
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{self, Deserialize, Deserializer, MapAccess, Visitor};
@@ -110,6 +110,7 @@ pub(crate) struct Sampler {
     pub(crate) use_karras_sigmas: Option<bool>,
     pub(crate) rescale_betas_zero_snr: Option<bool>,
     pub(crate) size_conditioning: Option<SizeConditioning>,
+    pub(crate) vae_decode: Option<VaeDecode>,
 }
 
 #[derive(Debug, serde::Deserialize)]

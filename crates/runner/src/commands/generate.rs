@@ -36,6 +36,7 @@ pub(super) fn run(args: Generate) -> Result<()> {
         eta: args.eta.unwrap_or(args.sampler.usual_eta()),
         seed: args.seed,
         size_conditioning: args.size_conditioning,
+        vae_decode: args.vae_decode,
     };
     let (width, height) = pipeline.native_size();
     let pixels = |width: u32, height: u32| f64::from(width) * f64::from(height);

@@ -1,5 +1,8 @@
 //! The autoencoder: latents to pixels and back.
 
+mod strips;
+mod tiles;
+
 use crate::config::Config;
 use crate::error::Result;
 use crate::layers::{Conv, GroupNorm, Linear};
@@ -120,6 +123,31 @@ struct Encoder {
     conv_out: Conv,
 }
 
+/// How latents are decoded. It moves results, so it is part of an image's identity.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum VaeDecode {
+    /// As one map: diffusers without tiling. Computed in strips of rows, so that memory is bounded.
+    #[default]
+    Whole,
+    /// In blended tiles: diffusers' `enable_vae_tiling`, which ScaleCrafter's SDXL script always uses.
+    Tiled,
+    /// In blended tiles under common group norms: ScaleCrafter's `--vae_tiling`.
+    TiledSynchronised,
+}
+
+impl std::str::FromStr for VaeDecode {
+    type Err = String;
+    fn from_str(name: &str) -> std::result::Result<Self, String> {
+        match name {
+            "whole" => Ok(Self::Whole),
+            "tiled" => Ok(Self::Tiled),
+            "tiled-synchronised" => Ok(Self::TiledSynchronised),
+            _ => Err("expected whole, tiled or tiled-synchronised".into()),
+        }
+    }
+}
+
 /// `AutoencoderKL`.
 #[derive(Debug)]
 pub(crate) struct Vae {
@@ -131,6 +159,8 @@ pub(crate) struct Vae {
     pub(crate) scaling_factor: f64,
     /// Pixels per latent, along one axis.
     pub(crate) factor: usize,
+    /// Side of a tile in latents.
+    tile: usize,
 }
 
 impl Vae {
@@ -145,7 +175,8 @@ impl Vae {
         c.only("mid_block_add_attention", &[json!(true)])?;
         c.only("use_quant_conv", &[json!(true)])?;
         c.only("use_post_quant_conv", &[json!(true)])?;
-        c.ignore(&["sample_size", "force_upcast"]); // Everything runs in f32.
+        c.ignore(&["force_upcast"]); // Everything runs in f32.
+        let sample_size = c.usize("sample_size", Some(512))?;
         let layers = c.usize("layers_per_block", Some(1))?;
         let groups = c.usize("norm_num_groups", Some(32))?;
         let latent = c.usize("latent_channels", Some(4))?;
@@ -201,23 +232,42 @@ impl Vae {
         let quant = Conv::load(&root.pp("quant_conv"), 2 * latent, 2 * latent, 1, 1)?;
         let post_quant = Conv::load(&root.pp("post_quant_conv"), latent, latent, 1, 1)?;
         weights.finish()?;
-        Ok(Self { encoder, decoder, quant, post_quant, scaling_factor, factor: 1 << (n - 1) })
+        let factor = 1 << (n - 1);
+        Ok(Self { encoder, decoder, quant, post_quant, scaling_factor, factor, tile: sample_size / factor })
     }
 
     /// Unscaled latents `(batch, latent, h, w)` → images `(batch, 3, f·h, f·w)`, nominally in [−1, 1].
     pub(crate) fn decode(&self, latents: &Tensor) -> Result<Tensor> {
+        self.decode_within(latents, strips::Budget::default())
+    }
+
+    fn decode_within(&self, latents: &Tensor, budget: strips::Budget) -> Result<Tensor> {
         let d = &self.decoder;
-        let mut x = d.mid.forward(&d.conv_in.forward(&self.post_quant.forward(latents)?)?)?;
-        for block in &d.up_blocks {
-            for resnet in &block.resnets {
-                x = resnet.forward(&x)?;
+        let images = (0..latents.dims()[0]).map(|i| {
+            let one = latents.narrow(0, i, 1)?;
+            let x = d.mid.forward(&d.conv_in.forward(&self.post_quant.forward(&one)?)?)?;
+            strips::decode(d, &x, budget)
+        });
+        Ok(Tensor::cat(&images.collect::<Result<Vec<_>>>()?, 0)?)
+    }
+
+    /// [`decode`](Self::decode) of one image in the way asked for.
+    pub(crate) fn decode_as(&self, latents: &Tensor, how: VaeDecode) -> Result<Tensor> {
+        let (_, _, h, w) = latents.dims4()?;
+        match how {
+            // A map of one tile is decoded whole, as the references do.
+            VaeDecode::Tiled if h > self.tile || w > self.tile => tiles::decode(self, latents, self.tile, tiles::Norms::Own),
+            VaeDecode::TiledSynchronised if h > self.tile || w > self.tile => {
+                tiles::decode(self, latents, self.tile, tiles::Norms::Common)
             }
-            if let Some(conv) = &block.resampler {
-                let (_, _, h, w) = x.dims4()?;
-                x = conv.forward(&kernels::upsample_nearest(&x, 2 * h, 2 * w)?)?;
-            }
+            _ => self.decode(latents),
         }
-        d.conv_out.forward(&d.norm_out.forward_silu(&x)?)
+    }
+
+    /// [`decode`](Self::decode) in the smallest strips, no upsampled map held.
+    #[cfg(test)]
+    pub(crate) fn decode_in_small_strips(&self, latents: &Tensor) -> Result<Tensor> {
+        self.decode_within(latents, strips::Budget { strip: 1, held: 0 })
     }
 
     /// Images `(batch, 3, H, W)` in [−1, 1] → mean and log-variance of the unscaled latents, each
