@@ -9,7 +9,7 @@ pub type Result<T> = std::result::Result<T, Error>;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A file that cannot be opened or read.
-    #[error("{file}: {source}", file = file.display())]
+    #[error("cannot read {file}", file = file.display())]
     Io {
         /// The file.
         file: PathBuf,
@@ -35,6 +35,22 @@ pub enum Error {
         found: String,
         /// What is understood.
         expected: String,
+    },
+    /// A hub repository that is neither in the local cache nor to be had.
+    #[error(
+        "`{repository}` (revision {revision}) is neither a folder nor in the Hugging Face cache ({cache}), and downloading it failed: \
+         {reason}; expected a folder, or `huggingface-cli download {repository} --revision {revision}` run where there is a network",
+        cache = cache.display()
+    )]
+    Download {
+        /// `org/name`.
+        repository: String,
+        /// Branch, tag or commit.
+        revision: String,
+        /// Where it would be.
+        cache: PathBuf,
+        /// Why it could not be fetched.
+        reason: String,
     },
     /// A tensor that the architecture needs and the file lacks.
     #[error("{file}: tensor `{name}` is missing, expected shape {expected:?}", file = file.display())]

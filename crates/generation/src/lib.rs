@@ -8,6 +8,7 @@
 //! network bit-identical to the unmodified one. All tensors are f32; maps are
 //! `(batch, channels, height, width)`.
 
+mod checkpoint;
 mod config;
 mod disperse;
 mod error;
@@ -26,6 +27,7 @@ mod vae;
 mod weights;
 
 pub use candle_core::Tensor;
+pub use checkpoint::{Dtype, FAMILIES, Family, LoadOptions, locate};
 pub use disperse::{Dispersion, disperse};
 pub use error::{Error, Result};
 pub use methods::{Method, MethodSpec};

@@ -82,7 +82,7 @@ fn uniform(factor: f64) -> [(&'static str, f64); 3] {
 }
 
 fn redilation(tau: f64, progressive: bool, list: &[(&str, f64)]) -> Option<Redilation> {
-    Some(Redilation { tau, of_steps: 6, progressive, dilation: rules(list) })
+    Some(Redilation { tau, of_steps: 6, progressive, dilation: rules(list), unmatched: Vec::new() })
 }
 
 const GRADED_SD21: [(&str, f64); 8] = [
@@ -105,7 +105,7 @@ const DISPERSED_SDXL: [&str; 3] = ["down_blocks.2.**", "mid_block.**", "up_block
 
 fn dispersion_at(tau: f64, sites: &[&str]) -> Option<DispersionSettings> {
     let sites = sites.iter().map(|s| (*s).to_owned()).collect();
-    Some(DispersionSettings { tau, of_steps: 6, sites, transform: Dispersion::PAPER })
+    Some(DispersionSettings { tau, of_steps: 6, sites, transform: Dispersion::PAPER, unmatched: Vec::new(), as_published: false })
 }
 
 fn dispersion(tau: f64) -> Option<DispersionSettings> {
@@ -160,7 +160,7 @@ fn text() {
             let folder = data(&format!("models/tiny-{name}"));
             let (tokenizer, encoder) = (format!("tokenizer{suffix}"), format!("text_encoder{suffix}"));
             let tokens = ClipTokenizer::open(&folder.join(&tokenizer)).unwrap();
-            let clip = crate::text::Clip::open(&folder, &tokenizer, &encoder, !suffix.is_empty()).unwrap();
+            let clip = crate::text::Clip::open(&folder, &tokenizer, &encoder, !suffix.is_empty(), &crate::LoadOptions::default()).unwrap();
             for (row, prompt) in PROMPTS.iter().enumerate() {
                 let got: Vec<i64> = tokens.encode(prompt).unwrap().into_iter().map(i64::from).collect();
                 assert_eq!(got, ids[row], "{name}: {prompt}");
@@ -181,7 +181,7 @@ fn text() {
 fn text_encoder_equals_candles() {
     use candle_transformers::models::clip::text_model::{Activation, ClipTextConfig, ClipTextTransformer};
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../datasets/pocket");
-    let ours = crate::text::Clip::open(&folder, "tokenizer", "text_encoder", false).unwrap();
+    let ours = crate::text::Clip::open(&folder, "tokenizer", "text_encoder", false, &crate::LoadOptions::default()).unwrap();
     let read = std::fs::read(folder.join("text_encoder/config.json")).unwrap();
     let c: serde_json::Value = serde_json::from_slice(&read).unwrap();
     let n = |key: &str| c[key].as_u64().unwrap() as usize;
@@ -651,42 +651,89 @@ fn plain_plans_are_bit_identical_to_the_network() {
     assert_eq!(values(&a), values(&b));
 }
 
+fn preset(name: &str) -> MethodSpec {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../experiments/methods").join(format!("{name}.yaml"));
+    MethodSpec::parse(&std::fs::read_to_string(&file).unwrap(), &file).unwrap()
+}
+
+/// Every preset against the official configuration files, layer by layer and step by step.
 #[test]
-fn presets_name_the_published_sites() {
-    let sites = pipeline().sites();
-    let preset = |name: &str| {
-        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../experiments/methods").join(format!("{name}.yaml"));
-        MethodSpec::parse(&std::fs::read_to_string(&file).unwrap(), &file).unwrap()
-    };
-    // 50 convolutions are open to methods in the SD layout, conv_in and conv_out apart.
-    assert_eq!(sites.convs.len(), 52);
-    let count = |plan: &Plan| plan.convs.iter().filter(|a| a.dilation.is_some()).count();
-    let at = |step| crate::plan::Moment { step, n_steps: 50, timestep: 0.0, latent: (64, 64), native: (32, 32), guidance_scale: 7.5 };
-    for (scale, tau) in [(4.0, 30), (6.25, 35), (8.0, 35), (16.0, 35)] {
-        let method = preset("scalecrafter").resolve("sd15", scale, sites).unwrap();
+fn presets_equal_the_official_settings() {
+    let text = std::fs::read_to_string(data("scalecrafter/official_settings.json")).unwrap();
+    let official: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let mut compared = 0;
+    for (config, want) in official.as_object().unwrap() {
+        let (family, size) = config.split_once('_').unwrap();
+        if size == "vanilla" {
+            continue;
+        }
+        let name = family.replace('.', "");
+        let sites = model(&name).sites();
+        let n = |key: &str| want[key].as_u64().unwrap() as usize;
+        let side = if name == "sdxl" { 128 } else { 64 };
+        let scale = (n("latent_height") * n("latent_width")) as f64 / f64::from(side * side);
+        let method = preset("scalecrafter-as-published").resolve(&name, scale, sites).unwrap();
+        let list = |key: &str| want[key].as_object().cloned().unwrap_or_default();
         for step in 0..50 {
-            let passes = method.passes(sites, &at(step));
-            let damped = scale >= 8.0 && step < 35;
-            assert_eq!(passes.len(), if damped { 3 } else { 2 });
+            let latent = (n("latent_height"), n("latent_width"));
+            let at = crate::plan::Moment {
+                step,
+                n_steps: 50,
+                timestep: 0.0,
+                latent,
+                native: (side as usize, side as usize),
+                guidance_scale: 7.5,
+            };
+            let passes = method.passes(sites, &at);
+            assert_eq!(passes.len(), if step < n("ndcfg_tau") { 3 } else { 2 }, "{config} {step}");
             assert!((passes.iter().map(|p| p.weight).sum::<f64>() - 1.0).abs() < 1e-12);
-            assert_eq!(count(&passes[0].plan), if step < tau { 39 } else { 0 }, "{scale} {step}");
-            if damped {
-                assert_eq!(count(&passes[2].plan), 27);
+            for (pass, key, tau) in [(0, "dilate_settings", "dilate_tau"), (2, "ndcfg_dilate_settings", "ndcfg_tau")] {
+                let Some(pass) = passes.get(pass) else { continue };
+                let (list, tau) = (list(key), n(tau));
+                for (site, action) in sites.convs.iter().zip(&pass.plan.convs) {
+                    let factor = list.get(&site.path).filter(|_| step < tau).map(|f| f.as_f64().unwrap());
+                    let factor = match want["progressive"].as_bool().unwrap() {
+                        true => factor.map(|f| (f * (tau - step) as f64 / tau as f64).ceil().max(2.0)),
+                        false => factor,
+                    };
+                    assert_eq!(action.dilation.map(Dilation::get), factor, "{config} {step} {}", site.path);
+                    assert_eq!(action.kernel, Kernel::Trained, "`inflate_tau` is 0");
+                }
+                let skips = pass.plan.skips.iter().filter(|s| **s != crate::plan::SkipAction::default()).count();
+                assert_eq!(skips, if name == "sdxl" { 7 } else { 10 }, "FreeU is on");
+            }
+        }
+        // Where a dispersion list is published, the method of the paper acts on exactly its sites.
+        let disperse: Vec<&str> = want["disperse_settings"].as_array().into_iter().flatten().map(|s| s.as_str().unwrap()).collect();
+        if !disperse.is_empty() {
+            let method = preset("scalecrafter-disperse").resolve(&name, scale, sites).unwrap();
+            let plan = &method.passes(sites, &moment(0.0, (128, 128), (64, 64)))[0].plan;
+            for (site, action) in sites.convs.iter().zip(&plan.convs) {
+                assert_eq!(action.kernel != Kernel::Trained, disperse.contains(&site.path.as_str()), "{config} {}", site.path);
+            }
+        }
+        // Every name of the lists that exists is matched by the count; the rest is spelled out as unmatched.
+        let exist = |key: &str| list(key).keys().filter(|k| sites.convs.iter().any(|s| s.path == **k)).count();
+        if name == "sdxl" {
+            assert_eq!(exist("dilate_settings"), if list("dilate_settings").len() == 15 { 11 } else { 28 });
+        }
+        compared += 1;
+    }
+    assert_eq!(compared, 15);
+    assert_eq!(pipeline().sites().convs.len(), 52, "50 convolutions are open to methods, and conv_in and conv_out");
+}
+
+#[test]
+fn every_preset_resolves_for_every_family_and_scale() {
+    for name in
+        ["direct-inf", "attn-sf", "redilation", "redilation-disperse", "scalecrafter", "scalecrafter-disperse", "scalecrafter-as-published"]
+    {
+        for (family, tiny) in [("sd15", "sd15"), ("pocket", "sd15"), ("sd21", "sd21"), ("sd21-768", "sd21"), ("sdxl", "sdxl")] {
+            for scale in [4.0, 6.25, 8.0, 16.0] {
+                preset(name).resolve(family, scale, model(tiny).sites()).unwrap();
             }
         }
     }
-    // d = 4 and tau = 35: nine steps of 4, nine of 3, seventeen of 2, then plain.
-    let method = preset("redilation").resolve("sd15", 16.0, sites).unwrap();
-    let mid = sites.convs.iter().position(|s| s.path == "mid_block.resnets.0.conv1").unwrap();
-    let factors: Vec<f64> = (0..50).map(|i| method.passes(sites, &at(i))[0].plan.convs[mid].dilation.map_or(1.0, Dilation::get)).collect();
-    let runs = |f: f64| factors.iter().filter(|d| **d == f).count();
-    assert_eq!([runs(4.0), runs(3.0), runs(2.0), runs(1.0)], [9, 9, 17, 15]);
-    // Dispersion halves where it acts.
-    let method = preset("scalecrafter-disperse").resolve("sd15", 16.0, sites).unwrap();
-    let passes = method.passes(sites, &at(0));
-    let dispersed = |p: &Plan| p.convs.iter().filter(|a| a.kernel != Kernel::Trained).count();
-    assert_eq!([dispersed(&passes[0].plan), dispersed(&passes[2].plan)], [23, 23]);
-    assert_eq!(passes[0].plan.convs[mid].dilation.map(Dilation::get), Some(2.0));
 }
 
 #[test]
@@ -703,6 +750,9 @@ fn rules_that_cannot_take_effect_are_errors() {
         Settings { redilation: redilation(3.0, false, &[("mid_block.**", 2.0), ("mid_block.resnets.0.*", 3.0)]), ..Settings::default() },
         "both match",
     );
+    let unmatched = Redilation { unmatched: vec!["mid_block.**".into()], ..base().unwrap() };
+    refuse(Settings { redilation: Some(unmatched), ..Settings::default() }, "expected a rule without a match");
+    refuse(Settings { redilation: base(), dispersion: dispersion(0.0), ..Settings::default() }, "`dispersion.tau` is 0");
     refuse(Settings { noise_damped_guidance: base(), ..Settings::default() }, "without `redilation`");
     let far = DispersionSettings { sites: vec!["conv_out".into()], ..dispersion(3.0).unwrap() };
     refuse(Settings { redilation: base(), dispersion: Some(far), ..Settings::default() }, "in no dilation list");

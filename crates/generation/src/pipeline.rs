@@ -1,10 +1,11 @@
 //! From request to image: the only file that sees all parts.
 
+use crate::checkpoint::{Dtype, FAMILIES, Family, LoadOptions, weight_files};
 use crate::error::{Error, Result};
 use crate::methods::Method;
 use crate::noise::Generator;
 use crate::plan::{Conditioning, Moment, Pass};
-use crate::sampler::{Sampler, Schedule, ScheduleOptions, Walk};
+use crate::sampler::{Prediction, Sampler, Schedule, ScheduleOptions, Walk};
 use crate::site::SiteTable;
 use crate::text::{Embedding, TextEncoder};
 use crate::unet::{SIZE_NUMBERS, Told, UNet};
@@ -115,6 +116,7 @@ pub struct Pipeline {
     pub(crate) vae: Vae,
     schedule: Schedule,
     digest: String,
+    dtype: Dtype,
 }
 
 impl std::fmt::Debug for Pipeline {
@@ -126,9 +128,14 @@ impl std::fmt::Debug for Pipeline {
 impl Pipeline {
     /// Loads a diffusers folder of the Stable Diffusion 1.x, 2.x or XL layout.
     pub fn load(folder: &Path) -> Result<Self> {
-        let text = TextEncoder::open(folder)?;
-        let unet = UNet::open(&folder.join("unet"))?;
-        let vae = Vae::open(&folder.join("vae"))?;
+        Self::load_with(folder, &LoadOptions::default())
+    }
+
+    /// [`load`](Self::load) with a choice of files and precision.
+    pub fn load_with(folder: &Path, options: &LoadOptions) -> Result<Self> {
+        let text = TextEncoder::open(folder, options)?;
+        let unet = UNet::open(&folder.join("unet"), options)?;
+        let vae = Vae::open(&folder.join("vae"), options)?;
         let schedule = Schedule::open(&folder.join("scheduler").join("scheduler_config.json"))?;
         let wrong = |reason: String| Err(Error::malformed(folder.join("unet").join("config.json"), reason));
         if text.width() != unet.config.cross_attention_dim {
@@ -143,12 +150,31 @@ impl Pipeline {
                 expected.unwrap_or(0)
             ));
         }
-        Ok(Self { text, unet, vae, schedule, digest: digest(folder)? })
+        Ok(Self { text, unet, vae, schedule, digest: digest(folder, options)?, dtype: options.dtype })
     }
 
     /// Hash (BLAKE3, hex) of every file that determines the checkpoint's output.
     pub fn digest(&self) -> &str {
         &self.digest
+    }
+
+    /// Precision that the weights were rounded to.
+    pub fn dtype(&self) -> Dtype {
+        self.dtype
+    }
+
+    /// The family whose architecture this is, if it is a known one.
+    pub fn family(&self) -> Option<&'static Family> {
+        let config = &self.unet.config;
+        let name = match (config.cross_attention_dim, config.sample_size) {
+            (2048, _) if config.added.is_some() => "sdxl",
+            (1024, _) if self.schedule.prediction == Prediction::V => "sd21-768",
+            (1024, _) => "sd21",
+            (768, _) => "sd15",
+            (96, 16) => "pocket",
+            _ => return None,
+        };
+        FAMILIES.iter().find(|f| f.name == name)
     }
 
     /// Where methods may act.
@@ -427,30 +453,34 @@ fn deviation(x: &Tensor) -> Result<f64> {
     Ok((values.iter().map(|&v| (f64::from(v) - mean).powi(2)).sum::<f64>() / (n - 1.0)).sqrt())
 }
 
-/// Hashes names and contents of a checkpoint's files, in sorted order.
-fn digest(folder: &Path) -> Result<String> {
-    let mut files: Vec<PathBuf> = Vec::new();
-    let optional = ["text_encoder_2", "tokenizer_2"].into_iter().filter(|c| folder.join(c).is_dir());
-    for component in ["scheduler", "text_encoder", "tokenizer", "unet", "vae"].into_iter().chain(optional) {
-        let path = folder.join(component);
-        let wrong = |source| Error::Io { file: path.clone(), source };
-        for entry in std::fs::read_dir(&path).map_err(wrong)? {
-            let file = entry.map_err(wrong)?.path();
-            let kept = file.extension().is_some_and(|e| e == "json" || e == "txt" || e == "safetensors");
-            if kept && file.is_file() {
-                files.push(file);
-            }
+/// Hashes names and contents of the files that a pipeline reads, in a fixed order.
+fn digest(folder: &Path, options: &LoadOptions) -> Result<String> {
+    let mut files: Vec<PathBuf> = vec!["scheduler/scheduler_config.json".into()];
+    for suffix in ["", "_2"] {
+        let encoder = format!("text_encoder{suffix}");
+        if !suffix.is_empty() && !folder.join(&encoder).is_dir() {
+            continue;
         }
+        files.extend(["vocab.json", "merges.txt", "tokenizer_config.json"].map(|f| Path::new(&format!("tokenizer{suffix}")).join(f)));
+        files.push(Path::new(&encoder).join("config.json"));
+        files.extend(relative(folder, weight_files(&folder.join(&encoder), "model", options.variant.as_deref())?));
     }
-    files.sort();
+    for component in ["unet", "vae"] {
+        files.push(Path::new(component).join("config.json"));
+        files.extend(relative(folder, weight_files(&folder.join(component), "diffusion_pytorch_model", options.variant.as_deref())?));
+    }
     let mut hasher = blake3::Hasher::new();
-    for file in files {
-        let name = file.strip_prefix(folder).unwrap_or(&file).to_string_lossy().replace('\\', "/");
-        hasher.update(name.as_bytes());
+    for name in files {
+        let file = folder.join(&name);
+        hasher.update(name.to_string_lossy().replace('\\', "/").as_bytes());
         let mut one = blake3::Hasher::new();
         let source = std::fs::File::open(&file).map_err(|source| Error::Io { file: file.clone(), source })?;
         one.update_reader(source).map_err(|source| Error::Io { file: file.clone(), source })?;
         hasher.update(one.finalize().as_bytes());
     }
     Ok(hasher.finalize().to_hex().to_string())
+}
+
+fn relative(folder: &Path, files: Vec<PathBuf>) -> impl Iterator<Item = PathBuf> {
+    files.into_iter().map(move |file| file.strip_prefix(folder).map(Path::to_owned).unwrap_or(file))
 }

@@ -1,9 +1,10 @@
 //! Prompt to embedding: CLIP's byte-level BPE and the CLIP text encoders of SD 1.x, SD 2.x and SDXL.
 
+use crate::checkpoint::LoadOptions;
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::layers::{LayerNorm, Linear};
-use crate::weights::{Scope, Weights, weight_file};
+use crate::weights::{Scope, Weights};
 use candle_core::{D, Device, IndexOp, Tensor};
 use scalebench_kernels as kernels;
 use serde_json::{Value, json};
@@ -121,10 +122,10 @@ pub(crate) struct TextEncoder {
 
 impl TextEncoder {
     /// Reads `model_index.json`, `tokenizer*/` and `text_encoder*/` of a checkpoint folder.
-    pub(crate) fn open(checkpoint: &Path) -> Result<Self> {
-        let first = Clip::open(checkpoint, "tokenizer", "text_encoder", false)?;
+    pub(crate) fn open(checkpoint: &Path, options: &LoadOptions) -> Result<Self> {
+        let first = Clip::open(checkpoint, "tokenizer", "text_encoder", false, options)?;
         let two = checkpoint.join("text_encoder_2").is_dir();
-        let second = if two { Some(Clip::open(checkpoint, "tokenizer_2", "text_encoder_2", true)?) } else { None };
+        let second = if two { Some(Clip::open(checkpoint, "tokenizer_2", "text_encoder_2", true, options)?) } else { None };
         let zero_empty = two && Config::open(&checkpoint.join("model_index.json"))?.bool("force_zeros_for_empty_prompt", true)?;
         Ok(Self { first, second, zero_empty })
     }
@@ -209,7 +210,7 @@ struct Layer {
 }
 
 impl Clip {
-    pub(crate) fn open(checkpoint: &Path, tokenizer: &str, encoder: &str, projected: bool) -> Result<Self> {
+    pub(crate) fn open(checkpoint: &Path, tokenizer: &str, encoder: &str, projected: bool, options: &LoadOptions) -> Result<Self> {
         let tokenizer = ClipTokenizer::open(&checkpoint.join(tokenizer))?;
         let folder = checkpoint.join(encoder);
         let file = folder.join("config.json");
@@ -239,7 +240,7 @@ impl Clip {
             return wrong(format!("`vocab_size` is {vocabulary}, expected at least the tokenizer's {n}"));
         }
 
-        let weights = Weights::open(&weight_file(&folder, "model")?)?;
+        let weights = Weights::open(&folder, "model", options)?;
         let root = weights.root();
         // transformers 5 writes without this level.
         let at = if root.has("text_model.final_layer_norm.weight") { root.pp("text_model") } else { root.clone() };

@@ -1,5 +1,6 @@
 //! Safetensors in: every expected tensor present with the expected shape, and none left over.
 
+use crate::checkpoint::{Dtype, LoadOptions, weight_files};
 use crate::error::{Error, Result};
 use candle_core::safetensors::MmapedSafetensors;
 use candle_core::{DType, Device, Tensor};
@@ -7,23 +8,36 @@ use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-/// One open weight file and what has not been asked for yet.
+/// The open weights of one component and what has not been asked for yet.
 pub(crate) struct Weights {
+    /// For messages: the file, or the folder of several.
     file: PathBuf,
     tensors: MmapedSafetensors,
+    dtype: DType,
     unused: RefCell<BTreeSet<String>>,
 }
 
 impl Weights {
-    /// Maps `file` and reads its header.
-    pub(crate) fn open(file: &Path) -> Result<Self> {
-        // A missing file is told apart from a broken one.
-        std::fs::metadata(file).map_err(|source| Error::Io { file: file.to_owned(), source })?;
-        // SAFETY: the file must not be changed while it is mapped; checkpoints are read-only inputs.
-        let tensors = unsafe { MmapedSafetensors::new(file) }
-            .map_err(|e| Error::malformed(file, format!("expected a complete safetensors file: {e}")))?;
+    /// Maps the weight files `BASE*.safetensors` of a component folder and reads their headers.
+    pub(crate) fn open(folder: &Path, base: &str, options: &LoadOptions) -> Result<Self> {
+        let files = weight_files(folder, base, options.variant.as_deref())?;
+        for file in &files {
+            // A missing file is told apart from a broken one, and each shard is checked by itself.
+            std::fs::metadata(file).map_err(|source| Error::Io { file: file.clone(), source })?;
+            // SAFETY: the file must not be changed while it is mapped; checkpoints are read-only inputs.
+            unsafe { MmapedSafetensors::new(file) }
+                .map_err(|e| Error::malformed(file, format!("expected a complete safetensors file: {e}")))?;
+        }
+        // SAFETY: as above.
+        let tensors = unsafe { MmapedSafetensors::multi(&files) }.map_err(|e| Error::malformed(folder, e))?;
         let unused = tensors.tensors().into_iter().map(|(name, _)| name).collect();
-        Ok(Self { file: file.to_owned(), tensors, unused: RefCell::new(unused) })
+        let dtype = match options.dtype {
+            Dtype::F32 => DType::F32,
+            Dtype::Bf16 => DType::BF16,
+            Dtype::F16 => DType::F16,
+        };
+        let file = if let [file] = &files[..] { file.clone() } else { folder.to_owned() };
+        Ok(Self { file, tensors, dtype, unused: RefCell::new(unused) })
     }
 
     pub(crate) fn root(&self) -> Scope<'_> {
@@ -71,17 +85,8 @@ impl Scope<'_> {
         if view.shape() != shape {
             return Err(Error::TensorShape { file: file(), name, expected: shape.to_vec(), found: view.shape().to_vec() });
         }
-        let tensor = self.weights.tensors.load(&name, &Device::Cpu)?.to_dtype(DType::F32)?;
+        let tensor = self.weights.tensors.load(&name, &Device::Cpu)?.to_dtype(self.weights.dtype)?.to_dtype(DType::F32)?;
         self.weights.unused.borrow_mut().remove(&name);
         Ok(tensor)
-    }
-}
-
-/// The weight file of a component folder: `BASE.safetensors`, or the error of its absence.
-pub(crate) fn weight_file(folder: &Path, base: &str) -> Result<PathBuf> {
-    let file = folder.join(format!("{base}.safetensors"));
-    match std::fs::metadata(&file) {
-        Ok(_) => Ok(file),
-        Err(source) => Err(Error::Io { file, source }),
     }
 }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use scalebench_generation::{Sampler, SizeConditioning, Spacing, VaeDecode};
+use scalebench_generation::{Dtype, Sampler, SizeConditioning, Spacing, VaeDecode};
 
 /// Evaluates tuning-free methods that sample diffusion models above their training resolution.
 #[derive(Debug, Parser)]
@@ -85,10 +85,16 @@ impl FromStr for Shard {
 
 #[derive(Debug, Args)]
 pub(crate) struct Generate {
-    /// Checkpoint folder in diffusers layout
-    #[arg(long, value_name = "DIR")]
+    /// Checkpoint folder in diffusers layout, or a hub repository in the local cache or on the net
+    #[arg(long, value_name = "DIR|REPO_ID")]
     pub(crate) checkpoint: PathBuf,
-    /// Model family whose method settings apply [default: name of the checkpoint folder]
+    /// Files to read, for example fp16 [default: the plain ones, else fp16]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) variant: Option<String>,
+    /// Precision that weights are rounded to: f32, bf16 or f16; arithmetic is f32
+    #[arg(long, value_name = "DTYPE", default_value = "f32")]
+    pub(crate) dtype: Dtype,
+    /// Model family whose method settings apply [default: what the architecture tells, else the folder's name]
     #[arg(long, value_name = "NAME")]
     pub(crate) family: Option<String>,
     #[arg(long)]

@@ -19,7 +19,15 @@ macro_rules! builtin {
     };
 }
 
-builtin!["direct-inf", "attn-sf", "redilation", "redilation-disperse", "scalecrafter", "scalecrafter-disperse"];
+builtin![
+    "direct-inf",
+    "attn-sf",
+    "redilation",
+    "redilation-disperse",
+    "scalecrafter",
+    "scalecrafter-disperse",
+    "scalecrafter-as-published"
+];
 
 /// Names of the built-in methods.
 pub(crate) fn names() -> impl Iterator<Item = &'static str> {

@@ -1,7 +1,7 @@
 //! Cells, and the images in them.
 
 use anyhow::{Context, Result};
-use scalebench_generation::{Method, Request};
+use scalebench_generation::{Dtype, Method, Pipeline, Request};
 use serde::Serialize;
 
 use crate::methods::BASELINE;
@@ -78,7 +78,7 @@ pub(crate) fn plan(resolved: &Resolved, inputs: &Inputs) -> Result<Plan> {
                 for i in 0..resolved.images {
                     let request = request(i)?;
                     pipeline.check(&request, &method)?;
-                    let key = key(pipeline.digest(), &method, &request)?;
+                    let key = key(pipeline, &method, &request)?;
                     jobs.push(Job { request, key });
                 }
                 Ok(Cell { name: name.clone(), model, scale, method_name: spec.name().to_owned(), method, width, height, asked_for, jobs })
@@ -90,15 +90,15 @@ pub(crate) fn plan(resolved: &Resolved, inputs: &Inputs) -> Result<Plan> {
 }
 
 /// The run-store key of an image: equal keys, equal pixels.
-fn key(checkpoint: &str, method: &Method, request: &Request) -> Result<String> {
+fn key(pipeline: &Pipeline, method: &Method, request: &Request) -> Result<String> {
     #[derive(Serialize)]
     struct Identity<'a> {
         checkpoint: &'a str,
         method: &'a Method,
         request: &'a Request,
-        dtype: &'a str,
+        dtype: Dtype,
     }
-    let identity = Identity { checkpoint, method, request, dtype: "f32" };
+    let identity = Identity { checkpoint: pipeline.digest(), method, request, dtype: pipeline.dtype() };
     // Through a value: its maps are sorted, so the key does not depend on the order of fields.
     let canonical = serde_json::to_value(identity)?.to_string();
     Ok(blake3::hash(canonical.as_bytes()).to_string())

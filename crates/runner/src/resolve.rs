@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use scalebench_emoji::{emojis, prompt_order};
-use scalebench_generation::{MethodSpec, Pipeline, ScheduleOptions, SizeConditioning, VaeDecode};
+use scalebench_generation::{Dtype, FAMILIES, LoadOptions, MethodSpec, Pipeline, ScheduleOptions, SizeConditioning, VaeDecode, locate};
 use scalebench_metrics::{Extractor, Profile, list_images};
 use serde::{Deserialize, Serialize};
 use serde_yaml::Value;
@@ -45,6 +45,8 @@ pub(crate) struct Model {
     /// Selects the settings of methods that differ between models.
     pub(crate) family: String,
     pub(crate) path: PathBuf,
+    pub(crate) variant: Option<String>,
+    pub(crate) dtype: Dtype,
     pub(crate) digest: String,
     /// Training size in pixels.
     pub(crate) width: u32,
@@ -202,10 +204,27 @@ pub(crate) fn resolve(file: &Path, experiment: spec::Experiment) -> Result<(Reso
 
     let (mut models, mut pipelines) = (Vec::new(), Vec::new());
     for (name, model) in experiment.models {
-        let pipeline = Pipeline::load(&folder.join(&model.path)).with_context(|| at(&format!("models.{name}.path")))?;
+        let known = FAMILIES.iter().find(|f| f.name == name);
+        let path = model.path.or_else(|| known.and_then(|f| f.repository).map(PathBuf::from));
+        let path = path.with_context(|| format!("{}: expected the path of a checkpoint", at(&format!("models.{name}.path"))))?;
+        let options = LoadOptions { variant: model.variant.clone(), dtype: model.dtype.unwrap_or_default() };
+        let load = || {
+            let beside = folder.join(&path);
+            Pipeline::load_with(&locate(if beside.is_dir() { &beside } else { &path })?, &options)
+        };
+        let pipeline = load().with_context(|| at(&format!("models.{name}.path")))?;
         let (width, height) = pipeline.native_size();
-        let family = model.family.unwrap_or_else(|| name.clone());
-        models.push(Model { name, family, path: model.path, digest: pipeline.digest().to_owned(), width, height });
+        let family = model.family.or_else(|| known.or(pipeline.family()).map(|f| f.name.to_owned())).unwrap_or_else(|| name.clone());
+        models.push(Model {
+            name,
+            family,
+            path,
+            variant: model.variant,
+            dtype: options.dtype,
+            digest: pipeline.digest().to_owned(),
+            width,
+            height,
+        });
         pipelines.push(pipeline);
     }
 

@@ -7,7 +7,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail};
-use scalebench_generation::{SizeConditioning, Spacing, VaeDecode};
+use scalebench_generation::{Dtype, SizeConditioning, Spacing, VaeDecode};
 use scalebench_metrics::Profile;
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{self, Deserialize, Deserializer, MapAccess, Visitor};
@@ -31,11 +31,48 @@ pub(crate) struct Experiment {
     pub(crate) metrics: Metrics,
 }
 
-#[derive(Debug, serde::Deserialize)]
-#[serde(deny_unknown_fields)]
+/// A checkpoint: `{path, family, variant, dtype}`, or the path alone.
+#[derive(Debug, Default)]
 pub(crate) struct Model {
-    pub(crate) path: PathBuf,
+    pub(crate) path: Option<PathBuf>,
     pub(crate) family: Option<String>,
+    pub(crate) variant: Option<String>,
+    pub(crate) dtype: Option<Dtype>,
+}
+
+impl<'de> Deserialize<'de> for Model {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(serde::Deserialize)]
+        #[serde(deny_unknown_fields)]
+        struct Written {
+            path: Option<PathBuf>,
+            family: Option<String>,
+            variant: Option<String>,
+            dtype: Option<Dtype>,
+        }
+        struct ModelVisitor;
+        impl<'de> Visitor<'de> for ModelVisitor {
+            type Value = Model;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a checkpoint folder or hub repository, or {path, family, variant, dtype}")
+            }
+
+            fn visit_str<E: de::Error>(self, path: &str) -> Result<Model, E> {
+                Ok(Model { path: Some(path.into()), ..Model::default() })
+            }
+
+            fn visit_unit<E: de::Error>(self) -> Result<Model, E> {
+                Ok(Model::default())
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Model, A::Error> {
+                let Written { path, family, variant, dtype } = Written::deserialize(MapAccessDeserializer::new(map))?;
+                Ok(Model { path, family, variant, dtype })
+            }
+        }
+        deserializer.deserialize_any(ModelVisitor)
+    }
 }
 
 /// A number of pixels relative to the model's own.

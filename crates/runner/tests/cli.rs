@@ -38,7 +38,7 @@ fn write_experiment(dir: &Path) -> PathBuf {
 
 fn scalebench(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_scalebench"));
-    command.args(args).stdin(Stdio::null());
+    command.args(args).stdin(Stdio::null()).env("HF_HUB_OFFLINE", "1");
     command
 }
 
@@ -98,6 +98,12 @@ fn bad_input_is_one_line_and_status_2() {
         ("methods=[scalecrafer]", &["tiny.yaml: methods", "`scalecrafer`", "did you mean `scalecrafter`?"]),
         ("methods=[missing.yaml]", &["tiny.yaml: methods", "missing.yaml"]),
         ("models.tiny.path=nowhere", &["tiny.yaml: models.tiny.path", "nowhere"]),
+        ("models.tiny=org/not-cached", &["tiny.yaml: models.tiny.path", "org/not-cached", "huggingface-cli download"]),
+        ("models.tiny.dtype=f8", &["tiny.yaml: models.tiny.dtype", "expected one of `f32`, `bf16`, `f16`"]),
+        ("models={unknown: {}}", &["tiny.yaml: models.unknown.path", "expected the path of a checkpoint"]),
+        ("sampler.eta=2", &["tiny.yaml", "`eta` is 2", "from 0 to 1"]),
+        ("sampler={name: euler, eta: 1}", &["tiny.yaml", "`eta` is 1", "0 for any other sampler"]),
+        ("sampler={name: ddim, use_karras_sigmas: true}", &["tiny.yaml", "`use_karras_sigmas` is true", "dpm++2m"]),
         ("scales=[0.2]", &["tiny.yaml", "scales", "expected whole pixels"]),
         ("scales=[{factor: 8, width: 4, height: 4}]", &["tiny.yaml: scales", "not factor 8"]),
         ("scales=[{factor: 1.015625, width: 1.015625, height: 1}]", &["tiny.yaml", "width", "260", "factor 8"]),

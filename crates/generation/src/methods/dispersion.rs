@@ -3,7 +3,7 @@
 //! While active, a listed convolution uses its kernel spread onto the larger one. That alone doubles
 //! its reach (3×3 → 5×5), so a dilation at the same site is halved.
 
-use super::redilation::{Resolved as Redilated, check_tau, fifty, scaled_tau};
+use super::redilation::{Resolved as Redilated, check_tau, check_unmatched, fifty, scaled_tau};
 use crate::disperse::Dispersion as Transform;
 use crate::error::{Error, Result};
 use crate::plan::{Dilation, Intervention, Kernel, Moment, Pass};
@@ -24,6 +24,12 @@ pub struct Dispersion {
     /// How kernels are spread.
     #[serde(default = "paper")]
     pub transform: Transform,
+    /// Rules of a published list that match no site of this model, kept for the record.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unmatched: Vec<String>,
+    /// Allows a `tau` of 0, with which nothing is ever dispersed.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub as_published: bool,
 }
 
 fn paper() -> Transform {
@@ -42,7 +48,10 @@ impl Dispersion {
     /// `dilated`: every re-dilation of the method. The reference halves the dilation of a dispersed
     /// site, so a dispersed site that is never dilated would widen its reach instead of keeping it.
     pub(super) fn resolve(&self, method: &str, table: &SiteTable, dilated: &[&Redilated]) -> Result<Resolved> {
-        check_tau(method, "dispersion", self.tau, self.of_steps)?;
+        if !(self.as_published && self.tau == 0.0) {
+            check_tau(method, "dispersion", self.tau, self.of_steps)?;
+        }
+        check_unmatched(method, "dispersion", &self.unmatched, table)?;
         if self.sites.is_empty() {
             return Err(Error::method(method, "`dispersion.sites` is empty, expected at least one site rule"));
         }

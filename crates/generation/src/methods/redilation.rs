@@ -24,6 +24,10 @@ pub struct Redilation {
     pub progressive: bool,
     /// Site rule → factor. Every rule must match a site, and no two rules the same one.
     pub dilation: BTreeMap<String, Dilation>,
+    /// Rules of a published list that match no site of this model, kept for the record. Each must match
+    /// none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unmatched: Vec<String>,
 }
 
 pub(super) fn fifty() -> usize {
@@ -55,12 +59,24 @@ pub(super) fn check_tau(method: &str, key: &str, tau: f64, of_steps: usize) -> R
     Ok(())
 }
 
+/// The rules that are said to match nothing do match nothing.
+pub(super) fn check_unmatched(method: &str, key: &str, rules: &[String], sites: &SiteTable) -> Result<()> {
+    for rule in rules {
+        if let Ok(found) = sites.match_convs(method, rule) {
+            let path = &sites.convs[found[0]].path;
+            return Err(Error::method(method, format!("`{key}.unmatched`: `{rule}` matches `{path}`, expected a rule without a match")));
+        }
+    }
+    Ok(())
+}
+
 impl Redilation {
     pub(super) fn resolve(&self, method: &str, key: &str, sites: &SiteTable) -> Result<Resolved> {
         check_tau(method, key, self.tau, self.of_steps)?;
         if self.dilation.is_empty() {
             return Err(Error::method(method, format!("`{key}.dilation` is empty, expected at least one site rule")));
         }
+        check_unmatched(method, key, &self.unmatched, sites)?;
         let mut by_site: BTreeMap<usize, (&str, f64)> = BTreeMap::new();
         for (pattern, factor) in &self.dilation {
             for site in sites.match_convs(method, pattern)? {

@@ -8,12 +8,13 @@ pub(crate) use conv::SiteConv;
 use resnet::ResnetBlock;
 use transformer::Transformer;
 
+use crate::checkpoint::LoadOptions;
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::layers::{GroupNorm, Linear};
 use crate::plan::{ConvAction, Plan, SkipAction};
 use crate::site::SiteTable;
-use crate::weights::{Scope, Weights, weight_file};
+use crate::weights::{Scope, Weights};
 use candle_core::{Device, Tensor};
 use scalebench_kernels as kernels;
 use serde_json::json;
@@ -200,9 +201,9 @@ pub(crate) struct UNet {
 
 impl UNet {
     /// Reads `config.json` and the weights of a diffusers `unet/` folder.
-    pub(crate) fn open(folder: &Path) -> Result<Self> {
+    pub(crate) fn open(folder: &Path, options: &LoadOptions) -> Result<Self> {
         let config = UNetConfig::open(&folder.join("config.json"))?;
-        let weights = Weights::open(&weight_file(folder, "diffusion_pytorch_model")?)?;
+        let weights = Weights::open(folder, "diffusion_pytorch_model", options)?;
         let mut build = Build { config, sites: SiteTable::default() };
         let unet = Self::load(&mut build, &weights.root())?;
         weights.finish()?;

@@ -3,10 +3,11 @@
 mod strips;
 mod tiles;
 
+use crate::checkpoint::LoadOptions;
 use crate::config::Config;
 use crate::error::Result;
 use crate::layers::{Conv, GroupNorm, Linear};
-use crate::weights::{Scope, Weights, weight_file};
+use crate::weights::{Scope, Weights};
 use candle_core::Tensor;
 use scalebench_kernels as kernels;
 use serde_json::json;
@@ -165,7 +166,7 @@ pub(crate) struct Vae {
 
 impl Vae {
     /// Reads `config.json` and the weights of a diffusers `vae/` folder.
-    pub(crate) fn open(folder: &Path) -> Result<Self> {
+    pub(crate) fn open(folder: &Path, options: &LoadOptions) -> Result<Self> {
         let mut c = Config::open(&folder.join("config.json"))?;
         let channels = c.usizes("block_out_channels", None, None)?;
         let n = channels.len();
@@ -184,7 +185,7 @@ impl Vae {
         let scaling_factor = c.f64("scaling_factor", 0.18215)?;
         c.finish()?;
 
-        let weights = Weights::open(&weight_file(folder, "diffusion_pytorch_model")?)?;
+        let weights = Weights::open(folder, "diffusion_pytorch_model", options)?;
         let (root, last) = (weights.root(), channels[n - 1]);
         let norm_out = |at: &Scope<'_>, c| GroupNorm::load(&at.pp("conv_norm_out"), c, groups, EPS);
 
@@ -257,9 +258,7 @@ impl Vae {
         match how {
             // A map of one tile is decoded whole, as the references do.
             VaeDecode::Tiled if h > self.tile || w > self.tile => tiles::decode(self, latents, self.tile, tiles::Norms::Own),
-            VaeDecode::TiledSynchronised if h > self.tile || w > self.tile => {
-                tiles::decode(self, latents, self.tile, tiles::Norms::Common)
-            }
+            VaeDecode::TiledSynchronised if h > self.tile || w > self.tile => tiles::decode(self, latents, self.tile, tiles::Norms::Common),
             _ => self.decode(latents),
         }
     }

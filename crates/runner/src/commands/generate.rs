@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use scalebench_generation::{Injected, Pipeline, Request, ScheduleOptions, Tensor, Trace};
+use scalebench_generation::{Injected, LoadOptions, Pipeline, Request, ScheduleOptions, Tensor, Trace, locate};
 use scalebench_metrics::Image;
 
 use super::write_file;
@@ -16,9 +16,10 @@ pub(super) fn run(args: Generate) -> Result<()> {
         init_latents: args.init_latents.as_deref().map(|file| tensor(file, "init_latents")).transpose()?,
         step_noise: args.step_noise.as_deref().map(|file| tensor(file, "noise")).transpose()?,
     };
-    let pipeline = Pipeline::load(&args.checkpoint).context("--checkpoint")?;
+    let options = LoadOptions { variant: args.variant.clone(), dtype: args.dtype };
+    let pipeline = locate(&args.checkpoint).and_then(|folder| Pipeline::load_with(&folder, &options)).context("--checkpoint")?;
     let folder = || args.checkpoint.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let family = args.family.clone().unwrap_or_else(folder);
+    let family = args.family.clone().or_else(|| pipeline.family().map(|f| f.name.to_owned())).unwrap_or_else(folder);
     let request = Request {
         prompt: args.prompt,
         negative_prompt: args.negative_prompt,
