@@ -31,7 +31,7 @@ pub use checkpoint::{Dtype, FAMILIES, Family, LoadOptions, locate};
 pub use disperse::{Dispersion, disperse};
 pub use error::{Error, Result};
 pub use methods::{Method, MethodSpec};
-pub use pipeline::{Injected, Pipeline, Request, Rgb, SizeConditioning, Trace};
+pub use pipeline::{Injected, Pipeline, Request, Rgb, Seeding, SizeConditioning, Trace};
 pub use sampler::{Sampler, ScheduleOptions, Spacing};
 pub use site::SiteTable;
 pub use text::ClipTokenizer;

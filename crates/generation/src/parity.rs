@@ -520,6 +520,7 @@ fn request(latent: &Tensor, prompt: &str, steps: usize, eta: f64) -> Request {
         seed: 0,
         size_conditioning: SizeConditioning::Target,
         vae_decode: crate::VaeDecode::Whole,
+        seeding: crate::Seeding::PerImage,
     }
 }
 
@@ -756,6 +757,59 @@ fn rules_that_cannot_take_effect_are_errors() {
     refuse(Settings { noise_damped_guidance: base(), ..Settings::default() }, "without `redilation`");
     let far = DispersionSettings { sites: vec!["conv_out".into()], ..dispersion(3.0).unwrap() };
     refuse(Settings { redilation: base(), dispersion: Some(far), ..Settings::default() }, "in no dilation list");
+}
+
+/// A start at the last step keeps the smaller image; one at an early step leaves it behind.
+#[test]
+fn sdedit_starts_from_the_smaller_image() {
+    use crate::methods::Sdedit;
+    let latent = Tensor::zeros((1, 4, 32, 48), DType::F32, &Device::Cpu).unwrap();
+    let mut request = request(&latent, CORGI, 10, 0.0);
+    request.guidance_scale = 1.0;
+    let run = |tau: f64| {
+        let sdedit = Some(Sdedit { tau, of_steps: 10, scale: 2.0 });
+        let mut trace = Trace::default();
+        pipeline()
+            .generate_with(&request, &method(Settings { sdedit, ..Settings::default() }), &Injected::default(), Some(&mut trace))
+            .unwrap();
+        trace.tensors
+    };
+    let (late, early) = (run(9.0), run(2.0));
+    assert_eq!(late.keys().filter(|k| k.starts_with("guided.")).collect::<Vec<_>>(), ["guided.9"]);
+    assert_eq!(early.keys().filter(|k| k.starts_with("guided.")).count(), 8);
+    // The same smaller image under both: at the last step little noise is added to it.
+    let small = Request { width: request.width / 2, height: request.height / 2, ..request.clone() };
+    let mut trace = Trace::default();
+    pipeline().generate_with(&small, &method(Settings::default()), &Injected::default(), Some(&mut trace)).unwrap();
+    let image = pipeline().vae.decode(&(&trace.tensors["final_latents"] / pipeline().vae.scaling_factor).unwrap()).unwrap();
+    let image = scalebench_kernels::enlarge_bicubic(&image.clamp(-1f32, 1f32).unwrap(), 256, 384).unwrap();
+    let mean = pipeline().vae.encode(&image.clamp(-1f32, 1f32).unwrap()).unwrap().0;
+    let clean = (mean * pipeline().vae.scaling_factor).unwrap();
+    let walk = Schedule::open(&data("models/tiny-sd15/scheduler/scheduler_config.json")).unwrap();
+    let walk = walk.walk(Sampler::Ddim, 10, 0.0, &ScheduleOptions::default()).unwrap();
+    let start = walk.add_noise(9, &clean, &late["init_latents"]).unwrap();
+    let plain = Plan::plain(pipeline().sites());
+    let told = Told { text: late["text.cond"].clone(), added: None };
+    check("first prediction", &pipeline().unet.forward(&start, 1.0, &told, &plain).unwrap(), &late["pass0.9"]);
+    for (tau, scale, fragment) in [(0.0, 2.0, "`sdedit.tau` is 0"), (10.0, 2.0, "a tau below"), (3.0, 1.0, "a scale above 1")] {
+        let sdedit = Some(Sdedit { tau, of_steps: 10, scale });
+        let error = Method::new("m", Settings { sdedit, ..Settings::default() }, pipeline().sites()).unwrap_err().to_string();
+        assert!(error.contains(fragment), "{error}");
+    }
+}
+
+/// Seeds set before each batch: row `i` of a batch's noise, as torch draws it.
+#[test]
+fn batched_seeding_draws_a_row_of_the_batch() {
+    let want = &golden("torch_rng")["seed23.randn.2x4x10x10"];
+    let mut request = request(&Tensor::zeros((1, 4, 10, 10), DType::F32, &Device::Cpu).unwrap(), CORGI, 1, 0.0);
+    request.seed = 23;
+    for row in 0..2 {
+        request.seeding = crate::Seeding::Batched { batch: 2, row };
+        let mut trace = Trace::default();
+        pipeline().generate_with(&request, &method(Settings::default()), &Injected::default(), Some(&mut trace)).unwrap();
+        assert_eq!(values(&trace.tensors["init_latents"]), values(&want.narrow(0, row, 1).unwrap()));
+    }
 }
 
 #[test]

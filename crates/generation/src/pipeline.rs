@@ -2,7 +2,7 @@
 
 use crate::checkpoint::{Dtype, FAMILIES, Family, LoadOptions, weight_files};
 use crate::error::{Error, Result};
-use crate::methods::Method;
+use crate::methods::{Method, Sdedit};
 use crate::noise::Generator;
 use crate::plan::{Conditioning, Moment, Pass};
 use crate::sampler::{Prediction, Sampler, Schedule, ScheduleOptions, Walk};
@@ -11,6 +11,7 @@ use crate::text::{Embedding, TextEncoder};
 use crate::unet::{SIZE_NUMBERS, Told, UNet};
 use crate::vae::{Vae, VaeDecode};
 use candle_core::{Device, Tensor};
+use scalebench_kernels as kernels;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -46,6 +47,35 @@ pub struct Request {
     pub size_conditioning: SizeConditioning,
     /// How the final latents become pixels.
     pub vae_decode: VaeDecode,
+    /// Which part of a batch's noise this image gets.
+    pub seeding: Seeding,
+}
+
+/// How an image's noise follows from its seed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Seeding {
+    /// By a generator of its own: the image does not depend on batches.
+    #[default]
+    PerImage,
+    /// As row `row` of what one generator draws for a batch of `batch` images, which is what scripts do
+    /// that set the seed before each batch.
+    Batched {
+        /// Images drawn together.
+        batch: usize,
+        /// Which of them this is.
+        row: usize,
+    },
+}
+
+impl Seeding {
+    /// The next noise of `shape` `(1, c, h, w)`.
+    fn draw(self, generator: &mut Generator, (_, c, h, w): (usize, usize, usize, usize)) -> Result<Tensor> {
+        match self {
+            Self::PerImage => Ok(generator.randn((1, c, h, w))?),
+            Self::Batched { batch, row } => Ok(generator.randn((batch, c, h, w))?.narrow(0, row, 1)?.contiguous()?),
+        }
+    }
 }
 
 /// The `original_size` and `target_size` that SDXL is told (Podell et al. 2023, §2.2); the crop is
@@ -227,6 +257,19 @@ impl Pipeline {
         range("guidance_scale", request.guidance_scale, 0.0, 1e3)?;
         range("guidance_rescale", request.guidance_rescale, 0.0, 1.0)?;
         self.walk(request)?;
+        if let Seeding::Batched { batch, row } = request.seeding
+            && row >= batch
+        {
+            return Err(Error::Request { key: "seeding", found: format!("row {row} of {batch}"), expected: "a row of the batch".into() });
+        }
+        if let Some(start) = &method.settings().sdedit {
+            let (h, w) = start.smaller(self.latent_size(request));
+            let native = self.native_latent();
+            if h * w < native.0.min(native.1) {
+                let expected = format!("a size whose 1/{} still has a training image's side", start.scale);
+                return Err(Error::Request { key: "width", found: request.width.to_string(), expected });
+            }
+        }
         method.check(self.latent_size(request), self.native_latent())
     }
 
@@ -237,7 +280,7 @@ impl Pipeline {
 
     /// [`generate`](Self::generate) with randomness from outside where it is given.
     pub fn generate_with(&self, request: &Request, method: &Method, injected: &Injected, trace: Option<&mut Trace>) -> Result<Rgb> {
-        let latents = self.sample(request, method, injected, trace, usize::MAX)?;
+        let latents = self.sample(request, method, injected, trace, usize::MAX, &mut Generator::new(request.seed))?;
         self.decode(&latents, request.vae_decode)
     }
 
@@ -247,9 +290,10 @@ impl Pipeline {
     pub fn estimate_seconds(&self, request: &Request, method: &Method) -> Result<f64> {
         self.check(request, method)?;
         let injected = Injected::default();
-        self.sample(request, method, &injected, None, 1)?;
+        let one_step = || self.sample(request, method, &injected, None, 1, &mut Generator::new(request.seed));
+        one_step()?;
         let start = Instant::now();
-        let latents = self.sample(request, method, &injected, None, 1)?;
+        let latents = one_step()?;
         let step = start.elapsed().as_secs_f64();
         let start = Instant::now();
         self.decode(&latents, request.vae_decode)?;
@@ -283,9 +327,15 @@ impl Pipeline {
         injected: &Injected,
         mut trace: Option<&mut Trace>,
         limit: usize,
+        generator: &mut Generator,
     ) -> Result<Tensor> {
         self.check(request, method)?;
         let (h, w) = self.latent_size(request);
+        let mut walk = self.walk(request)?;
+        let smaller = match &method.settings().sdedit {
+            None => None,
+            Some(start) => Some((start.first_step(walk.timesteps().len()), self.enlarged(request, start, limit, generator)?)),
+        };
         let shape = (1, self.unet.config.in_channels, h, w);
         let mut record = |name: String, tensor: &Tensor| {
             if let Some(trace) = trace.as_deref_mut() {
@@ -302,23 +352,28 @@ impl Pipeline {
             }
         }
 
-        let mut generator = Generator::new(request.seed);
-        let drawn = generator.randn(shape)?;
+        let drawn = request.seeding.draw(generator, shape)?;
         let mut latents = match &injected.init_latents {
             Some(given) => checked(given, &[shape.0, shape.1, h, w], "init_latents")?,
             None => drawn,
         };
         record("init_latents".into(), &latents);
-        let mut walk = self.walk(request)?;
-        let moments = self.moments(request, walk.timesteps());
+        let mut moments = self.moments(request, walk.timesteps());
         let step_noise = match &injected.step_noise {
             Some(given) => Some(checked(given, &[moments.len(), shape.0, shape.1, h, w], "noise")?),
             None => None,
         };
-        latents = (latents * walk.initial_sigma())?;
+        let first = smaller.as_ref().map_or(0, |(first, _)| *first);
+        latents = match smaller {
+            None => (latents * walk.initial_sigma())?,
+            Some((first, clean)) => walk.add_noise(first, &clean, &latents)?,
+        };
+        // Schedules count from the first step that is run.
+        let mut moments = moments.split_off(first);
+        moments.iter_mut().for_each(|moment| moment.step -= first);
         let mut noises = Vec::new();
         for moment in moments.iter().take(limit) {
-            let i = moment.step;
+            let i = moment.step + first;
             let passes = method.passes(self.sites(), moment);
             let shown = walk.scale_input(i, &latents)?;
             let predictions = self.predict(&shown, request, moment, &passes, &text, &empty)?;
@@ -329,7 +384,7 @@ impl Pipeline {
             record(format!("guided.{i}"), &guided);
             let noise = match &step_noise {
                 Some(given) => Some(given.get(i)?),
-                None if walk.draws_noise() => Some(generator.randn(shape)?),
+                None if walk.draws_noise() => Some(request.seeding.draw(generator, shape)?),
                 None => None,
             };
             latents = walk.step(i, &latents, &guided, noise.as_ref())?;
@@ -341,6 +396,19 @@ impl Pipeline {
         }
         record("final_latents".into(), &latents);
         Ok(latents)
+    }
+
+    /// Clean latents of a smaller image, enlarged to the request's size: what an SDEdit run starts from.
+    fn enlarged(&self, request: &Request, start: &Sdedit, limit: usize, generator: &mut Generator) -> Result<Tensor> {
+        let (h, w) = start.smaller(self.latent_size(request));
+        let f = self.vae.factor;
+        let small = Request { width: (w * f) as u32, height: (h * f) as u32, eta: 0.0, ..request.clone() };
+        let plain = Method::direct(self.sites());
+        let latents = self.sample(&small, &plain, &Injected::default(), None, limit, generator)?;
+        let image = self.vae.decode(&(latents / self.vae.scaling_factor)?)?.clamp(-1f32, 1f32)?;
+        let image = kernels::enlarge_bicubic(&image, request.height as usize, request.width as usize)?.clamp(-1f32, 1f32)?;
+        let (mean, _) = self.vae.encode(&image)?;
+        Ok((mean * self.vae.scaling_factor)?)
     }
 
     /// The prediction of each pass, `(1, c, h, w)` each; passes with equal plans run as one batch.

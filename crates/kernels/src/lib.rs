@@ -25,5 +25,5 @@ pub use elementwise::{geglu, gelu, linear, quick_gelu, silu};
 pub use fourier::scale_low_frequencies;
 pub use norm::{channel_affine, channel_sums, group_norm, layer_norm};
 pub use pool::{Pool, pool3x3};
-pub use resize::{resize_bilinear, upsample_nearest};
+pub use resize::{enlarge_bicubic, resize_bilinear, upsample_nearest};
 pub use tokens::{map_to_tokens, tokens_to_map};

@@ -44,6 +44,57 @@ pub fn resize_bilinear(x: &Tensor, height: usize, width: usize) -> Result<Tensor
     })
 }
 
+/// Enlarges `x` `(batch, channels, h, w)` to `(batch, channels, height, width)` by the cubic of Keys
+/// (a = −½) with half-pixel centres: Pillow's `BICUBIC`, without its rounding to bytes.
+pub fn enlarge_bicubic(x: &Tensor, height: usize, width: usize) -> Result<Tensor> {
+    let (batch, channels, h, w) = x.dims4()?;
+    if h == 0 || w == 0 || height < h || width < w {
+        bail!("enlarge_bicubic: {h}×{w} to {height}×{width}");
+    }
+    let cubic = |t: f64| {
+        let t = t.abs();
+        if t < 1.0 {
+            (1.5 * t - 2.5) * t * t + 1.0
+        } else if t < 2.0 {
+            ((-0.5 * t + 2.5) * t - 4.0) * t + 2.0
+        } else {
+            0.0
+        }
+    };
+    // First input position and normalised weights of each output position; what lies outside is left out.
+    let taps = |from: usize, to: usize| -> Vec<(usize, Vec<f32>)> {
+        (0..to)
+            .map(|i| {
+                let centre = (i as f64 + 0.5) * from as f64 / to as f64;
+                let first = (centre - 2.0 + 0.5).floor().max(0.0) as usize;
+                let last = ((centre + 2.0 + 0.5).floor() as usize).min(from);
+                let weights: Vec<f64> = (first..last).map(|j| cubic(j as f64 + 0.5 - centre)).collect();
+                let sum: f64 = weights.iter().sum();
+                (first, weights.iter().map(|w| (w / sum) as f32).collect())
+            })
+            .collect()
+    };
+    let (rows, columns) = (taps(h, height), taps(w, width));
+    with_slice(x, |data| {
+        let mut output = vec![0f32; batch * channels * height * width];
+        output.par_chunks_mut(height * width).zip(data.par_chunks(h * w)).for_each(|(out, plane)| {
+            let mut wide = vec![0f32; h * width];
+            for (line, row) in wide.chunks_exact_mut(width).zip(plane.chunks_exact(w)) {
+                for (o, (first, weights)) in line.iter_mut().zip(&columns) {
+                    *o = weights.iter().zip(&row[*first..]).map(|(w, v)| w * v).sum();
+                }
+            }
+            for (line, (first, weights)) in out.chunks_exact_mut(width).zip(&rows) {
+                for (j, weight) in weights.iter().enumerate() {
+                    let row = &wide[(first + j) * width..][..width];
+                    line.iter_mut().zip(row).for_each(|(o, v)| *o += weight * v);
+                }
+            }
+        });
+        tensor(output, (batch, channels, height, width))
+    })
+}
+
 /// Nearest-neighbour resize, as `interpolate(mode="nearest")`: output `i` reads `⌊i · from / to⌋`.
 pub fn upsample_nearest(x: &Tensor, height: usize, width: usize) -> Result<Tensor> {
     let (batch, channels, h, w) = x.dims4()?;

@@ -32,12 +32,16 @@ impl Image {
     /// Alpha is dropped, not composited, and grey is repeated, as Pillow's `convert("RGB")` does.
     /// 16-bit files keep their high byte. EXIF orientation is ignored, as in all FID tools.
     pub fn open(path: &Path) -> Result<Self> {
+        let read = |source| Error::Io { action: "read", path: path.to_owned(), source };
+        let file = std::io::BufReader::new(std::fs::File::open(path).map_err(read)?);
+        Self::decode(file, path)
+    }
+
+    /// Decodes what [`open`](Self::open) reads from elsewhere; `path` is for messages.
+    pub fn decode(source: impl std::io::BufRead + std::io::Seek, path: &Path) -> Result<Self> {
         let decode = |message: String| Error::Decode { path: path.to_owned(), message };
-        let mut reader = ImageReader::open(path).and_then(ImageReader::with_guessed_format).map_err(|source| Error::Io {
-            action: "read",
-            path: path.to_owned(),
-            source,
-        })?;
+        let read = |source| Error::Io { action: "read", path: path.to_owned(), source };
+        let mut reader = ImageReader::new(source).with_guessed_format().map_err(read)?;
         // The default limit of 512 MiB refuses 16384x16384, a size this project is about.
         reader.limits(Limits::no_limits());
         let decoder = reader.into_decoder().map_err(|e| decode(e.to_string()))?;

@@ -13,7 +13,7 @@ use crate::cli::Shard;
 use crate::plan::{Cell, Plan};
 use crate::resolve::{Inputs, Resolved, difference};
 use crate::store::{ManifestLine, Store, Timing};
-use crate::{report, score, tables};
+use crate::{jpeg, report, score, tables};
 
 /// `run.yaml`.
 #[derive(Debug, Serialize, Deserialize)]
@@ -123,7 +123,7 @@ pub(crate) fn run(resolved: &Resolved, inputs: &Inputs, plan: &Plan, store: &Sto
     }
     store.remove_leftovers()?;
     let progress = Progress::new();
-    make_images(inputs, plan, store, shard, &progress)?;
+    make_images(inputs, plan, store, shard, resolved.sampler.jpeg_quality, &progress)?;
     let n_missing = write_manifests(plan, store)?;
     if n_missing > 0 {
         eprintln!("shard {}/{} is done; other shards have {n_missing} images to make", shard.index, shard.count);
@@ -140,7 +140,7 @@ pub(crate) fn run(resolved: &Resolved, inputs: &Inputs, plan: &Plan, store: &Sto
     Ok(())
 }
 
-fn make_images(inputs: &Inputs, plan: &Plan, store: &Store, shard: Shard, progress: &Progress) -> Result<()> {
+fn make_images(inputs: &Inputs, plan: &Plan, store: &Store, shard: Shard, jpeg_quality: Option<u8>, progress: &Progress) -> Result<()> {
     let todo: Vec<(&Cell, Vec<usize>)> = plan.cells.iter().map(|cell| Ok((cell, missing(cell, store, shard)?))).collect::<Result<_>>()?;
     let n_todo: usize = todo.iter().map(|(_, missing)| missing.len()).sum();
     // The bar counts pixels, so that its estimate knows that larger images take longer.
@@ -170,7 +170,10 @@ fn make_images(inputs: &Inputs, plan: &Plan, store: &Store, shard: Shard, progre
             let timing = Timing { index: i, seconds: image_start.elapsed().as_secs_f64(), peak_memory_bytes: peak_memory() };
             timings.retain(|timing| timing.index != i);
             timings.push(timing);
-            let image = Image::new(image.width as usize, image.height as usize, image.data)?;
+            let mut image = Image::new(image.width as usize, image.height as usize, image.data)?;
+            if let Some(quality) = jpeg_quality {
+                image = jpeg::round_trip(&image, quality)?;
+            }
             store.write_lines(&store.timings(&cell.name), &timings)?;
             store.write_image(&cell.name, i, &job.key, &image)?;
             done += 1;

@@ -16,6 +16,7 @@ mod commands;
 mod execute;
 mod figures;
 mod grid;
+mod jpeg;
 mod methods;
 mod plan;
 mod png;

@@ -1,7 +1,7 @@
 //! Cells, and the images in them.
 
 use anyhow::{Context, Result};
-use scalebench_generation::{Dtype, Method, Pipeline, Request};
+use scalebench_generation::{Dtype, Method, Pipeline, Request, Seeding};
 use serde::Serialize;
 
 use crate::methods::BASELINE;
@@ -69,16 +69,23 @@ pub(crate) fn plan(resolved: &Resolved, inputs: &Inputs) -> Result<Plan> {
                         guidance_rescale: resolved.sampler.guidance_rescale,
                         schedule: resolved.sampler.schedule,
                         eta: resolved.sampler.eta,
-                        seed: resolved.seed.wrapping_add(i as u64),
+                        seed: match resolved.sampler.seed_once_per_batch_of {
+                            None => resolved.seed.wrapping_add(i as u64),
+                            Some(_) => resolved.seed,
+                        },
                         size_conditioning: resolved.sampler.size_conditioning,
                         vae_decode: resolved.sampler.vae_decode,
+                        seeding: match resolved.sampler.seed_once_per_batch_of {
+                            None => Seeding::PerImage,
+                            Some(batch) => Seeding::Batched { batch, row: i % batch },
+                        },
                     })
                 };
                 let mut jobs = Vec::with_capacity(resolved.images);
                 for i in 0..resolved.images {
                     let request = request(i)?;
                     pipeline.check(&request, &method)?;
-                    let key = key(pipeline, &method, &request)?;
+                    let key = key(pipeline, &method, &request, resolved.sampler.jpeg_quality)?;
                     jobs.push(Job { request, key });
                 }
                 Ok(Cell { name: name.clone(), model, scale, method_name: spec.name().to_owned(), method, width, height, asked_for, jobs })
@@ -90,15 +97,16 @@ pub(crate) fn plan(resolved: &Resolved, inputs: &Inputs) -> Result<Plan> {
 }
 
 /// The run-store key of an image: equal keys, equal pixels.
-fn key(pipeline: &Pipeline, method: &Method, request: &Request) -> Result<String> {
+fn key(pipeline: &Pipeline, method: &Method, request: &Request, jpeg_quality: Option<u8>) -> Result<String> {
     #[derive(Serialize)]
     struct Identity<'a> {
         checkpoint: &'a str,
         method: &'a Method,
         request: &'a Request,
         dtype: Dtype,
+        jpeg_quality: Option<u8>,
     }
-    let identity = Identity { checkpoint: pipeline.digest(), method, request, dtype: pipeline.dtype() };
+    let identity = Identity { checkpoint: pipeline.digest(), method, request, dtype: pipeline.dtype(), jpeg_quality };
     // Through a value: its maps are sorted, so the key does not depend on the order of fields.
     let canonical = serde_json::to_value(identity)?.to_string();
     Ok(blake3::hash(canonical.as_bytes()).to_string())

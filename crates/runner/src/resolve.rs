@@ -90,6 +90,13 @@ pub(crate) struct Sampler {
     pub(crate) schedule: ScheduleOptions,
     pub(crate) size_conditioning: SizeConditioning,
     pub(crate) vae_decode: VaeDecode,
+    /// Images `0..n`, `n..2n`, … are drawn as batches that all begin with the experiment's seed, as
+    /// ScaleCrafter's scripts do it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) seed_once_per_batch_of: Option<usize>,
+    /// Images pass through JPEG of this quality (4:2:0) before they are stored.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) jpeg_quality: Option<u8>,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -174,7 +181,7 @@ pub(crate) fn resolve(file: &Path, experiment: spec::Experiment) -> Result<(Reso
         experiment.images
     );
     let scales = scales(&experiment.scales).with_context(|| at("scales"))?;
-    let sampler = Sampler::resolve(experiment.sampler).with_context(|| at("sampler.name"))?;
+    let sampler = Sampler::resolve(experiment.sampler, &at)?;
 
     let method_specs =
         experiment.methods.iter().map(|name| methods::find(name, folder)).collect::<Result<Vec<_>>>().with_context(|| at("methods"))?;
@@ -256,7 +263,7 @@ pub(crate) fn weights_file(path: &Path) -> PathBuf {
 }
 
 impl Sampler {
-    fn resolve(written: spec::Sampler) -> Result<Sampler> {
+    fn resolve(written: spec::Sampler, at: &dyn Fn(&str) -> String) -> Result<Sampler> {
         let mut sampler = Sampler {
             name: written.name.unwrap_or_else(|| "ddim".into()),
             steps: written.steps.unwrap_or(50),
@@ -271,8 +278,13 @@ impl Sampler {
             },
             size_conditioning: written.size_conditioning.unwrap_or_default(),
             vae_decode: written.vae_decode.unwrap_or_default(),
+            seed_once_per_batch_of: written.seed_once_per_batch_of,
+            jpeg_quality: written.jpeg_quality,
         };
-        sampler.eta = written.eta.unwrap_or(sampler.kind()?.usual_eta());
+        ensure!(sampler.seed_once_per_batch_of != Some(0), "{}: expected at least 1", at("sampler.seed_once_per_batch_of"));
+        ensure!(sampler.jpeg_quality.is_none_or(|q| (1..=100).contains(&q)), "{}: expected 1 to 100", at("sampler.jpeg_quality"));
+        let kind = sampler.kind().with_context(|| at("sampler.name"))?;
+        sampler.eta = written.eta.unwrap_or(kind.usual_eta());
         Ok(sampler)
     }
 
@@ -333,9 +345,12 @@ fn resolve_prompts(written: &spec::Prompts, n_images: usize, folder: &Path) -> R
 }
 
 fn resolve_reference(written: &spec::Reference, seed: u64, folder: &Path) -> Result<(Reference, Vec<PathBuf>)> {
-    let (reference, files) = match (&written.folder, written.images) {
-        (Some(path), None) if written.source.is_none() => {
-            let files = list_images(&folder.join(path))?;
+    let (reference, files) = match (written.folder.as_ref().or(written.list.as_ref()), written.images) {
+        (Some(path), None) if written.source.is_none() && !(written.folder.is_some() && written.list.is_some()) => {
+            let files = match &written.list {
+                None => list_images(&folder.join(path))?,
+                Some(list) => listed_images(&folder.join(list))?,
+            };
             let mut hasher = blake3::Hasher::new();
             for file in &files {
                 let bytes = std::fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
@@ -345,10 +360,21 @@ fn resolve_reference(written: &spec::Reference, seed: u64, folder: &Path) -> Res
             (Reference::Folder { path: path.clone(), images: files.len(), digest }, files)
         }
         (None, Some(images)) => (Reference::Emoji { images, seed }, Vec::new()),
-        _ => bail!("expected either {{source: emoji, images: N}} or {{folder: DIR}}"),
+        _ => bail!("expected {{source: emoji, images: N}}, {{folder: DIR}} or {{list: FILE}}"),
     };
     ensure!(reference.n_images() >= 2, "expected at least 2 images, found {}", reference.n_images());
     Ok((reference, files))
+}
+
+/// The image files that a text file names, one a line, relative to itself.
+fn listed_images(list: &Path) -> Result<Vec<PathBuf>> {
+    let text = std::fs::read_to_string(list).with_context(|| format!("cannot read {}", list.display()))?;
+    let folder = list.parent().unwrap_or(Path::new(""));
+    let files: Vec<PathBuf> = text.lines().map(str::trim).filter(|l| !l.is_empty()).map(|line| folder.join(line)).collect();
+    for (i, file) in files.iter().enumerate() {
+        ensure!(file.is_file(), "{}: line {}: {} is no file", list.display(), i + 1, file.display());
+    }
+    Ok(files)
 }
 
 impl Reference {

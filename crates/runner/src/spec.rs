@@ -148,6 +148,8 @@ pub(crate) struct Sampler {
     pub(crate) rescale_betas_zero_snr: Option<bool>,
     pub(crate) size_conditioning: Option<SizeConditioning>,
     pub(crate) vae_decode: Option<VaeDecode>,
+    pub(crate) seed_once_per_batch_of: Option<usize>,
+    pub(crate) jpeg_quality: Option<u8>,
 }
 
 #[derive(Debug, serde::Deserialize)]
@@ -156,6 +158,7 @@ pub(crate) struct Reference {
     pub(crate) source: Option<Source>,
     pub(crate) images: Option<usize>,
     pub(crate) folder: Option<PathBuf>,
+    pub(crate) list: Option<PathBuf>,
 }
 
 #[derive(Debug, serde::Deserialize)]

@@ -20,12 +20,14 @@ mod dispersion;
 mod freeu;
 mod noise_damped;
 mod redilation;
+mod sdedit;
 
 pub use attention_scale::AttentionScale;
 pub use dispersion::Dispersion;
 pub use freeu::{FreeU, Trigger};
 pub use noise_damped::NoiseDampedGuidance;
 pub use redilation::Redilation;
+pub use sdedit::Sdedit;
 
 use crate::error::{Error, Result};
 use crate::plan::{Intervention, Moment, Pass, classifier_free};
@@ -53,6 +55,9 @@ pub struct Settings {
     /// Amplified backbone, damped skip connections.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub freeu: Option<FreeU>,
+    /// A start from an enlarged smaller image.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sdedit: Option<Sdedit>,
 }
 
 /// The settings for some models and scales.
@@ -73,6 +78,8 @@ struct Variant {
     attention_scale: Option<AttentionScale>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     freeu: Option<FreeU>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    sdedit: Option<Sdedit>,
 }
 
 /// A method file as written.
@@ -129,6 +136,7 @@ impl MethodSpec {
             dispersion: v.dispersion.clone(),
             attention_scale: v.attention_scale,
             freeu: v.freeu,
+            sdedit: v.sdedit,
         };
         Method::new(&self.name, settings, sites)
     }
@@ -175,6 +183,7 @@ impl Method {
         parts.extend(settings.attention_scale.map(|p| Arc::new(p) as Arc<dyn Intervention>));
         let freeu = settings.freeu.map(|f| f.resolve(name, sites)).transpose()?;
         parts.extend(freeu.map(|p| Arc::new(p) as Arc<dyn Intervention>));
+        settings.sdedit.map_or(Ok(()), |s| s.check(name))?;
         Ok(Self { name: name.to_owned(), settings, parts })
     }
 

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use scalebench_generation::{Injected, LoadOptions, Pipeline, Request, ScheduleOptions, Tensor, Trace, locate};
+use scalebench_generation::{Injected, LoadOptions, Pipeline, Request, ScheduleOptions, Seeding, Tensor, Trace, locate};
 use scalebench_metrics::Image;
 
 use super::write_file;
@@ -38,6 +38,7 @@ pub(super) fn run(args: Generate) -> Result<()> {
         seed: args.seed,
         size_conditioning: args.size_conditioning,
         vae_decode: args.vae_decode,
+        seeding: Seeding::PerImage,
     };
     let (width, height) = pipeline.native_size();
     let pixels = |width: u32, height: u32| f64::from(width) * f64::from(height);
