@@ -30,7 +30,7 @@ pub(crate) enum Command {
     Report(Report),
     /// List the built-in methods
     Methods,
-    /// Describe checkpoints
+    /// Describe checkpoints, or list the known model families
     Models(Models),
     /// Write images of the embedded emoji set
     Dataset(Dataset),
@@ -242,8 +242,7 @@ pub(crate) struct Report {
 
 #[derive(Debug, Args)]
 pub(crate) struct Models {
-    /// Checkpoint folders, or folders that hold some
-    #[arg(default_value = "datasets")]
+    /// Checkpoint folders, or folders that hold some [default: none; the known families are listed]
     pub(crate) folders: Vec<PathBuf>,
 }
 

@@ -52,7 +52,7 @@ impl Row {
 }
 
 /// Table 1 of ScaleCrafter (arXiv:2310.07702), as published.
-const PUBLISHED_TABLE: &str = include_str!("../data/published.csv");
+const PUBLISHED_TABLE: &str = include_str!("../../../datasets/published/scalecrafter_table1.csv");
 
 /// Published values of a cell in the order of [`PUBLISHED`], where the paper has it.
 pub(crate) fn published(family: &str, scale: f64, method: &str) -> [Option<f64>; PUBLISHED.len()] {

@@ -150,6 +150,7 @@ pub struct Schedule {
     set_alpha_to_one: bool,
     steps_offset: usize,
     last_sigma_zero: bool,
+    skip_prk_steps: bool,
     options: ScheduleOptions,
 }
 
@@ -163,7 +164,6 @@ impl Schedule {
         config.only("trained_betas", &[])?;
         config.only("clip_sample", &[json!(false)])?;
         config.only("thresholding", &[json!(false)])?;
-        config.only("skip_prk_steps", &[json!(true)])?;
         config.only("variance_type", &[json!("fixed_small")])?;
         config.only("interpolation_type", &[json!("linear")])?;
         config.only("timestep_type", &[json!("discrete")])?;
@@ -199,6 +199,7 @@ impl Schedule {
             set_alpha_to_one: config.bool("set_alpha_to_one", true)?,
             steps_offset: config.usize("steps_offset", Some(0))?,
             last_sigma_zero,
+            skip_prk_steps: config.bool("skip_prk_steps", false)?,
             options: ScheduleOptions {
                 timestep_spacing,
                 use_karras_sigmas: Some(config.bool("use_karras_sigmas", false)?),
@@ -243,6 +244,10 @@ impl Schedule {
         }
         if !(0.0..=1.0).contains(&eta) || (eta > 0.0 && sampler != Sampler::Ddim) {
             return Err(request("eta", eta.to_string(), "a number from 0 to 1 for `ddim`, 0 for any other sampler"));
+        }
+        if sampler == Sampler::Pndm && !self.skip_prk_steps {
+            let expected = "another sampler: this checkpoint's scheduler configuration asks for a Runge-Kutta start (`skip_prk_steps` false)";
+            return Err(request("sampler", "pndm".into(), expected));
         }
         let karras = wanted.use_karras_sigmas.or(self.options.use_karras_sigmas).unwrap_or(false);
         if karras && !sampler.knows_karras() && wanted.use_karras_sigmas.is_some() {
