@@ -209,7 +209,21 @@ fn text_encoder_equals_candles() {
 
 #[test]
 fn token_ids() {
-    // The tiny vocabularies hold CLIP's first merges only; the full one is not ours to ship.
+    let tokenizer = ClipTokenizer::open(&data("clip-tokenizer")).unwrap();
+    let text = std::fs::read_to_string(data("clip_token_ids.json")).unwrap();
+    let cases: Vec<serde_json::Value> = serde_json::from_str(&text).unwrap();
+    assert_eq!(cases.len(), 48);
+    for case in cases {
+        let prompt = case["text"].as_str().unwrap();
+        let mut want: Vec<u32> = case["ids"].as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32).collect();
+        // To 77, the end token last.
+        if want.len() > 77 {
+            want.truncate(76);
+            want.push(49407);
+        }
+        want.resize(77, 49407);
+        assert_eq!(tokenizer.encode(prompt).unwrap(), want, "{prompt}");
+    }
     let tokenizer = ClipTokenizer::open(&data("models/tiny-sd15/tokenizer")).unwrap();
     let long = "a very long prompt about many things ".repeat(12);
     let ids = tokenizer.encode(&long).unwrap();

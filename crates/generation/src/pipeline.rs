@@ -121,15 +121,29 @@ pub struct Injected {
     pub step_noise: Option<Tensor>,
 }
 
-/// Tensors recorded on the way: `init_latents`, `noise`, `text.cond`, `text.uncond`, per step
+/// What is recorded on the way: the time that each stage took and, if wanted, tensors: `init_latents`, `noise`, `text.cond`, `text.uncond`, per step
 /// `pass<j>.<i>`, `guided.<i>` and `latents.<i>`, and `final_latents`.
 #[derive(Debug, Clone, Default)]
 pub struct Trace {
     /// By name.
     pub tensors: BTreeMap<String, Tensor>,
+    /// Seconds of each stage: `text`, `step <i>`, `decode`, in order.
+    pub seconds: Vec<(String, f64)>,
+    without_tensors: bool,
 }
 
 impl Trace {
+    /// A trace of times only.
+    pub fn of_times() -> Self {
+        Self { without_tensors: true, ..Self::default() }
+    }
+
+    fn keep(&mut self, name: String, tensor: &Tensor) {
+        if !self.without_tensors {
+            self.tensors.insert(name, tensor.clone());
+        }
+    }
+
     /// Writes a safetensors file, whole or not at all.
     pub fn save(&self, path: &Path) -> Result<()> {
         let temporary = path.with_extension("tmp");
@@ -279,9 +293,14 @@ impl Pipeline {
     }
 
     /// [`generate`](Self::generate) with randomness from outside where it is given.
-    pub fn generate_with(&self, request: &Request, method: &Method, injected: &Injected, trace: Option<&mut Trace>) -> Result<Rgb> {
-        let latents = self.sample(request, method, injected, trace, usize::MAX, &mut Generator::new(request.seed))?;
-        self.decode(&latents, request.vae_decode)
+    pub fn generate_with(&self, request: &Request, method: &Method, injected: &Injected, mut trace: Option<&mut Trace>) -> Result<Rgb> {
+        let latents = self.sample(request, method, injected, trace.as_deref_mut(), usize::MAX, &mut Generator::new(request.seed))?;
+        let start = Instant::now();
+        let image = self.decode(&latents, request.vae_decode)?;
+        if let Some(trace) = trace {
+            trace.seconds.push(("decode".into(), start.elapsed().as_secs_f64()));
+        }
+        Ok(image)
     }
 
     /// Seconds that an image of this request takes here: one step is timed after a warm-up step, and
@@ -339,9 +358,11 @@ impl Pipeline {
         let shape = (1, self.unet.config.in_channels, h, w);
         let mut record = |name: String, tensor: &Tensor| {
             if let Some(trace) = trace.as_deref_mut() {
-                trace.tensors.insert(name, tensor.clone());
+                trace.keep(name, tensor);
             }
         };
+        let start = Instant::now();
+        let mut stages = Vec::new();
         let text = self.text.embed(&request.prompt)?;
         let empty = self.text.embed_negative(&request.negative_prompt)?;
         record("text.cond".into(), &text.hidden);
@@ -352,6 +373,7 @@ impl Pipeline {
             }
         }
 
+        stages.push(("text".to_owned(), start.elapsed().as_secs_f64()));
         let drawn = request.seeding.draw(generator, shape)?;
         let mut latents = match &injected.init_latents {
             Some(given) => checked(given, &[shape.0, shape.1, h, w], "init_latents")?,
@@ -374,6 +396,7 @@ impl Pipeline {
         let mut noises = Vec::new();
         for moment in moments.iter().take(limit) {
             let i = moment.step + first;
+            let start = Instant::now();
             let passes = method.passes(self.sites(), moment);
             let shown = walk.scale_input(i, &latents)?;
             let predictions = self.predict(&shown, request, moment, &passes, &text, &empty)?;
@@ -389,12 +412,16 @@ impl Pipeline {
             };
             latents = walk.step(i, &latents, &guided, noise.as_ref())?;
             record(format!("latents.{i}"), &latents);
+            stages.push((format!("step {i}"), start.elapsed().as_secs_f64()));
             noises.extend(noise);
         }
         if !noises.is_empty() {
             record("noise".into(), &Tensor::stack(&noises, 0)?);
         }
         record("final_latents".into(), &latents);
+        if let Some(trace) = trace {
+            trace.seconds.extend(stages);
+        }
         Ok(latents)
     }
 

@@ -246,7 +246,8 @@ impl Schedule {
             return Err(request("eta", eta.to_string(), "a number from 0 to 1 for `ddim`, 0 for any other sampler"));
         }
         if sampler == Sampler::Pndm && !self.skip_prk_steps {
-            let expected = "another sampler: this checkpoint's scheduler configuration asks for a Runge-Kutta start (`skip_prk_steps` false)";
+            let expected =
+                "another sampler: this checkpoint's scheduler configuration asks for a Runge-Kutta start (`skip_prk_steps` false)";
             return Err(request("sampler", "pndm".into(), expected));
         }
         let karras = wanted.use_karras_sigmas.or(self.options.use_karras_sigmas).unwrap_or(false);

@@ -8,7 +8,7 @@ use scalebench_metrics::Image;
 
 use super::write_file;
 use crate::cli::Generate;
-use crate::{methods, png};
+use crate::{execute, methods, png};
 
 pub(super) fn run(args: Generate) -> Result<()> {
     let method = methods::find(&args.method, Path::new("")).context("--method")?;
@@ -46,13 +46,28 @@ pub(super) fn run(args: Generate) -> Result<()> {
     let method = method.resolve(&family, scale, pipeline.sites()).context("--method")?;
     pipeline.check(&request, &method)?;
     super::warn_of_overflow(&pipeline, &request.prompt)?;
-    let mut trace = Trace::default();
-    let image = pipeline.generate_with(&request, &method, &injected, args.trace.is_some().then_some(&mut trace))?;
+    let mut trace = if args.trace.is_some() { Trace::default() } else { Trace::of_times() };
+    let image = pipeline.generate_with(&request, &method, &injected, Some(&mut trace))?;
+    eprintln!("{}", times(&trace));
     let image = Image::new(image.width as usize, image.height as usize, image.data)?;
     if let Some(file) = &args.trace {
         trace.save(file)?;
     }
     write_file(&args.out, &png::encode(&image, None)?)
+}
+
+/// Where the time went, on one line.
+fn times(trace: &Trace) -> String {
+    let of = |name: &str| trace.seconds.iter().filter(|(n, _)| n.starts_with(name)).map(|(_, s)| *s).collect::<Vec<_>>();
+    let (text, steps, decode) = (of("text"), of("step"), of("decode"));
+    let (sum, n) = (steps.iter().sum::<f64>(), steps.len());
+    let peak = execute::peak_memory().map(|bytes| format!("; peak memory {:.2} GB", bytes as f64 / 1e9)).unwrap_or_default();
+    let mean = sum / n.max(1) as f64;
+    format!(
+        "text {:.2} s, {n} steps {sum:.2} s ({mean:.2} s each), decode {:.2} s{peak}",
+        text.iter().sum::<f64>(),
+        decode.iter().sum::<f64>()
+    )
 }
 
 /// One tensor of a safetensors file.
