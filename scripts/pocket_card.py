@@ -4,7 +4,8 @@
     python scripts/pocket_card.py [--images 256] [--work DIR]
 
 Everything is measured by the `scalebench` binary (target/release); this script only calls it and looks up nearest
-neighbours in the feature files. Needs numpy and safetensors.
+neighbours in the feature files. It also draws grid.png: the first 32 prompts, real render and generation side by side.
+Needs numpy, safetensors and pillow.
 """
 
 import argparse
@@ -32,6 +33,21 @@ def features(images, out):
 
 def fid(real, fake):
     return json.loads(scalebench("score", "--real", real, "--fake", fake, "--metrics", "fid", "--json"))
+
+
+def grid(prompts, real, generated, out, columns=8, n=32):
+    """Real render and generation side by side, with the caption below."""
+    from PIL import Image, ImageDraw
+
+    width, height = 140, 84
+    page = Image.new("RGB", (columns * width, n // columns * height), "white")
+    draw = ImageDraw.Draw(page)
+    for i in range(n):
+        x, y = i % columns * width, i // columns * height
+        page.paste(Image.open(real / f"{i:06}.png"), (x, y))
+        page.paste(Image.open(generated / f"{i:06}.png"), (x + 66, y))
+        draw.text((x + 2, y + 67), prompts[i][:26], fill="black")
+    page.save(out)
 
 
 def show(row):
@@ -70,6 +86,7 @@ def main():
     names = [line.rstrip("\n").split("\t") for line in open(work / "names/names.tsv", encoding="utf-8")]
     group_of = {name: group for _, name, group in names}
     prompts = [json.loads(line)["prompt"] for line in open(generated.parent / "manifest.jsonl", encoding="utf-8")]
+    grid(prompts, halves[0], generated, POCKET / "grid.png")
     groups = [group_of[p] for p in prompts]
     mean = f["half0"].mean(0)
     unit = lambda x: (x - mean) / np.linalg.norm(x - mean, axis=1, keepdims=True)
@@ -90,13 +107,18 @@ def main():
         t = training[stage]
         last = ", ".join(f"{k} {v}" for k, v in t["last"].items() if k in ("loss", "psnr", "mse", "accuracy"))
         lines.append(f"| {stage} | {t['steps']} | {t['images']} | {t['seconds'] / 3600:.2f} | {last} |")
-    lines += ["", f"PyTorch {training['versions']['torch']}, CPU, one or two threads of a shared machine.", "",
+    experiment = (ROOT / "experiments/pocket.yaml").read_text()
+    sampler = next(line.strip() for line in experiment.splitlines() if line.startswith("sampler:"))
+    lines += ["", f"PyTorch {training['versions']['torch']}, CPU, shared machines; hours are summed over processes.", "",
+              "![Pairs of a real render and a generation for the first 32 prompts](grid.png)", "",
+              "*The first 32 prompts: left the real render, right the generation. The prompt does not say where the object is placed.*", "",
               f"## Quality, measured on {n} images at 64×64", "", "| images | FID to half of the reference set (95 % interval) |", "| --- | --- |"]
     lines += [f"| {name} | {show(row)} |" for name, row in rows]
     lines += ["", "| retrieval of generated images among the references | share | by chance |", "| --- | --- | --- |",
               f"| nearest is the prompt's emoji | {own:.3f} | {1 / n:.3f} |",
               f"| it is among the five nearest | {five:.3f} | {5 / n:.3f} |",
               f"| nearest is of the prompt's group | {group:.3f} | {chance:.3f} |", "",
+              f"Sampled by `experiments/pocket.yaml`: `{sampler}`.",
               f"Made by `python scripts/pocket_card.py --images {n}`.", ""]
     (POCKET / "README.md").write_text("\n".join(lines), encoding="utf-8")
     print("\n".join(lines))

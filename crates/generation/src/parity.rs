@@ -826,6 +826,19 @@ fn batched_seeding_draws_a_row_of_the_batch() {
     }
 }
 
+/// Embedding ahead changes nothing, and texts that were not embedded ahead are still served.
+#[test]
+fn texts_embedded_ahead_give_the_same_image() {
+    let pipeline = Pipeline::load(&data("models/tiny-sdxl")).unwrap();
+    let method = Method::direct(pipeline.sites());
+    let mut request = request(&Tensor::zeros((1, 4, 8, 8), DType::F32, &Device::Cpu).unwrap(), CORGI, 1, 0.0);
+    let before = pipeline.generate(&request, &method, None).unwrap();
+    pipeline.embed_ahead([&request]).unwrap();
+    assert_eq!(pipeline.generate(&request, &method, None).unwrap(), before);
+    request.prompt = ASTRONAUT.into();
+    assert_ne!(pipeline.generate(&request, &method, None).unwrap(), before);
+}
+
 #[test]
 fn images_do_not_depend_on_threads() {
     let mut request = request(&Tensor::zeros((1, 4, 12, 16), DType::F32, &Device::Cpu).unwrap(), CORGI, 2, 1.0);

@@ -7,13 +7,14 @@ use crate::noise::Generator;
 use crate::plan::{Conditioning, Moment, Pass};
 use crate::sampler::{Prediction, Sampler, Schedule, ScheduleOptions, Walk};
 use crate::site::SiteTable;
-use crate::text::{Embedding, TextEncoder};
+use crate::text::{ClipTokenizer, Embedding, TextEncoder};
 use crate::unet::{SIZE_NUMBERS, Told, UNet};
 use crate::vae::{Vae, VaeDecode};
 use candle_core::{Device, Tensor};
 use scalebench_kernels as kernels;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 /// What to generate. With the checkpoint and the method it determines the image.
@@ -155,7 +156,7 @@ impl Trace {
 
 /// A loaded checkpoint.
 pub struct Pipeline {
-    text: TextEncoder,
+    texts: Texts,
     pub(crate) unet: UNet,
     pub(crate) vae: Vae,
     schedule: Schedule,
@@ -166,6 +167,38 @@ pub struct Pipeline {
 impl std::fmt::Debug for Pipeline {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Pipeline").field("digest", &self.digest).finish_non_exhaustive()
+    }
+}
+
+/// The text side: embeddings made ahead, and an encoder that is loaded when it is needed.
+struct Texts {
+    folder: PathBuf,
+    options: LoadOptions,
+    tokenizer: ClipTokenizer,
+    encoder: Mutex<Option<Arc<TextEncoder>>>,
+    /// By text, and whether it is the negative prompt.
+    embedded: Mutex<HashMap<(String, bool), Embedding>>,
+}
+
+impl Texts {
+    fn encoder(&self) -> Result<Arc<TextEncoder>> {
+        let mut slot = self.encoder.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(encoder) = &*slot {
+            return Ok(encoder.clone());
+        }
+        let encoder = Arc::new(TextEncoder::open(&self.folder, &self.options)?);
+        *slot = Some(encoder.clone());
+        Ok(encoder)
+    }
+
+    fn embed(&self, text: &str, negative: bool) -> Result<Embedding> {
+        let embedded = self.embedded.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(embedding) = embedded.get(&(text.to_owned(), negative)) {
+            return Ok(embedding.clone());
+        }
+        drop(embedded);
+        let encoder = self.encoder()?;
+        if negative { encoder.embed_negative(text) } else { encoder.embed(text) }
     }
 }
 
@@ -194,7 +227,14 @@ impl Pipeline {
                 expected.unwrap_or(0)
             ));
         }
-        Ok(Self { text, unet, vae, schedule, digest: digest(folder, options)?, dtype: options.dtype })
+        let texts = Texts {
+            folder: folder.to_owned(),
+            options: options.clone(),
+            tokenizer: ClipTokenizer::open(&folder.join("tokenizer"))?,
+            encoder: Mutex::new(Some(Arc::new(text))),
+            embedded: Mutex::default(),
+        };
+        Ok(Self { texts, unet, vae, schedule, digest: digest(folder, options)?, dtype: options.dtype })
     }
 
     /// Hash (BLAKE3, hex) of every file that determines the checkpoint's output.
@@ -240,7 +280,26 @@ impl Pipeline {
     /// The end of `prompt` that does not fit into the text encoder's tokens and is not seen; empty if
     /// all is.
     pub fn overflow<'a>(&self, prompt: &'a str) -> Result<&'a str> {
-        self.text.overflow(prompt)
+        self.texts.tokenizer.overflow(prompt)
+    }
+
+    /// Embeds the texts of requests ahead of them and drops the text encoders, so that their weights are
+    /// not held beside the U-Net's. Embeddings made ahead earlier are forgotten. A request with another
+    /// text loads the encoders again.
+    pub fn embed_ahead<'a>(&self, requests: impl IntoIterator<Item = &'a Request>) -> Result<()> {
+        let mut embedded = HashMap::new();
+        for request in requests {
+            for (text, negative) in [(&request.prompt, false), (&request.negative_prompt, true)] {
+                let key = (text.clone(), negative);
+                if !embedded.contains_key(&key) {
+                    let embedding = self.texts.embed(text, negative)?;
+                    embedded.insert(key, embedding);
+                }
+            }
+        }
+        *self.texts.embedded.lock().unwrap_or_else(PoisonError::into_inner) = embedded;
+        *self.texts.encoder.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        Ok(())
     }
 
     fn native_latent(&self) -> (usize, usize) {
@@ -363,8 +422,8 @@ impl Pipeline {
         };
         let start = Instant::now();
         let mut stages = Vec::new();
-        let text = self.text.embed(&request.prompt)?;
-        let empty = self.text.embed_negative(&request.negative_prompt)?;
+        let text = self.texts.embed(&request.prompt, false)?;
+        let empty = self.texts.embed(&request.negative_prompt, true)?;
         record("text.cond".into(), &text.hidden);
         record("text.uncond".into(), &empty.hidden);
         for (name, embedding) in [("text.cond_pooled", &text), ("text.uncond_pooled", &empty)] {

@@ -140,11 +140,6 @@ impl TextEncoder {
         self.second.as_ref().and_then(|s| s.projection.as_ref()).map(|p| p.weight.dims()[0])
     }
 
-    /// The end of `text` that no encoder sees.
-    pub(crate) fn overflow<'a>(&self, text: &'a str) -> Result<&'a str> {
-        self.first.tokenizer.overflow(text)
-    }
-
     /// The prompt's embedding: final hidden states of SD 1.x and 2.x, penultimate ones of both
     /// encoders side by side for SDXL.
     pub(crate) fn embed(&self, text: &str) -> Result<Embedding> {

@@ -26,6 +26,9 @@ pub(crate) struct RunFile {
 /// Name of the run's description in its directory.
 pub(crate) const RUN_FILE: &str = "run.yaml";
 
+/// Prompts that are embedded at a time, before the text encoders make room for the U-Net.
+const EMBEDDED_AHEAD: usize = 64;
+
 /// Progress for people on stderr: a bar on a terminal, else a line per finished part.
 pub(crate) struct Progress {
     terminal: bool,
@@ -154,7 +157,11 @@ fn make_images(inputs: &Inputs, plan: &Plan, store: &Store, shard: Shard, jpeg_q
             0 => continue,
             _ => store.read_lines(&store.timings(&cell.name))?,
         };
-        for &i in missing {
+        for (n, &i) in missing.iter().enumerate() {
+            if n % EMBEDDED_AHEAD == 0 {
+                let ahead = missing[n..].iter().take(EMBEDDED_AHEAD).map(|&i| &cell.jobs[i].request);
+                inputs.pipelines[cell.model].embed_ahead(ahead)?;
+            }
             let mut message = format!("{done}/{n_todo} images");
             if done > 0 {
                 let rate = f64::from(done) / start.elapsed().as_secs_f64();

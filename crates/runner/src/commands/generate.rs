@@ -46,6 +46,7 @@ pub(super) fn run(args: Generate) -> Result<()> {
     let method = method.resolve(&family, scale, pipeline.sites()).context("--method")?;
     pipeline.check(&request, &method)?;
     super::warn_of_overflow(&pipeline, &request.prompt)?;
+    pipeline.embed_ahead([&request])?;
     let mut trace = if args.trace.is_some() { Trace::default() } else { Trace::of_times() };
     let image = pipeline.generate_with(&request, &method, &injected, Some(&mut trace))?;
     eprintln!("{}", times(&trace));
