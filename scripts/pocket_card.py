@@ -114,6 +114,8 @@ def main():
               "*The first 32 prompts: left the real render, right the generation. The prompt does not say where the object is placed.*", "",
               f"## Quality, measured on {n} images at 64×64", "", "| images | FID to half of the reference set (95 % interval) |", "| --- | --- |"]
     lines += [f"| {name} | {show(row)} |" for name, row in rows]
+    lines += ["", "The generated images show the emoji of the half that they are compared with, floor and ceiling show other emoji: so generated",
+              "images can lie below the floor."]
     lines += ["", "| retrieval of generated images among the references | share | by chance |", "| --- | --- | --- |",
               f"| nearest is the prompt's emoji | {own:.3f} | {1 / n:.3f} |",
               f"| it is among the five nearest | {five:.3f} | {5 / n:.3f} |",

@@ -519,6 +519,9 @@ def export(args):
     both.load_state_dict(saved["ema"]["model"])
     for name, model in [("vae", vae), ("unet", both["unet"])]:
         model.save_config(out / name)
+        file = out / name / "config.json"
+        config = {k: v for k, v in json.load(open(file)).items() if k != "_name_or_path"}  # where it was loaded from
+        file.write_text(json.dumps(config, indent=2) + "\n")
         save_file(half(model.state_dict()), out / name / "diffusion_pytorch_model.safetensors", metadata={"format": "pt"})
     text = both["text"]
     (out / "text_encoder").mkdir(parents=True, exist_ok=True)

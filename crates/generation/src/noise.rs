@@ -117,6 +117,7 @@ fn box_muller(block: &mut [f32; 16]) {
 
 /// Natural logarithm of a normal number in (0, 1].
 #[inline(always)]
+#[expect(clippy::excessive_precision, reason = "the digits of Cephes")]
 fn ln(x: f32) -> f32 {
     const P: [f32; 8] = [
         -1.151_461_031_0e-1,
@@ -150,6 +151,7 @@ fn ln(x: f32) -> f32 {
 
 /// Sine and cosine of a number in [0, 2π).
 #[inline(always)]
+#[expect(clippy::excessive_precision, reason = "the digits of Cephes")]
 fn sin_cos(x: f32) -> (f32, f32) {
     // The octant, rounded up to an even one.
     let octant = ((x * 1.273_239_544_735_16) as i32 + 1) & !1;

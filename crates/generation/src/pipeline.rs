@@ -12,7 +12,8 @@ use crate::unet::{SIZE_NUMBERS, Told, UNet};
 use crate::vae::{Vae, VaeDecode};
 use candle_core::{Device, Tensor};
 use scalebench_kernels as kernels;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
+use std::collections::hash_map::{Entry, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
@@ -290,10 +291,8 @@ impl Pipeline {
         let mut embedded = HashMap::new();
         for request in requests {
             for (text, negative) in [(&request.prompt, false), (&request.negative_prompt, true)] {
-                let key = (text.clone(), negative);
-                if !embedded.contains_key(&key) {
-                    let embedding = self.texts.embed(text, negative)?;
-                    embedded.insert(key, embedding);
+                if let Entry::Vacant(entry) = embedded.entry((text.clone(), negative)) {
+                    entry.insert(self.texts.embed(text, negative)?);
                 }
             }
         }
