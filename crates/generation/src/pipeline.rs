@@ -334,14 +334,6 @@ impl Pipeline {
         {
             return Err(Error::Request { key: "seeding", found: format!("row {row} of {batch}"), expected: "a row of the batch".into() });
         }
-        if let Some(start) = &method.settings().sdedit {
-            let (h, w) = start.smaller(self.latent_size(request));
-            let native = self.native_latent();
-            if h * w < native.0.min(native.1) {
-                let expected = format!("a size whose 1/{} still has a training image's side", start.scale);
-                return Err(Error::Request { key: "width", found: request.width.to_string(), expected });
-            }
-        }
         method.check(self.latent_size(request), self.native_latent())
     }
 
