@@ -76,28 +76,6 @@ pub enum Dtype {
     F16,
 }
 
-impl std::str::FromStr for Dtype {
-    type Err = String;
-    fn from_str(name: &str) -> std::result::Result<Self, String> {
-        match name {
-            "f32" => Ok(Self::F32),
-            "bf16" => Ok(Self::Bf16),
-            "f16" => Ok(Self::F16),
-            _ => Err("expected f32, bf16 or f16".into()),
-        }
-    }
-}
-
-impl std::fmt::Display for Dtype {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Self::F32 => "f32",
-            Self::Bf16 => "bf16",
-            Self::F16 => "f16",
-        })
-    }
-}
-
 /// The folder of a checkpoint: `place` itself, or the snapshot of a hub repository `org/name` (or
 /// `org/name@revision`) in the local Hugging Face cache, downloaded first if it is not there.
 pub fn locate(place: &Path) -> Result<PathBuf> {

@@ -14,6 +14,7 @@ mod disperse;
 mod error;
 mod layers;
 pub mod methods;
+mod names;
 pub mod noise;
 #[cfg(test)]
 mod parity;

@@ -92,17 +92,6 @@ pub enum SizeConditioning {
     Base,
 }
 
-impl std::str::FromStr for SizeConditioning {
-    type Err = String;
-    fn from_str(name: &str) -> std::result::Result<Self, String> {
-        match name {
-            "target" => Ok(Self::Target),
-            "base" => Ok(Self::Base),
-            _ => Err("expected target or base".into()),
-        }
-    }
-}
-
 /// An image: sRGB bytes, row by row.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rgb {

@@ -112,18 +112,6 @@ pub enum Spacing {
     Linspace,
 }
 
-impl std::str::FromStr for Spacing {
-    type Err = String;
-    fn from_str(name: &str) -> std::result::Result<Self, String> {
-        match name {
-            "leading" => Ok(Self::Leading),
-            "trailing" => Ok(Self::Trailing),
-            "linspace" => Ok(Self::Linspace),
-            _ => Err("expected leading, trailing or linspace".into()),
-        }
-    }
-}
-
 /// What a run may change of the checkpoint's scheduler configuration, under diffusers' names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -206,11 +194,6 @@ impl Schedule {
                 rescale_betas_zero_snr: Some(config.bool("rescale_betas_zero_snr", false)?),
             },
         })
-    }
-
-    /// Timesteps of the training.
-    pub fn n_train(&self) -> usize {
-        self.n_train
     }
 
     /// ᾱ at each of the training timesteps, f32 as diffusers computes and keeps it.

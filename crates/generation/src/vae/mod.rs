@@ -40,10 +40,12 @@ impl ResnetBlock {
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let h = self.conv1.forward(&self.norm1.forward_silu(x)?)?;
         let h = self.conv2.forward(&self.norm2.forward_silu(&h)?)?;
-        match &self.conv_shortcut {
-            Some(shortcut) => Ok((shortcut.forward(x)? + h)?),
-            None => Ok((x + h)?),
-        }
+        Ok((self.shortcut(x)? + h)?)
+    }
+
+    /// What is added to the block's own result.
+    fn shortcut(&self, x: &Tensor) -> Result<Tensor> {
+        self.conv_shortcut.as_ref().map_or_else(|| Ok(x.clone()), |conv| conv.forward(x))
     }
 }
 
@@ -135,18 +137,6 @@ pub enum VaeDecode {
     Tiled,
     /// In blended tiles under common group norms: ScaleCrafter's `--vae_tiling`.
     TiledSynchronised,
-}
-
-impl std::str::FromStr for VaeDecode {
-    type Err = String;
-    fn from_str(name: &str) -> std::result::Result<Self, String> {
-        match name {
-            "whole" => Ok(Self::Whole),
-            "tiled" => Ok(Self::Tiled),
-            "tiled-synchronised" => Ok(Self::TiledSynchronised),
-            _ => Err("expected whole, tiled or tiled-synchronised".into()),
-        }
-    }
 }
 
 /// `AutoencoderKL`.

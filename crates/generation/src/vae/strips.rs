@@ -158,11 +158,7 @@ fn resnet(block: &ResnetBlock, x: Source<'_>, budget: Budget) -> Result<Map> {
         above = Some(h.rows(to - 1, to)?);
         let y = padded(&kernels::channel_affine(&own, &second, true)?, from == 0, to == height)?;
         let y = block.conv2.forward_rows(&y)?;
-        let x = x.rows(from, to)?;
-        let x = match &block.conv_shortcut {
-            Some(shortcut) => shortcut.forward(&x)?,
-            None => x,
-        };
+        let x = block.shortcut(&x.rows(from, to)?)?;
         let Source::Held(map) = &mut h else { unreachable!("made above") };
         map.set_rows(from, &(x + y)?)?;
     }

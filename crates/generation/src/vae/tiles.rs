@@ -91,14 +91,7 @@ fn resnet(block: &ResnetBlock, tiles: Vec<Tensor>) -> Result<Vec<Tensor>> {
     let each = |tiles: Vec<Tensor>, f: &dyn Fn(&Tensor) -> Result<Tensor>| tiles.iter().map(f).collect::<Result<Vec<_>>>();
     let h = each(normalised(&block.norm1, &tiles)?, &|t| block.conv1.forward(t))?;
     let h = each(normalised(&block.norm2, &h)?, &|t| block.conv2.forward(t))?;
-    tiles
-        .iter()
-        .zip(h)
-        .map(|(x, h)| match &block.conv_shortcut {
-            Some(shortcut) => Ok((shortcut.forward(x)? + h)?),
-            None => Ok((x + h)?),
-        })
-        .collect()
+    tiles.iter().zip(h).map(|(x, h)| Ok((block.shortcut(x)? + h)?)).collect()
 }
 
 /// All tiles through the decoder, layer by layer.
