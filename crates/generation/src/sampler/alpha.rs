@@ -1,6 +1,6 @@
 //! Solvers on the trained timesteps, in terms of ᾱ: DDIM, DDPM, PNDM.
 
-use super::{Prediction, Run, Sampler, Solver, Spacing, noise_needed, weighted};
+use super::{Prediction, Run, Sampler, Solver, Spacing, Walk, noise_needed, weighted};
 use crate::error::Result;
 use candle_core::Tensor;
 
@@ -30,7 +30,6 @@ struct Levels {
     /// Trained timesteps between two steps.
     stride: usize,
     steps: Vec<usize>,
-    shown: Vec<f64>,
 }
 
 impl Levels {
@@ -51,34 +50,23 @@ impl Levels {
     }
 }
 
-pub(super) fn solver(sampler: Sampler, run: &Run<'_>, table: Vec<f64>, eta: f64) -> Box<dyn Solver> {
+pub(super) fn walk(sampler: Sampler, run: &Run<'_>, table: Vec<f64>, eta: f64) -> Walk {
     let s = run.schedule;
-    let steps = timesteps(run);
-    let final_alpha = if s.set_alpha_to_one { 1.0 } else { table[0] };
-    let mut levels = Levels { table, final_alpha, prediction: s.prediction, stride: s.n_train / run.n, steps, shown: Vec::new() };
-    if sampler == Sampler::Pndm && levels.steps.len() > 1 {
+    let mut steps = timesteps(run);
+    if sampler == Sampler::Pndm && steps.len() > 1 {
         // The second step is made twice: first on an Euler guess, then as a mean of both slopes.
-        levels.steps.insert(1, levels.steps[1]);
+        steps.insert(1, steps[1]);
     }
-    levels.shown = levels.steps.iter().map(|&t| t as f64).collect();
-    match sampler {
-        Sampler::Ddim => Box::new(Ddim { levels, eta }),
-        Sampler::Ddpm => Box::new(Ddpm { levels: Levels { final_alpha: 1.0, ..levels } }),
-        _ => Box::new(Pndm { levels, slopes: Vec::new(), start: None }),
-    }
-}
-
-macro_rules! shared {
-    () => {
-        fn timesteps(&self) -> &[f64] {
-            &self.levels.shown
-        }
-
-        fn levels(&self, i: usize) -> (f64, f64) {
-            let alpha = self.levels.table[self.levels.steps[i]];
-            (alpha.sqrt(), (1.0 - alpha).sqrt())
-        }
+    let levels = steps.iter().map(|&t| (table[t].sqrt(), (1.0 - table[t]).sqrt())).collect();
+    let shown = steps.iter().map(|&t| t as f64).collect();
+    let final_alpha = if s.set_alpha_to_one { 1.0 } else { table[0] };
+    let known = Levels { table, final_alpha, prediction: s.prediction, stride: s.n_train / run.n, steps };
+    let (draws_noise, solver): (bool, Box<dyn Solver>) = match sampler {
+        Sampler::Ddim => (eta > 0.0, Box::new(Ddim { levels: known, eta })),
+        Sampler::Ddpm => (true, Box::new(Ddpm { levels: Levels { final_alpha: 1.0, ..known } })),
+        _ => (false, Box::new(Pndm { levels: known, slopes: Vec::new(), start: None })),
     };
+    Walk { timesteps: shown, levels, initial_sigma: 1.0, draws_noise, exploding: false, solver }
 }
 
 /// Song et al. 2021, equations 12 and 16.
@@ -88,12 +76,6 @@ struct Ddim {
 }
 
 impl Solver for Ddim {
-    shared!();
-
-    fn draws_noise(&self) -> bool {
-        self.eta > 0.0
-    }
-
     fn step(&mut self, i: usize, x: &Tensor, prediction: &Tensor, noise: Option<&Tensor>) -> Result<Tensor> {
         let timestep = self.levels.steps[i];
         let alpha = self.levels.table[timestep];
@@ -113,12 +95,6 @@ struct Ddpm {
 }
 
 impl Solver for Ddpm {
-    shared!();
-
-    fn draws_noise(&self) -> bool {
-        true
-    }
-
     fn step(&mut self, i: usize, x: &Tensor, prediction: &Tensor, noise: Option<&Tensor>) -> Result<Tensor> {
         let timestep = self.levels.steps[i];
         let alpha = self.levels.table[timestep];
@@ -144,8 +120,6 @@ struct Pndm {
 }
 
 impl Solver for Pndm {
-    shared!();
-
     fn step(&mut self, i: usize, x: &Tensor, prediction: &Tensor, _noise: Option<&Tensor>) -> Result<Tensor> {
         let mut timestep = self.levels.steps[i];
         let mut before = timestep.checked_sub(self.levels.stride);

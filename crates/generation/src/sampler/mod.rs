@@ -244,16 +244,15 @@ impl Schedule {
         let spacing = wanted.timestep_spacing.or(self.options.timestep_spacing).unwrap_or_else(|| sampler.usual_spacing());
         let mut table: Vec<f64> = self.alphas_cumprod(zero_snr).into_iter().map(f64::from).collect();
         let run = Run { schedule: self, n, spacing, karras };
-        let solver: Box<dyn Solver> = match sampler {
-            Sampler::Ddim | Sampler::Ddpm | Sampler::Pndm => alpha::solver(sampler, &run, table, eta),
+        Ok(match sampler {
+            Sampler::Ddim | Sampler::Ddpm | Sampler::Pndm => alpha::walk(sampler, &run, table, eta),
             _ => {
                 if let Some(last) = table.last_mut().filter(|_| zero_snr) {
                     *last = 2f64.powi(-24); // As the reference: σ must stay finite.
                 }
-                sigma::solver(sampler, &run, &table)
+                sigma::walk(sampler, &run, &table)
             }
-        };
-        Ok(Walk { solver })
+        })
     }
 }
 
@@ -267,35 +266,43 @@ struct Run<'a> {
 
 /// A solver on its way: it keeps what multistep methods remember.
 pub struct Walk {
+    timesteps: Vec<f64>,
+    /// Weights of the clean latents and of unit noise before each step.
+    levels: Vec<(f64, f64)>,
+    initial_sigma: f64,
+    draws_noise: bool,
+    /// Whether samples keep the clean latents' scale under growing noise, and are shown to the network
+    /// scaled to unit variance.
+    exploding: bool,
     solver: Box<dyn Solver>,
 }
 
 impl std::fmt::Debug for Walk {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Walk").field("timesteps", &self.timesteps()).finish_non_exhaustive()
+        f.debug_struct("Walk").field("timesteps", &self.timesteps).finish_non_exhaustive()
     }
 }
 
 impl Walk {
     /// The network's timestep of every step, noisiest first. PNDM makes one step more than asked for.
     pub fn timesteps(&self) -> &[f64] {
-        self.solver.timesteps()
+        &self.timesteps
     }
 
     /// Unit-normal noise times this is where the run starts.
     pub fn initial_sigma(&self) -> f64 {
-        self.solver.initial_sigma()
+        self.initial_sigma
     }
 
     /// Whether steps draw noise.
     pub fn draws_noise(&self) -> bool {
-        self.solver.draws_noise()
+        self.draws_noise
     }
 
     /// What the network is shown of `x` at step `i`.
     pub fn scale_input(&self, i: usize, x: &Tensor) -> Result<Tensor> {
-        let scale = self.solver.input_scale(i);
-        Ok(if scale == 1.0 { x.clone() } else { (x * scale)? })
+        let (_, sigma) = self.levels[i];
+        if self.exploding { Ok((x * (1.0 / (sigma * sigma + 1.0).sqrt()))?) } else { Ok(x.clone()) }
     }
 
     /// From `x` at step `i` to the next: `prediction` has its shape, and so has `noise`, which is
@@ -306,25 +313,13 @@ impl Walk {
 
     /// Clean latents `x` with `noise` as they are before step `i`: where a run that starts there begins.
     pub fn add_noise(&self, i: usize, x: &Tensor, noise: &Tensor) -> Result<Tensor> {
-        let (signal, spread) = self.solver.levels(i);
+        let (signal, spread) = self.levels[i];
         weighted(&[(signal, x), (spread, noise)])
     }
 }
 
 /// One way to walk.
 trait Solver {
-    fn timesteps(&self) -> &[f64];
-    fn initial_sigma(&self) -> f64 {
-        1.0
-    }
-    fn input_scale(&self, _i: usize) -> f64 {
-        1.0
-    }
-    fn draws_noise(&self) -> bool {
-        false
-    }
-    /// Weights of the clean latents and of unit noise before step `i`.
-    fn levels(&self, i: usize) -> (f64, f64);
     fn step(&mut self, i: usize, x: &Tensor, prediction: &Tensor, noise: Option<&Tensor>) -> Result<Tensor>;
 }
 

@@ -1,6 +1,6 @@
 //! Solvers on noise levels σ = √((1 − ᾱ) / ᾱ): Euler, Euler ancestral, DPM-Solver++ 2M, UniPC.
 
-use super::{Prediction, Run, Sampler, Solver, Spacing, noise_needed, weighted};
+use super::{Prediction, Run, Sampler, Solver, Spacing, Walk, noise_needed, weighted};
 use crate::error::Result;
 use candle_core::Tensor;
 
@@ -8,13 +8,12 @@ use candle_core::Tensor;
 const RHO: f64 = 7.0;
 
 struct Levels {
-    shown: Vec<f64>,
     /// One more than steps; the last is where the run ends.
     sigmas: Vec<f64>,
     prediction: Prediction,
 }
 
-pub(super) fn solver(sampler: Sampler, run: &Run<'_>, alphas_cumprod: &[f64]) -> Box<dyn Solver> {
+pub(super) fn walk(sampler: Sampler, run: &Run<'_>, alphas_cumprod: &[f64]) -> Walk {
     let trained: Vec<f64> = alphas_cumprod.iter().map(|a| ((1.0 - a) / a).sqrt()).collect();
     let euler = matches!(sampler, Sampler::Euler | Sampler::EulerAncestral);
     let mut shown = if euler { euler_timesteps(run) } else { multistep_timesteps(run) };
@@ -29,13 +28,27 @@ pub(super) fn solver(sampler: Sampler, run: &Run<'_>, alphas_cumprod: &[f64]) ->
         }
     }
     sigmas.push(if run.schedule.last_sigma_zero { 0.0 } else { trained[0] });
-    let levels = Levels { shown, sigmas, prediction: run.schedule.prediction };
-    match sampler {
-        Sampler::Euler | Sampler::EulerAncestral => {
-            Box::new(Euler { levels, ancestral: sampler == Sampler::EulerAncestral, leading: run.spacing == Spacing::Leading })
-        }
-        Sampler::DpmPp2m => Box::new(DpmPp2m { levels, previous: None }),
-        _ => Box::new(UniPc { levels, outputs: Vec::new(), last: None }),
+    let levels = Levels { sigmas, prediction: run.schedule.prediction };
+    let steps = 0..shown.len();
+    let first = levels.sigmas[0];
+    // Euler's runs that do not begin at the noisiest level keep its signal's share of the variance.
+    let initial_sigma = match run.spacing {
+        _ if !euler => 1.0,
+        Spacing::Leading => (first * first + 1.0).sqrt(),
+        _ => first,
+    };
+    let ancestral = sampler == Sampler::EulerAncestral;
+    Walk {
+        timesteps: shown,
+        levels: if euler { steps.map(|i| (1.0, levels.sigmas[i])).collect() } else { steps.map(|i| levels.amplitudes(i)).collect() },
+        initial_sigma,
+        draws_noise: ancestral,
+        exploding: euler,
+        solver: match sampler {
+            Sampler::Euler | Sampler::EulerAncestral => Box::new(Euler { levels, ancestral }),
+            Sampler::DpmPp2m => Box::new(DpmPp2m { levels, previous: None }),
+            _ => Box::new(UniPc { levels, outputs: Vec::new(), last: None }),
+        },
     }
 }
 
@@ -87,6 +100,10 @@ fn karras(high: f64, low: f64, n: usize) -> Vec<f64> {
 }
 
 impl Levels {
+    fn steps(&self) -> usize {
+        self.sigmas.len() - 1
+    }
+
     /// Signal and noise amplitudes (αₜ, σₜ) of a variance-preserving sample at level `i`.
     fn amplitudes(&self, i: usize) -> (f64, f64) {
         let alpha = 1.0 / (self.sigmas[i] * self.sigmas[i] + 1.0).sqrt();
@@ -113,32 +130,9 @@ impl Levels {
 struct Euler {
     levels: Levels,
     ancestral: bool,
-    leading: bool,
 }
 
 impl Solver for Euler {
-    fn timesteps(&self) -> &[f64] {
-        &self.levels.shown
-    }
-
-    fn initial_sigma(&self) -> f64 {
-        let sigma = self.levels.sigmas[0];
-        // Runs that do not begin at the noisiest level keep its signal's share of the variance.
-        if self.leading { (sigma * sigma + 1.0).sqrt() } else { sigma }
-    }
-
-    fn input_scale(&self, i: usize) -> f64 {
-        self.levels.amplitudes(i).0
-    }
-
-    fn draws_noise(&self) -> bool {
-        self.ancestral
-    }
-
-    fn levels(&self, i: usize) -> (f64, f64) {
-        (1.0, self.levels.sigmas[i])
-    }
-
     fn step(&mut self, i: usize, x: &Tensor, prediction: &Tensor, noise: Option<&Tensor>) -> Result<Tensor> {
         let (sigma, next) = (self.levels.sigmas[i], self.levels.sigmas[i + 1]);
         let square = sigma * sigma + 1.0;
@@ -163,21 +157,13 @@ struct DpmPp2m {
 }
 
 impl Solver for DpmPp2m {
-    fn timesteps(&self) -> &[f64] {
-        &self.levels.shown
-    }
-
-    fn levels(&self, i: usize) -> (f64, f64) {
-        self.levels.amplitudes(i)
-    }
-
     fn step(&mut self, i: usize, x: &Tensor, prediction: &Tensor, _noise: Option<&Tensor>) -> Result<Tensor> {
         let levels = &self.levels;
         let clean = levels.clean(i, x, prediction)?;
         let (alpha, sigma) = levels.amplitudes(i + 1);
         let h = levels.lambda(i + 1) - levels.lambda(i);
         let shrink = -(-h).exp_m1();
-        let n = levels.shown.len();
+        let n = levels.steps();
         // Short runs end with a first-order step even where they stop before σ = 0.
         let last = i + 1 == n && (n < 15 || levels.sigmas[n] == 0.0);
         let mut terms = vec![(sigma / levels.amplitudes(i).1, x), (alpha * shrink, &clean)];
@@ -231,14 +217,6 @@ impl UniPc {
 }
 
 impl Solver for UniPc {
-    fn timesteps(&self) -> &[f64] {
-        &self.levels.shown
-    }
-
-    fn levels(&self, i: usize) -> (f64, f64) {
-        self.levels.amplitudes(i)
-    }
-
     fn step(&mut self, i: usize, x: &Tensor, prediction: &Tensor, _noise: Option<&Tensor>) -> Result<Tensor> {
         let clean = self.levels.clean(i, x, prediction)?;
         let x = match &self.last {
@@ -250,7 +228,7 @@ impl Solver for UniPc {
         }
         self.outputs.push(clean);
         let levels = &self.levels;
-        let order = 2.min(levels.shown.len() - i).min(self.outputs.len());
+        let order = 2.min(levels.steps() - i).min(self.outputs.len());
         let (alpha, sigma) = levels.amplitudes(i + 1);
         let h = levels.lambda(i + 1) - levels.lambda(i);
         let e = (-h).exp_m1();
