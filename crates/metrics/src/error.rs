@@ -120,6 +120,32 @@ pub enum Error {
         /// The shape given.
         found: Vec<usize>,
     },
+    /// An input of a feature network has another shape than it takes.
+    #[error("{network} takes {expected}, found {found:?}")]
+    NetworkInput {
+        /// `clip`, `dinov2`.
+        network: &'static str,
+        /// The shape it takes.
+        expected: String,
+        /// The shape given.
+        found: Vec<usize>,
+    },
+    /// A text could not be cut into tokens.
+    #[error("cannot tokenize {text:?}: {message}")]
+    Tokenize {
+        /// The text.
+        text: String,
+        /// The tokenizer's words.
+        message: String,
+    },
+    /// Features of images and of texts do not pair up.
+    #[error("image features {images:?} and text features {texts:?} should both be (pairs, dim)")]
+    FeaturePairs {
+        /// Shape of the images' features.
+        images: Vec<usize>,
+        /// Shape of the texts' features.
+        texts: Vec<usize>,
+    },
     /// The tensor library failed.
     #[error("tensor operation failed")]
     Tensor(#[from] candle_core::Error),

@@ -34,6 +34,8 @@
 //! distances depend on the machine's vector width in the last few bits. Features do not depend on the
 //! batch, the order of the images or the number of threads.
 
+pub mod clip;
+pub mod dinov2;
 mod error;
 mod estimate;
 mod features;
@@ -41,6 +43,7 @@ mod frechet;
 mod image;
 pub mod inception;
 mod kernel;
+mod model_folder;
 pub mod preprocess;
 pub mod random;
 pub mod resize;
@@ -48,6 +51,8 @@ pub mod resize;
 #[cfg(test)]
 mod test_data;
 
+pub use clip::{Clip, clip_score};
+pub use dinov2::Dinov2;
 pub use error::{Error, Result};
 pub use estimate::{Estimate, Jackknife, Metric, ReferenceBlocks, estimate, paired_difference};
 pub use features::{Extractor, FeatureSet, Provenance, Sample, Source};

@@ -134,3 +134,18 @@ pub(crate) fn formula_image(seed: u64, height: usize, width: usize) -> Image {
     };
     Image::new(width, height, (0..3 * width * height).map(value).collect()).unwrap()
 }
+
+/// The folder of a stored tiny network.
+pub(crate) fn network_folder(name: &str) -> PathBuf {
+    path("networks").join(name)
+}
+
+/// Fails unless the tensor agrees, relative to the reference's root mean square.
+#[track_caller]
+pub(crate) fn assert_near(what: &str, values: &candle_core::Tensor, (shape, expected): &Array, tolerance: f32) {
+    assert_eq!(values.dims(), shape, "{what}");
+    let rms = (expected.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>() / expected.len() as f64).sqrt() as f32;
+    let difference = max_difference(&values.flatten_all().unwrap().to_vec1().unwrap(), expected) / rms;
+    eprintln!("{what}: {difference:.1e} of the root mean square");
+    assert!(difference <= tolerance, "{what}: {difference:e}");
+}
