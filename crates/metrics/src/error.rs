@@ -193,6 +193,53 @@ pub enum Error {
         /// Rows per subset.
         size: usize,
     },
+    /// A kernel's width is not a positive number.
+    #[error("an rbf kernel needs a positive sigma, found {sigma}")]
+    BadKernel {
+        /// The width asked for.
+        sigma: f64,
+    },
+    /// A row of zeros cannot be brought to length one.
+    #[error("row {row} (image {name}) is all zeros, so it has no direction")]
+    NoDirection {
+        /// Row index.
+        row: usize,
+        /// Image id of the row.
+        name: String,
+    },
+    /// Nearest neighbours were asked for with k = 0.
+    #[error("nearest neighbours need k of at least 1")]
+    NoNeighbours,
+    /// A score was asked for with splits that the images cannot fill.
+    #[error("{images} images cannot be split into {splits} parts of at least one image")]
+    BadSplits {
+        /// Images at hand.
+        images: usize,
+        /// Parts asked for.
+        splits: usize,
+    },
+    /// An extrapolation was asked for through too few points.
+    #[error("a line with an error needs at least 3 points, asked for {points}")]
+    TooFewPoints {
+        /// Points asked for.
+        points: usize,
+    },
+    /// A batch of rows is not a whole number of rows.
+    #[error("{values} values are not whole rows of {dim}")]
+    BatchShape {
+        /// Values in the batch.
+        values: usize,
+        /// Values per row.
+        dim: usize,
+    },
+    /// Shards of statistics have different dimensions.
+    #[error("cannot merge moments of dimension {right} into moments of dimension {left}")]
+    MomentsShape {
+        /// Dimension of the moments merged into.
+        left: usize,
+        /// Dimension of those merged.
+        right: usize,
+    },
     /// Two feature sets were not made in the same way.
     #[error("feature sets cannot be compared: {what} is {left} on one side and {right} on the other")]
     Incomparable {

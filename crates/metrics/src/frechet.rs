@@ -10,10 +10,16 @@
 //! Σ₁Σ₂ are off by about 2e-6 relative for rank-deficient sets, and agree otherwise.
 //!
 //! From statistics, tr (Σ₁Σ₂)^½ = Σ √λ(S Σ₂ S) with S = Σ₁^½; both decompositions are symmetric.
+//! [`Moments`] collects statistics of sets that do not fit into memory.
+//!
+//! FID is biased by about c/n with a c of its own for every model, so a ranking at one n can be wrong;
+//! [`fid_infinity`] extrapolates. [`Conditioning`] says how well a set determines its covariance.
 
 use faer::reborrow::{Reborrow, ReborrowMut};
-use faer::{Mat, Side};
+use faer::{Mat, MatRef, Side};
+use serde::{Deserialize, Serialize};
 
+use crate::random::RandomState;
 use crate::{Error, FeatureSet, Result};
 
 /// FID of two feature sets.
@@ -21,17 +27,43 @@ use crate::{Error, FeatureSet, Result};
 /// FID is biased by about c/n, so values of different n do not compare; [`crate::kid_u`] does.
 pub fn fid(left: &FeatureSet, right: &FeatureSet) -> Result<f64> {
     left.check_comparable(right)?;
-    let (x, y) = (left.matrix()?, right.matrix()?);
-    require("fid", 2, x.nrows(), y.nrows())?;
-    let (mean_x, x) = centred(x);
-    let (mean_y, y) = centred(y);
-    let (degrees_x, degrees_y) = ((x.nrows() - 1) as f64, (y.nrows() - 1) as f64);
-    let trace_x = x.squared_norm_l2() / degrees_x;
-    let trace_y = y.squared_norm_l2() / degrees_y;
-    let cross = compact(x) * compact(y).transpose();
-    let singular = cross.singular_values().map_err(|_| Error::NoConvergence { what: "singular value decomposition" })?;
-    let root = singular.iter().sum::<f64>() / (degrees_x * degrees_y).sqrt();
-    Ok(assemble(squared_distance(&mean_x, &mean_y), trace_x, trace_y, root))
+    require("fid", 2, left.len(), right.len())?;
+    Factor::of(left)?.distance(&Factor::of(right)?)
+}
+
+/// A set reduced to what distances from features need.
+struct Factor {
+    mean: Vec<f64>,
+    /// A matrix R with RᵀR the scatter of the rows, of at most as many rows as columns.
+    root: Mat<f64>,
+    trace: f64,
+    degrees: f64,
+}
+
+impl Factor {
+    /// Of two rows or more.
+    fn of(set: &FeatureSet) -> Result<Self> {
+        Ok(Self::new(set.matrix()?))
+    }
+
+    /// Of two rows or more.
+    fn new(x: Mat<f64>) -> Self {
+        let degrees = (x.nrows() - 1) as f64;
+        let (mean, x) = centred(x);
+        let trace = x.squared_norm_l2() / degrees;
+        Self { mean, root: compact(x), trace, degrees }
+    }
+
+    fn distance(&self, other: &Self) -> Result<f64> {
+        let cross = &self.root * other.root.transpose();
+        let singular = singular_values(cross.as_ref())?;
+        let root = singular.iter().sum::<f64>() / (self.degrees * other.degrees).sqrt();
+        Ok(assemble(squared_distance(&self.mean, &other.mean), self.trace, other.trace, root))
+    }
+}
+
+fn singular_values(matrix: MatRef<'_, f64>) -> Result<Vec<f64>> {
+    matrix.singular_values().map_err(|_| Error::NoConvergence { what: "singular value decomposition" })
 }
 
 /// Mean and covariance of a feature set.
@@ -65,6 +97,221 @@ impl Statistics {
     fn trace(&self) -> f64 {
         self.covariance.diagonal().column_vector().iter().sum()
     }
+}
+
+/// Count, mean and scatter of rows that arrive in batches: the statistics of any number of images in the
+/// memory of one covariance matrix, in `f64`.
+///
+/// A batch is centred on its own mean before its products are taken, so a common offset costs no digits
+/// (Chan, Golub, LeVeque 1979). Cutting rows into other batches or shards changes the last bits only;
+/// the same batches merged in the same order give the same bits.
+#[derive(Clone, Debug)]
+pub struct Moments {
+    count: usize,
+    mean: Vec<f64>,
+    /// Σ (x − mean)(x − mean)ᵀ.
+    scatter: Mat<f64>,
+}
+
+impl Moments {
+    /// Of no rows yet.
+    pub fn new(dim: usize) -> Self {
+        Self { count: 0, mean: vec![0.0; dim], scatter: Mat::zeros(dim, dim) }
+    }
+
+    /// Rows so far.
+    pub fn count(&self) -> usize {
+        self.count
+    }
+
+    /// Adds rows, `(rows, dim)` row-major. Nothing is added if a value is not finite; the error then
+    /// counts rows from the first one ever added.
+    pub fn push(&mut self, rows: &[f32]) -> Result<()> {
+        let dim = self.mean.len();
+        if dim == 0 || !rows.len().is_multiple_of(dim) {
+            return Err(Error::BatchShape { values: rows.len(), dim });
+        }
+        if let Some(at) = rows.iter().position(|v| !v.is_finite()) {
+            let row = self.count + at / dim;
+            return Err(Error::NonFinite { row, name: format!("number {row}"), column: at % dim, value: rows[at] });
+        }
+        if rows.is_empty() {
+            return Ok(());
+        }
+        let (mean, centred) = centred(Mat::from_fn(rows.len() / dim, dim, |i, j| f64::from(rows[i * dim + j])));
+        let scatter = centred.transpose() * &centred;
+        self.combine(centred.nrows(), &mean, &scatter);
+        Ok(())
+    }
+
+    /// Adds the rows of another shard. Merge shards in a fixed order for the same bits.
+    pub fn merge(&mut self, other: &Self) -> Result<()> {
+        let (left, right) = (self.mean.len(), other.mean.len());
+        if left != right {
+            return Err(Error::MomentsShape { left, right });
+        }
+        self.combine(other.count, &other.mean, &other.scatter);
+        Ok(())
+    }
+
+    fn combine(&mut self, count: usize, mean: &[f64], scatter: &Mat<f64>) {
+        let total = self.count + count;
+        if count == 0 {
+            return;
+        }
+        let share = count as f64 / total as f64;
+        let weight = self.count as f64 * share;
+        let shift: Vec<f64> = mean.iter().zip(&self.mean).map(|(new, old)| new - old).collect();
+        for (j, column) in self.scatter.as_mut().col_iter_mut().enumerate() {
+            for (i, value) in column.iter_mut().enumerate() {
+                *value += scatter[(i, j)] + weight * shift[i] * shift[j];
+            }
+        }
+        self.mean.iter_mut().zip(&shift).for_each(|(mean, shift)| *mean += share * shift);
+        self.count = total;
+    }
+
+    /// Mean and covariance of the rows, of which there must be two or more.
+    pub fn statistics(&self) -> Result<Statistics> {
+        require("fid", 2, self.count, self.count)?;
+        let covariance = &self.scatter * faer::Scale(1.0 / (self.count - 1) as f64);
+        Ok(Statistics { mean: self.mean.clone(), covariance })
+    }
+}
+
+/// How well a covariance is determined.
+///
+/// With n ≤ D it is singular whatever the images: FID is then still defined, but tools that take roots
+/// of Σ₁Σ₂ add noise of about 2e-6 relative, and the bias in n is large.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Conditioning {
+    /// Rows, where known.
+    pub n: Option<usize>,
+    /// Features per row.
+    pub dim: usize,
+    /// Eigenvalues of the covariance that are not rounding noise.
+    pub rank: usize,
+    /// Smallest eigenvalue of the covariance, zeros and noise included.
+    pub smallest: f64,
+    /// Largest eigenvalue.
+    pub largest: f64,
+}
+
+impl Conditioning {
+    /// Of a feature set of two rows or more, from its singular values: eigenvalues are accurate to
+    /// 1e-32 of the largest, since nothing is squared before.
+    pub fn of(set: &FeatureSet) -> Result<Self> {
+        require("fid", 2, set.len(), set.len())?;
+        let Factor { root, degrees, .. } = Factor::of(set)?;
+        let dim = root.ncols();
+        let singular = singular_values(root.as_ref())?;
+        let largest = singular.iter().copied().fold(0.0, f64::max);
+        // As numpy's `matrix_rank`.
+        let noise = largest * set.len().max(dim) as f64 * f64::EPSILON;
+        let rank = singular.iter().filter(|v| **v > noise).count();
+        // Fewer rows than columns leave out eigenvalues that are zero.
+        let smallest = if singular.len() < dim { 0.0 } else { singular.iter().copied().fold(largest, f64::min) };
+        Ok(Self { n: Some(set.len()), dim, rank, smallest: smallest * smallest / degrees, largest: largest * largest / degrees })
+    }
+
+    /// Of statistics; eigenvalues below about 1e-13 of the largest are noise and may be negative.
+    pub fn of_statistics(statistics: &Statistics) -> Result<Self> {
+        let values = statistics
+            .covariance
+            .self_adjoint_eigenvalues(Side::Lower)
+            .map_err(|_| Error::NoConvergence { what: "eigenvalue decomposition" })?;
+        let dim = values.len();
+        let largest = values.iter().copied().fold(0.0, f64::max);
+        let smallest = values.iter().copied().fold(f64::INFINITY, f64::min);
+        let noise = largest * dim as f64 * f64::EPSILON;
+        Ok(Self { n: None, dim, rank: values.iter().filter(|v| **v > noise).count(), smallest, largest })
+    }
+
+    /// Whether the number of rows alone makes the covariance singular.
+    pub fn too_few_rows(&self) -> bool {
+        self.n.is_some_and(|n| n <= self.dim)
+    }
+}
+
+/// How a metric is extrapolated to infinitely many images.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct InfinityOptions {
+    /// Numbers of images at which the metric is taken, evenly spaced.
+    pub points: usize,
+    /// Smallest of them; a tenth of the images, if that is less.
+    pub first: usize,
+    /// Seed of numpy's legacy generator, from which the subsets come in turn.
+    pub seed: u32,
+}
+
+impl InfinityOptions {
+    /// 15 points from 5000, as Chong & Forsyth; the seed is this project's, theirs is not fixed.
+    pub const STANDARD: Self = Self { points: 15, first: 5000, seed: 2020 };
+}
+
+/// A least-squares line of a metric over 1/n.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Extrapolation {
+    /// The line at 1/n = 0.
+    pub value: f64,
+    /// Standard error of `value` by the usual formula. Subsets overlap, so it is a measure of how well the
+    /// line fits, not of how well the value is known.
+    pub std_error: f64,
+    /// The line's slope: the c of the bias c/n.
+    pub slope: f64,
+    /// Share of the variance of the points that the line explains.
+    pub r_squared: f64,
+    /// Numbers of images and the metric there.
+    pub points: Vec<(usize, f64)>,
+}
+
+/// FID at infinitely many generated images (Chong & Forsyth, arXiv:1911.07023): FIDs of random subsets of
+/// `generated` against all of `reference`, extrapolated in 1/n. The reference's own bias stays.
+pub fn fid_infinity(generated: &FeatureSet, reference: &FeatureSet, options: &InfinityOptions) -> Result<Extrapolation> {
+    generated.check_comparable(reference)?;
+    require("fid", 2, generated.len(), reference.len())?;
+    let (x, anchor) = (generated.matrix()?, Factor::of(reference)?);
+    extrapolate("fid", x.nrows(), options, |rows| {
+        let subset = Mat::from_fn(rows.len(), x.ncols(), |i, j| x[(rows[i], j)]);
+        Factor::new(subset).distance(&anchor)
+    })
+}
+
+/// A metric of random subsets without replacement of `n` rows, extrapolated in 1/n.
+pub(crate) fn extrapolate(
+    metric: &'static str,
+    n: usize,
+    options: &InfinityOptions,
+    mut value: impl FnMut(&[usize]) -> Result<f64>,
+) -> Result<Extrapolation> {
+    let InfinityOptions { points, first, seed } = *options;
+    if points < 3 {
+        return Err(Error::TooFewPoints { points });
+    }
+    let first = first.min(n / 10).max(2);
+    // Three different numbers of images, or there is no line with a residual.
+    require(metric, first + 2, n, n)?;
+    let mut state = RandomState::new(seed);
+    let points = (0..points).map(|k| {
+        // numpy's `linspace` cast to integers.
+        let size = (first as f64 + k as f64 * ((n - first) as f64 / (points - 1) as f64)) as usize;
+        let size = if k + 1 == points { n } else { size };
+        Ok((size, value(&state.choice(n as u32, size))?))
+    });
+    let points = points.collect::<Result<Vec<(usize, f64)>>>()?;
+    let count = points.len() as f64;
+    let inverse = |size: usize| 1.0 / size as f64;
+    let mean_x = points.iter().map(|p| inverse(p.0)).sum::<f64>() / count;
+    let mean_y = points.iter().map(|p| p.1).sum::<f64>() / count;
+    let squares_x: f64 = points.iter().map(|p| (inverse(p.0) - mean_x).powi(2)).sum();
+    let squares_y: f64 = points.iter().map(|p| (p.1 - mean_y).powi(2)).sum();
+    let slope = points.iter().map(|p| (inverse(p.0) - mean_x) * (p.1 - mean_y)).sum::<f64>() / squares_x;
+    let value = mean_y - slope * mean_x;
+    let residual: f64 = points.iter().map(|p| (p.1 - value - slope * inverse(p.0)).powi(2)).sum();
+    let std_error = (residual / (count - 2.0) * (1.0 / count + mean_x * mean_x / squares_x)).sqrt();
+    let r_squared = if squares_y > 0.0 { 1.0 - residual / squares_y } else { 1.0 };
+    Ok(Extrapolation { value, std_error, slope, r_squared, points })
 }
 
 /// FID of two sets of which only the statistics are at hand.
@@ -153,7 +400,7 @@ fn compact(x: Mat<f64>) -> Mat<f64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::test_data::{close, features, formula_features, golden, json, tensors};
+    use crate::test_data::{Gaussian, close, features, formula_features, golden, json, tensors};
 
     #[test]
     fn reference_values() {
@@ -204,6 +451,129 @@ mod tests {
             let expected = fid_from_statistics(&statistics[0], &statistics[1]).unwrap();
             close(&format!("n = {n}"), fid(&x, &y).unwrap(), expected, 1e-6);
         }
+    }
+
+    #[test]
+    fn moments_do_not_depend_on_batches_or_shards() {
+        let [f1, mut f2] = formula_features();
+        f2.data.iter_mut().for_each(|v| *v = (*v * 1024.0).round() / 1024.0 + 500.0);
+        let whole = Statistics::of(&f2).unwrap();
+        let agree = |statistics: &Statistics| {
+            let difference = &statistics.covariance - &whole.covariance;
+            assert!(difference.norm_max() < 1e-11, "{}", difference.norm_max());
+            assert!(statistics.mean.iter().zip(&whole.mean).all(|(a, b)| (a - b).abs() < 1e-12 * b.abs()));
+        };
+        let collect = |data: &[f32], rows: usize| {
+            let mut moments = Moments::new(16);
+            data.chunks(16 * rows).for_each(|batch| moments.push(batch).unwrap());
+            moments
+        };
+        for rows in [1, 7, 96, 1000] {
+            agree(&collect(&f2.data, rows).statistics().unwrap());
+        }
+        let shards: Vec<_> = f2.data.chunks(16 * 37).map(|shard| collect(shard, 10)).collect();
+        let merged = shards.iter().fold(Moments::new(16), |mut all, shard| {
+            all.merge(shard).unwrap();
+            all
+        });
+        assert_eq!(merged.count(), 96);
+        agree(&merged.statistics().unwrap());
+        let backwards: Vec<f32> = f2.data.rchunks(16).flatten().copied().collect();
+        agree(&collect(&backwards, 9).statistics().unwrap());
+        let mut moments = collect(&f1.data, 80);
+        let error = moments.push(&[[0.0; 16], [f32::NAN; 16]].concat()).unwrap_err().to_string();
+        assert_eq!(error, "feature 0 of row 81 (image number 81) is NaN");
+        assert_eq!(moments.count(), 80);
+        assert!(matches!(moments.push(&[0.0; 17]), Err(Error::BatchShape { values: 17, dim: 16 })));
+        assert!(matches!(moments.merge(&Moments::new(3)), Err(Error::MomentsShape { left: 16, right: 3 })));
+        assert!(collect(&f1.data[..16], 1).statistics().is_err());
+    }
+
+    #[test]
+    fn conditioning_counts_directions() {
+        let mut random = Gaussian::new(6);
+        let full = random.features(200, 8, 1.0, 2.0);
+        let good = Conditioning::of(&full).unwrap();
+        assert_eq!((good.rank, good.dim, good.n, good.too_few_rows()), (8, 8, Some(200), false));
+        let from = Conditioning::of_statistics(&Statistics::of(&full).unwrap()).unwrap();
+        close("smallest", from.smallest, good.smallest, 1e-10);
+        close("largest", from.largest, good.largest, 1e-10);
+        // The first feature twice, and fewer rows than dimensions.
+        let mut twice = full.clone();
+        twice.data.chunks_mut(8).for_each(|row| row[7] = row[0]);
+        let twice = Conditioning::of(&twice).unwrap();
+        assert_eq!(twice.rank, 7);
+        assert!(twice.smallest < 1e-28 * twice.largest);
+        let few = Conditioning::of(&random.features(5, 8, 0.0, 1.0)).unwrap();
+        assert_eq!((few.rank, few.smallest, few.too_few_rows()), (4, 0.0, true));
+        let same = Conditioning::of(&features(&(vec![9, 3], vec![0.5; 27]), 1)).unwrap();
+        assert_eq!((same.rank, same.largest), (0, 0.0));
+    }
+
+    /// Two samples of one distribution have a FID of c/n; at infinity it is the reference's share.
+    #[test]
+    fn infinity_takes_the_bias_of_the_generated_side_away() {
+        let mut random = Gaussian::new(21);
+        let (generated, reference) = (random.features(1500, 12, 0.0, 1.0), random.features(20_000, 12, 0.0, 1.0));
+        let plain = fid(&generated, &reference).unwrap();
+        let infinity = fid_infinity(&generated, &reference, &InfinityOptions::STANDARD).unwrap();
+        assert_eq!(infinity.points.len(), 15);
+        assert_eq!((infinity.points[0].0, infinity.points[1].0), (150, 246));
+        assert_eq!(infinity.points[14].0, 1500);
+        close("last point", infinity.points[14].1, plain, 1e-9);
+        assert!(infinity.value.abs() < 0.5 * plain, "{plain} {infinity:?}");
+        assert!(infinity.r_squared > 0.9 && infinity.slope > 0.0, "{infinity:?}");
+        let two = InfinityOptions { points: 2, ..InfinityOptions::STANDARD };
+        assert!(matches!(fid_infinity(&generated, &reference, &two), Err(Error::TooFewPoints { points: 2 })));
+    }
+
+    #[test]
+    fn a_line_is_found_exactly() {
+        let line = extrapolate("fid", 1000, &InfinityOptions::STANDARD, |rows| Ok(3.0 + 50.0 / rows.len() as f64)).unwrap();
+        close("value", line.value, 3.0, 1e-12);
+        close("slope", line.slope, 50.0, 1e-12);
+        assert!(line.std_error < 1e-12 && line.r_squared > 1.0 - 1e-12);
+        // Noise of a known size around the line: the textbook error of an intercept.
+        let sizes: Vec<f64> = line.points.iter().map(|p| 1.0 / p.0 as f64).collect();
+        let mut k = 0;
+        let noisy = extrapolate("fid", 1000, &InfinityOptions::STANDARD, |_| {
+            k += 1;
+            Ok(if k % 2 == 0 { 1.0 } else { -1.0 })
+        });
+        let noisy = noisy.unwrap();
+        let residuals: Vec<f64> = noisy.points.iter().zip(&sizes).map(|(p, x)| p.1 - noisy.value - noisy.slope * x).collect();
+        // Normal equations: residuals are orthogonal to the constant and to 1/n.
+        assert!(residuals.iter().sum::<f64>().abs() < 1e-12);
+        assert!(residuals.iter().zip(&sizes).map(|(r, x)| r * x).sum::<f64>().abs() < 1e-12);
+        let design = Mat::from_fn(15, 2, |i, j| if j == 0 { 1.0 } else { sizes[i] });
+        let gram = design.transpose() * &design;
+        let inverse = gram[(1, 1)] / (gram[(0, 0)] * gram[(1, 1)] - gram[(0, 1)] * gram[(1, 0)]);
+        let variance = residuals.iter().map(|r| r * r).sum::<f64>() / 13.0;
+        close("standard error", noisy.std_error, (variance * inverse).sqrt(), 1e-9);
+    }
+
+    #[test]
+    fn degenerate_sets_have_their_distances() {
+        let [f1, f2] = formula_features();
+        // Every row twice: the same mean, and a scatter twice as large over 2n − 1 degrees.
+        let twice = features(&(vec![160, 16], [f1.data.clone(), f1.data.clone()].concat()), 1);
+        let factor: f64 = 2.0 * 79.0 / 159.0;
+        let trace = Factor::of(&f1).unwrap().trace;
+        close("duplicates", fid(&twice, &f1).unwrap(), trace * (1.0 - factor.sqrt()).powi(2), 1e-8);
+        // A set without variance is a point.
+        let point = features(&(vec![30, 16], vec![0.25; 480]), 1);
+        let mean = Factor::of(&f2).unwrap();
+        let shift: f64 = mean.mean.iter().map(|m| (m - 0.25).powi(2)).sum();
+        close("a point", fid(&point, &f2).unwrap(), shift + mean.trace, 1e-12);
+        assert_eq!(fid(&point, &point).unwrap(), 0.0);
+        // A constant feature adds nothing.
+        let mut constant = [f1.clone(), f2.clone()];
+        constant.iter_mut().for_each(|set| set.data.chunks_mut(16).for_each(|row| row[3] = 8.0));
+        let without = [&f1, &f2].map(|set| {
+            let rows: Vec<f32> = set.data.chunks(16).flat_map(|row| [&row[..3], &row[4..]].concat()).collect();
+            features(&(vec![set.len(), 15], rows), 1)
+        });
+        close("constant", fid(&constant[0], &constant[1]).unwrap(), fid(&without[0], &without[1]).unwrap(), 1e-9);
     }
 
     #[test]

@@ -2,7 +2,8 @@
 
 /// The Mersenne Twister as `numpy.random.RandomState(seed)` runs it.
 ///
-/// Only what KID needs: [`RandomState::choice`] gives the same indices as numpy, to the last one.
+/// Only what metrics need: [`RandomState::choice`] and [`RandomState::permutation`] give the same
+/// indices as numpy, to the last one.
 pub struct RandomState {
     state: [u32; Self::N],
     next: usize,
@@ -55,6 +56,11 @@ impl RandomState {
         }
     }
 
+    /// `permutation(n)`; `n` must fit 32 bits.
+    pub fn permutation(&mut self, n: u32) -> Vec<usize> {
+        self.choice(n, n as usize)
+    }
+
     /// `choice(n, count, replace=False)`: the head of a Fisher–Yates permutation of `0..n`.
     ///
     /// `n` must fit 32 bits (numpy draws 64 bits beyond that); `count` is cut at `n`.
@@ -96,7 +102,7 @@ mod tests {
         let golden = crate::test_data::golden();
         let first = RandomState::new(2020).next_u32();
         assert_eq!(u64::from(first), golden["mt19937_seed2020_u32"][0]);
-        let permutation = RandomState::new(2020).choice(10, 10);
+        let permutation = RandomState::new(2020).permutation(10);
         assert_eq!(serde_json::json!(permutation), golden["perm10_seed2020"]);
         let mut state = RandomState::new(2020);
         for row in 0..2 {
