@@ -84,6 +84,40 @@ pub enum Error {
         /// What is wrong.
         message: String,
     },
+    /// A file that `torch.save` should have written cannot be read, or will not be.
+    #[error("cannot read torch file {path}: {message}")]
+    TorchFile {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        message: String,
+    },
+    /// The tensors are those of another network.
+    #[error("{path} does not hold the weights of the FID Inception: {message}")]
+    OtherNetwork {
+        /// The file.
+        path: PathBuf,
+        /// How one can tell, and what to use.
+        message: String,
+    },
+    /// A zip archive cannot be read or written.
+    #[error("bad archive {path}: {message}")]
+    Archive {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        message: String,
+    },
+    /// An array of an `.npz` file is missing, damaged or of another kind than needed.
+    #[error("{path}: array {key}: {message}")]
+    Array {
+        /// The file.
+        path: PathBuf,
+        /// Name of the array.
+        key: String,
+        /// What is wrong.
+        message: String,
+    },
     /// A tensor is not in the file.
     #[error("{path} has no tensor {key} (expected shape {expected:?})")]
     MissingTensor {
@@ -287,6 +321,34 @@ pub enum Error {
         rows: usize,
         /// Columns of the covariance.
         columns: usize,
+    },
+    /// A statistic is NaN or infinite.
+    #[error("{path}: {key}{at:?} is {value}")]
+    NonFiniteStatistic {
+        /// The file.
+        path: PathBuf,
+        /// The array.
+        key: String,
+        /// Index of the value.
+        at: Vec<usize>,
+        /// The value.
+        value: f64,
+    },
+    /// A covariance in a file is not symmetric beyond rounding.
+    #[error("{path}: {key} is not symmetric: [{row}, {column}] is {value}, [{column}, {row}] is {mirrored}")]
+    Asymmetric {
+        /// The file.
+        path: PathBuf,
+        /// The array.
+        key: String,
+        /// Row of the value.
+        row: usize,
+        /// Column of the value.
+        column: usize,
+        /// The value.
+        value: f64,
+        /// The value across the diagonal.
+        mirrored: f64,
     },
     /// A matrix decomposition did not converge.
     #[error("{what} did not converge")]

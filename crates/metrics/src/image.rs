@@ -97,7 +97,8 @@ pub fn list_images(folder: &Path) -> Result<Vec<PathBuf>> {
     Ok(found)
 }
 
-fn is_image(path: &Path) -> bool {
+/// Whether the name ends like an image's.
+pub(crate) fn is_image(path: &Path) -> bool {
     path.extension()
         .and_then(|e| e.to_str())
         .is_some_and(|e| ["png", "jpg", "jpeg", "webp"].iter().any(|known| e.eq_ignore_ascii_case(known)))

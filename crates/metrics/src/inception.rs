@@ -15,10 +15,11 @@ use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
 use candle_core::{D, Device, Tensor};
-use safetensors::{Dtype, SafeTensors};
 use scalebench_kernels::{Activation, ConvGeometry, Pool, conv2d, pool3x3};
 use serde::{Deserialize, Serialize};
 
+use crate::files::read;
+use crate::weights::WeightsFile;
 use crate::{Error, Result};
 
 /// Epsilon of every batch normalisation (torch-fidelity `BasicConv2d`).
@@ -179,21 +180,20 @@ pub struct Inception {
 }
 
 impl Inception {
-    /// Loads a safetensors file with the keys of torch-fidelity's state dict.
+    /// Loads a safetensors file, or a file by `torch.save` such as the published
+    /// `pt_inception-2015-12-05-6726825d.pth`, with the keys of torch-fidelity's state dict. The content
+    /// decides, not the name, and nothing in the file is run.
     ///
     /// Every tensor is checked for presence, shape, type (`f32`) and finite values, and the file for
-    /// tensors that the network does not have; `num_batches_tracked` is ignored.
+    /// tensors that the network does not have; `num_batches_tracked` is ignored. Files of other networks
+    /// under the same names, such as torchvision's, are refused with the reason.
     pub fn load(path: &Path) -> Result<Self> {
         Self::from_bytes(&read(path)?, path)
     }
 
     /// As [`Inception::load`], for a file already read; `path` is for errors and `config.json`.
     pub(crate) fn from_bytes(bytes: &[u8], path: &Path) -> Result<Self> {
-        let container = |e: safetensors::SafeTensorError| Error::Container { path: path.to_owned(), message: e.to_string() };
-        let (_, metadata) = SafeTensors::read_metadata(bytes).map_err(container)?;
-        let config = InceptionConfig::resolve(path, metadata.metadata().as_ref())?;
-        let tensors = SafeTensors::deserialize(bytes).map_err(container)?;
-        Loader { path: path.to_owned(), tensors, used: HashSet::new(), config }.network()
+        Loader::new(WeightsFile::open(bytes, path)?, path)?.network()
     }
 
     /// The network's shape.
@@ -226,20 +226,24 @@ impl Inception {
     }
 }
 
-fn read(path: &Path) -> Result<Vec<u8>> {
-    std::fs::read(path).map_err(|source| Error::Io { action: "read", path: path.to_owned(), source })
-}
-
 /// Takes tensors out of the file and checks them.
-struct Loader<'a> {
+pub(crate) struct Loader<'a> {
     path: PathBuf,
-    tensors: SafeTensors<'a>,
-    used: HashSet<String>,
+    pub(crate) file: WeightsFile<'a>,
+    /// Keys of the tensors that the network took.
+    pub(crate) used: HashSet<String>,
     config: InceptionConfig,
 }
 
-impl Loader<'_> {
-    fn network(mut self) -> Result<Inception> {
+impl<'a> Loader<'a> {
+    /// Finds out the network's shape, and refuses files of other networks.
+    pub(crate) fn new(file: WeightsFile<'a>, path: &Path) -> Result<Self> {
+        let config = InceptionConfig::resolve(path, file.metadata())?;
+        file.refuse_other_networks(config, path)?;
+        Ok(Self { path: path.to_owned(), file, used: HashSet::new(), config })
+    }
+
+    pub(crate) fn network(&mut self) -> Result<Inception> {
         let c = |full| self.config.channels(full);
         let first = vec![
             ("Conv2d_1a_3x3", 3, c(32), (3, 3), 2, (0, 0)),
@@ -421,21 +425,17 @@ impl Loader<'_> {
 
     fn tensor(&mut self, key: &str, expected: &[usize]) -> Result<Vec<f32>> {
         let path = || self.path.clone();
-        let view = self.tensors.tensor(key).map_err(|_| Error::MissingTensor {
-            path: path(),
-            key: key.to_owned(),
-            expected: expected.to_vec(),
-        })?;
-        if view.shape() != expected || view.dtype() != Dtype::F32 {
+        let missing = || Error::MissingTensor { path: path(), key: key.to_owned(), expected: expected.to_vec() };
+        let (dtype, shape) = self.file.info(key).ok_or_else(missing)?;
+        if shape != expected || dtype != "F32" {
             return Err(Error::TensorMismatch {
                 path: path(),
                 key: key.to_owned(),
                 expected: format!("F32{expected:?}"),
-                found: format!("{:?}{:?}", view.dtype(), view.shape()),
+                found: format!("{dtype}{shape:?}"),
             });
         }
-        let (words, _) = view.data().as_chunks::<4>();
-        let values: Vec<f32> = words.iter().map(|w| f32::from_le_bytes(*w)).collect();
+        let values = self.file.f32(key)?.ok_or_else(missing)?;
         if let Some(bad) = values.iter().position(|v| !v.is_finite()) {
             let message = format!("tensor {key} has {} at position {bad}", values[bad]);
             return Err(Error::Config { path: path(), message });
@@ -448,9 +448,7 @@ impl Loader<'_> {
         let known = |key: &str| {
             self.used.contains(key) || key.ends_with(".num_batches_tracked") || (self.config.num_groups.is_some() && key.starts_with("fc_"))
         };
-        let mut names = self.tensors.names();
-        names.sort_unstable();
-        match names.into_iter().find(|key| !known(key)) {
+        match self.file.names().into_iter().find(|key| !known(key)) {
             Some(key) => Err(Error::UnknownTensor { path: self.path.clone(), key: key.to_owned() }),
             None => Ok(()),
         }
@@ -459,6 +457,8 @@ impl Loader<'_> {
 
 #[cfg(test)]
 pub(crate) mod tests {
+    use safetensors::Dtype;
+
     use super::*;
     use crate::Profile;
     use crate::test_data::{formula_image, golden, hashed, json, max_difference, tensors};

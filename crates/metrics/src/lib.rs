@@ -34,11 +34,13 @@
 //! distances depend on the machine's vector width in the last few bits. Features do not depend on the
 //! batch, the order of the images or the number of threads.
 
+pub mod archive;
 pub mod clip;
 pub mod dinov2;
 mod error;
 mod estimate;
 mod features;
+mod files;
 mod frechet;
 mod image;
 pub mod inception;
@@ -46,14 +48,21 @@ mod inception_score;
 mod kernel;
 mod model_folder;
 mod neighbours;
+pub mod npz;
+mod pickle;
 pub mod preprocess;
 mod products;
 pub mod random;
+mod raw;
 pub mod resize;
+mod statistics_file;
+pub mod torch_file;
+mod weights;
 
 #[cfg(test)]
 mod test_data;
 
+pub use archive::ImageArchive;
 pub use clip::{Clip, clip_score};
 pub use dinov2::Dinov2;
 pub use error::{Error, Result};
@@ -66,3 +75,5 @@ pub use inception_score::{InceptionScore, Splits, inception_score, inception_sco
 pub use kernel::{DrawOrder, Kernel, Kid, KidOptions, cmmd, kid, kid_u};
 pub use neighbours::{Boundary, NeighbourOptions, Prdc, prdc, realism};
 pub use preprocess::{Crops, Preprocess, Profile};
+pub use statistics_file::{FeatureArray, StatisticsFile};
+pub use weights::{ConvertedWeights, convert_weights};

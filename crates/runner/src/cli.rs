@@ -36,6 +36,8 @@ pub(crate) enum Command {
     Dataset(Dataset),
     /// Pass a folder of images through a checkpoint's autoencoder: what latents lose
     Reconstruct(Reconstruct),
+    /// Work on files with the weights of feature networks
+    Weights(Weights),
 }
 
 #[derive(Debug, Args)]
@@ -271,6 +273,24 @@ pub(crate) struct Reconstruct {
     pub(crate) images: PathBuf,
     #[arg(long, value_name = "DIR")]
     pub(crate) out: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Weights {
+    #[command(subcommand)]
+    pub(crate) action: WeightsAction,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum WeightsAction {
+    /// Check a weights file of the FID Inception, such as pytorch-fid's .pth, and write it as safetensors
+    Convert {
+        /// A safetensors file, a file by torch.save, or a folder with model.safetensors
+        #[arg(value_name = "IN")]
+        input: PathBuf,
+        #[arg(long, value_name = "OUT.safetensors")]
+        out: PathBuf,
+    },
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]

@@ -208,3 +208,26 @@ fn small_commands_work() {
     check_failure(scalebench(&["score", "--real", &path("nowhere"), "--fake", &features]), &["--real", "nowhere"]);
     check_failure(scalebench(&["score", "--real", &path("train"), "--fake", &features]), &["--extractor"]);
 }
+
+#[test]
+fn weights_are_converted_once_and_for_all() {
+    let dir = tempfile::tempdir().unwrap();
+    let [once, twice] = ["once.safetensors", "twice.safetensors"].map(|name| dir.path().join(name));
+    let source = crates().join("runner/tests/data/tiny-inception");
+    let convert = |from: &Path, to: &Path| {
+        let mut command = scalebench(&["weights", "convert"]);
+        command.arg(from).arg("--out").arg(to);
+        command
+    };
+    let report = String::from_utf8(succeed(convert(&source, &once)).stdout).unwrap();
+    let config = std::fs::read_to_string(source.join("config.json")).unwrap();
+    let width = report.lines().find_map(|line| line.strip_prefix("width")).unwrap().trim();
+    assert!(config.contains(width), "{report}\n{config}");
+    // The converted file needs no config.json beside it, and converting it changes nothing.
+    succeed(convert(&once, &twice));
+    let bytes = std::fs::read(&once).unwrap();
+    assert!(bytes == std::fs::read(&twice).unwrap());
+    std::fs::write(dir.path().join("half.pth"), &bytes[..bytes.len() / 2]).unwrap();
+    check_failure(convert(&dir.path().join("half.pth"), &twice), &["half.pth is truncated"]);
+    assert!(bytes == std::fs::read(&twice).unwrap(), "a failure leaves what was there");
+}

@@ -7,6 +7,7 @@ mod list;
 mod reconstruct;
 mod score;
 mod sweep;
+mod weights;
 
 use std::path::Path;
 
@@ -30,6 +31,7 @@ pub(crate) fn run(cli: Cli) -> Result<()> {
         Command::Models(args) => list::models(&args),
         Command::Dataset(args) => dataset::run(&args),
         Command::Reconstruct(args) => reconstruct::run(&args),
+        Command::Weights(args) => weights::run(&args),
     }
 }
 

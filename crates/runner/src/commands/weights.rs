@@ -1,0 +1,28 @@
+//! `scalebench weights`
+
+use anyhow::Result;
+use scalebench_metrics::convert_weights;
+
+use super::write_file;
+use crate::cli::{Weights, WeightsAction};
+use crate::resolve::weights_file;
+use crate::tables;
+
+pub(super) fn run(args: &Weights) -> Result<()> {
+    let WeightsAction::Convert { input, out } = &args.action;
+    let found = convert_weights(&weights_file(input))?;
+    write_file(out, &found.bytes)?;
+    let lines = [
+        ["read", found.form],
+        ["width", &found.config.width.to_string()],
+        ["classes", &found.config.num_classes.to_string()],
+        ["feature dimension", &found.config.feature_dim().to_string()],
+        ["tensors", &found.tensors.to_string()],
+        ["values", &found.values.to_string()],
+        ["source blake3", &found.source_blake3],
+        ["written", &out.display().to_string()],
+        ["blake3", &blake3::hash(&found.bytes).to_hex()],
+    ];
+    print!("{}", tables::aligned(&lines.map(|line| line.map(str::to_owned).to_vec())));
+    Ok(())
+}
