@@ -6,8 +6,9 @@
 //! | [`pillow_u8`] | Pillow `Image.resize`, modes `L` and `RGB` | equal |
 //! | [`tf1_bilinear`] | TensorFlow 1 `resize_bilinear(align_corners=False)` | equal |
 //! | [`torch_bilinear`] | PyTorch `F.interpolate(bilinear, align_corners=False)` | rounding (6e-5 of 255) |
+//! | [`torch_antialias`] | PyTorch `F.interpolate(…, align_corners=False, antialias=True)` | rounding (5e-5 of 255) |
 //!
-//! Pillow widens its kernel when it shrinks an image; the two others do not, so they alias: reducing
+//! Pillow and `torch_antialias` widen the kernel when they shrink an image; the two bilinear ones do not, so they alias: reducing
 //! 4096 pixels to 299 they look at 4 of every 188. They are here to reproduce published numbers.
 //!
 //! All functions take and return rasters of interleaved pixels, `(height, width, C)`, values on any
@@ -15,6 +16,7 @@
 //! `interpolate_compat_tensorflow.py`, PyTorch `UpSampleKernel.cpp`.
 
 use std::f64::consts::PI;
+use std::ops::{AddAssign, Mul, Range};
 
 use crate::{Error, Image, Result};
 
@@ -110,14 +112,14 @@ impl Filter {
 }
 
 /// For every output position: the first input position and the weights from there on.
-struct Windows {
-    windows: Vec<(usize, std::ops::Range<usize>)>,
-    weights: Vec<f64>,
+struct Windows<W> {
+    windows: Vec<(usize, Range<usize>)>,
+    weights: Vec<W>,
 }
 
-impl Windows {
+impl Windows<f64> {
     /// `precompute_coeffs` of Pillow: operations in its order, so that results are equal bit by bit.
-    fn new(filter: Filter, from: usize, to: usize) -> Self {
+    fn pillow(filter: Filter, from: usize, to: usize) -> Self {
         let scale = from as f64 / to as f64;
         let filter_scale = scale.max(1.0);
         let support = filter.support() * filter_scale;
@@ -140,101 +142,278 @@ impl Windows {
             .collect();
         Self { windows, weights }
     }
+}
 
-    fn get(&self, i: usize) -> (usize, &[f64]) {
-        let (first, range) = &self.windows[i];
-        (*first, &self.weights[range.clone()])
+impl Windows<f32> {
+    /// `_compute_indices_weights_aa` of PyTorch: the same windows, computed in `f32`.
+    fn torch(filter: Filter, from: usize, to: usize) -> Self {
+        let scale = from as f32 / to as f32;
+        let support = filter.support() as f32 * scale.max(1.0);
+        let inverse = if scale >= 1.0 { 1.0 / scale } else { 1.0 };
+        let mut weights = Vec::<f32>::new();
+        let windows = (0..to)
+            .map(|i| {
+                let centre = scale * (i as f32 + 0.5);
+                let first = ((centre - support + 0.5) as i64).max(0);
+                let last = ((centre + support + 0.5) as i64).min(from as i64);
+                let start = weights.len();
+                weights.extend((first..last).map(|k| filter.weight(f64::from((k as f32 - centre + 0.5) * inverse)) as f32));
+                let sum: f32 = weights[start..].iter().sum();
+                if sum != 0.0 {
+                    weights[start..].iter_mut().for_each(|w| *w /= sum);
+                }
+                (first as usize, start..weights.len())
+            })
+            .collect();
+        Self { windows, weights }
     }
 }
 
-/// Pillow's `resize` of float images: `f64` sums in index order, stored as `f32` after each pass.
-pub fn pillow_f32<const C: usize>(raster: &Raster<f32, C>, width: usize, height: usize, filter: Filter) -> Result<Raster<f32, C>> {
-    pillow(raster, width, height, filter, &Windows::new, |weights, i| weights.get(i), |sum| sum as f32)
+impl<W> Windows<W> {
+    fn iter(&self) -> impl Iterator<Item = (usize, &[W])> {
+        self.windows.iter().map(|(first, range)| (*first, &self.weights[range.clone()]))
+    }
+}
+
+/// In which numbers a resampler works.
+trait Arithmetic {
+    /// What is stored after each pass.
+    type Pixel: Copy + Default;
+    /// What sums and weights are.
+    type Sum: Copy + Default + Mul<Output = Self::Sum> + AddAssign;
+
+    fn windows(filter: Filter, from: usize, to: usize) -> Windows<Self::Sum>;
+    fn widen(pixel: Self::Pixel) -> Self::Sum;
+    fn store(sum: Self::Sum) -> Self::Pixel;
+}
+
+/// Pillow, mode `F`.
+struct PillowFloat;
+
+impl Arithmetic for PillowFloat {
+    type Pixel = f32;
+    type Sum = f64;
+
+    fn windows(filter: Filter, from: usize, to: usize) -> Windows<f64> {
+        Windows::pillow(filter, from, to)
+    }
+
+    #[inline(always)]
+    fn widen(pixel: f32) -> f64 {
+        f64::from(pixel)
+    }
+
+    #[inline(always)]
+    fn store(sum: f64) -> f32 {
+        sum as f32
+    }
 }
 
 /// Bits of Pillow's fixed-point coefficients: `32 − 8 − 2`.
 const PRECISION_BITS: u32 = 32 - 8 - 2;
 
-/// Pillow's `resize` of 8-bit images: fixed-point coefficients, rounded to 8 bits after each pass.
-pub fn pillow_u8<const C: usize>(raster: &Raster<u8, C>, width: usize, height: usize, filter: Filter) -> Result<Raster<u8, C>> {
-    struct Fixed {
-        windows: Vec<(usize, std::ops::Range<usize>)>,
-        weights: Vec<i32>,
-    }
-    let fixed = |filter: Filter, from: usize, to: usize| {
-        let Windows { windows, weights } = Windows::new(filter, from, to);
+/// Pillow, modes `L` and `RGB`.
+struct PillowFixed;
+
+impl Arithmetic for PillowFixed {
+    type Pixel = u8;
+    type Sum = i32;
+
+    fn windows(filter: Filter, from: usize, to: usize) -> Windows<i32> {
+        let Windows { windows, weights } = Windows::pillow(filter, from, to);
         // Half away from zero, like the C cast of `k ± 0.5`.
         let one = f64::from(1 << PRECISION_BITS);
-        Fixed { windows, weights: weights.iter().map(|w| (w * one).round() as i32).collect() }
-    };
-    pillow(
-        raster,
-        width,
-        height,
-        filter,
-        &fixed,
-        |fixed, i| {
-            let (first, range) = &fixed.windows[i];
-            (*first, &fixed.weights[range.clone()])
-        },
-        |sum: i32| ((sum + (1 << (PRECISION_BITS - 1))) >> PRECISION_BITS).clamp(0, 255) as u8,
-    )
+        Windows { windows, weights: weights.iter().map(|w| (w * one).round() as i32).collect() }
+    }
+
+    #[inline(always)]
+    fn widen(pixel: u8) -> i32 {
+        i32::from(pixel)
+    }
+
+    #[inline(always)]
+    fn store(sum: i32) -> u8 {
+        ((sum + (1 << (PRECISION_BITS - 1))) >> PRECISION_BITS).clamp(0, 255) as u8
+    }
 }
 
-/// Both passes, horizontal first; a pass that keeps its size is skipped, as in Pillow.
+/// PyTorch on float tensors.
+struct TorchFloat;
+
+impl Arithmetic for TorchFloat {
+    type Pixel = f32;
+    type Sum = f32;
+
+    fn windows(filter: Filter, from: usize, to: usize) -> Windows<f32> {
+        Windows::torch(filter, from, to)
+    }
+
+    #[inline(always)]
+    fn widen(pixel: f32) -> f32 {
+        pixel
+    }
+
+    #[inline(always)]
+    fn store(sum: f32) -> f32 {
+        sum
+    }
+}
+
+/// Pillow's `resize` of float images: `f64` sums in index order, stored as `f32` after each pass.
 ///
-/// `T` is the pixel type, `S` the accumulator, `W` a table of windows.
-fn pillow<T, S, W, const C: usize>(
+/// Takes 8-bit pixels, too, with the bits that their conversion to `f32` beforehand would give.
+pub fn pillow_f32<T, const C: usize>(raster: &Raster<T, C>, width: usize, height: usize, filter: Filter) -> Result<Raster<f32, C>>
+where
+    T: Copy + Into<f32>,
+{
+    resample::<PillowFloat, T, C>(raster, width, height, filter)
+}
+
+/// Pillow's `resize` of 8-bit images: fixed-point coefficients, rounded to 8 bits after each pass.
+pub fn pillow_u8<const C: usize>(raster: &Raster<u8, C>, width: usize, height: usize, filter: Filter) -> Result<Raster<u8, C>> {
+    resample::<PillowFixed, u8, C>(raster, width, height, filter)
+}
+
+/// PyTorch's `interpolate(align_corners=False, antialias=True)`, all in `f32`; torchmetrics' default.
+///
+/// PyTorch has [`Filter::Bilinear`] and [`Filter::Bicubic`] (a = −0.5 here, as in Pillow).
+pub fn torch_antialias<T, const C: usize>(raster: &Raster<T, C>, width: usize, height: usize, filter: Filter) -> Result<Raster<f32, C>>
+where
+    T: Copy + Into<f32>,
+{
+    resample::<TorchFloat, T, C>(raster, width, height, filter)
+}
+
+fn resample<A: Arithmetic, T, const C: usize>(
     raster: &Raster<T, C>,
     width: usize,
     height: usize,
     filter: Filter,
-    windows: &impl Fn(Filter, usize, usize) -> W,
-    window: impl Fn(&W, usize) -> (usize, &[S]),
-    store: impl Fn(S) -> T,
-) -> Result<Raster<T, C>>
+) -> Result<Raster<A::Pixel, C>>
 where
-    T: Copy + Into<S>,
-    S: Copy + Default + std::ops::Mul<Output = S> + std::ops::AddAssign,
+    T: Copy + Into<A::Pixel>,
 {
     raster.check_target(width, height)?;
-    let mut pixels = raster.pixels.clone();
-    if width != raster.width {
-        let table = windows(filter, raster.width, width);
-        let mut narrowed = Vec::with_capacity(width * raster.height);
-        for row in pixels.chunks_exact(raster.width) {
-            narrowed.extend((0..width).map(|x| {
-                let (first, weights) = window(&table, x);
-                let mut sums = [S::default(); C];
-                for (pixel, &weight) in row[first..].iter().zip(weights) {
-                    for c in 0..C {
-                        sums[c] += pixel[c].into() * weight;
-                    }
-                }
-                sums.map(&store)
-            }));
+    // A pass that keeps its size is skipped, as in Pillow.
+    let across = (width != raster.width).then(|| A::windows(filter, raster.width, width));
+    let down = (height != raster.height).then(|| A::windows(filter, raster.height, height));
+    let narrowed = match across {
+        Some(windows) => wide(Narrow::<A, T, C> { raster, width, windows }),
+        None => raster.pixels.iter().map(|p| p.map(Into::into)).collect(),
+    };
+    let pixels = match down {
+        Some(windows) => wide(Shorten::<A, C> { pixels: &narrowed, width, windows }),
+        None => narrowed,
+    };
+    Ok(Raster { width, height, pixels })
+}
+
+/// A loop to be compiled for the widest vectors of the machine.
+///
+/// Sums stay in index order, and neither compilation fuses a product with a sum: the bits are the same.
+trait Pass {
+    type Output;
+
+    fn run(self) -> Self::Output;
+}
+
+fn wide<P: Pass>(pass: P) -> P::Output {
+    #[cfg(target_arch = "x86_64")]
+    {
+        #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq")]
+        fn avx512<P: Pass>(pass: P) -> P::Output {
+            pass.run()
         }
-        pixels = narrowed;
+        #[target_feature(enable = "avx2")]
+        fn avx2<P: Pass>(pass: P) -> P::Output {
+            pass.run()
+        }
+        use std::arch::is_x86_feature_detected as has;
+        if has!("avx512f") && has!("avx512vl") && has!("avx512bw") && has!("avx512dq") {
+            // SAFETY: the features are present.
+            return unsafe { avx512(pass) };
+        }
+        if has!("avx2") {
+            // SAFETY: the feature is present.
+            return unsafe { avx2(pass) };
+        }
     }
-    if height != raster.height {
-        let table = windows(filter, raster.height, height);
-        let mut shortened = Vec::with_capacity(width * height);
-        let mut sums = vec![[S::default(); C]; width];
-        for y in 0..height {
-            let (first, weights) = window(&table, y);
-            sums.fill([S::default(); C]);
-            for (row, &weight) in pixels.chunks_exact(width).skip(first).zip(weights) {
-                for (sum, pixel) in sums.iter_mut().zip(row) {
+    pass.run()
+}
+
+/// Rows that the horizontal pass takes together: one vector of sums per output pixel and channel.
+const LANES: usize = 8;
+
+/// The horizontal pass.
+struct Narrow<'a, A: Arithmetic, T, const C: usize> {
+    raster: &'a Raster<T, C>,
+    width: usize,
+    windows: Windows<A::Sum>,
+}
+
+impl<A: Arithmetic, T: Copy + Into<A::Pixel>, const C: usize> Pass for Narrow<'_, A, T, C> {
+    type Output = Vec<[A::Pixel; C]>;
+
+    #[inline(always)]
+    fn run(self) -> Self::Output {
+        let Self { raster, width, windows } = self;
+        let mut out = vec![[A::Pixel::default(); C]; width * raster.height];
+        // A band of rows with the rows innermost, so that the sums of all of them run in one vector.
+        let mut band = vec![[[A::Sum::default(); LANES]; C]; raster.width];
+        for (rows, out) in raster.pixels.chunks(LANES * raster.width).zip(out.chunks_mut(LANES * width)) {
+            for (lane, row) in rows.chunks_exact(raster.width).enumerate() {
+                for (to, pixel) in band.iter_mut().zip(row) {
                     for c in 0..C {
-                        sum[c] += pixel[c].into() * weight;
+                        to[c][lane] = A::widen(pixel[c].into());
                     }
                 }
             }
-            shortened.extend(sums.iter().map(|sum| sum.map(&store)));
+            for (x, (first, weights)) in windows.iter().enumerate() {
+                let mut sums = [[A::Sum::default(); LANES]; C];
+                for (values, &weight) in band[first..].iter().zip(weights) {
+                    for c in 0..C {
+                        for lane in 0..LANES {
+                            sums[c][lane] += values[c][lane] * weight;
+                        }
+                    }
+                }
+                for (lane, out) in out.chunks_exact_mut(width).enumerate() {
+                    for c in 0..C {
+                        out[x][c] = A::store(sums[c][lane]);
+                    }
+                }
+            }
         }
-        pixels = shortened;
+        out
     }
-    Ok(Raster { width, height, pixels })
+}
+
+/// The vertical pass.
+struct Shorten<'a, A: Arithmetic, const C: usize> {
+    pixels: &'a [[A::Pixel; C]],
+    width: usize,
+    windows: Windows<A::Sum>,
+}
+
+impl<A: Arithmetic, const C: usize> Pass for Shorten<'_, A, C> {
+    type Output = Vec<[A::Pixel; C]>;
+
+    #[inline(always)]
+    fn run(self) -> Self::Output {
+        let Self { pixels, width, windows } = self;
+        let mut out = Vec::with_capacity(width * windows.windows.len());
+        let mut sums = vec![A::Sum::default(); width * C];
+        for (first, weights) in windows.iter() {
+            sums.fill(A::Sum::default());
+            for (row, &weight) in pixels[first * width..].chunks_exact(width).zip(weights) {
+                for (sum, pixel) in sums.iter_mut().zip(row.as_flattened()) {
+                    *sum += A::widen(*pixel) * weight;
+                }
+            }
+            out.extend(sums.as_chunks::<C>().0.iter().map(|sum| sum.map(A::store)));
+        }
+        out
+    }
 }
 
 /// TensorFlow 1's bilinear resize without half-pixel centres and without antialiasing, all in `f32`.
@@ -320,6 +499,12 @@ mod tests {
         }
         let torch = torch_bilinear(&float, 4, 5).unwrap().pixels.concat();
         assert!(max_difference(&torch, &rows(&golden["torch_bilinear"])) < 3e-5);
+        for (filter, key) in [(Filter::Bilinear, "torch_bilinear_aa"), (Filter::Bicubic, "torch_bicubic_aa")] {
+            let ours = torch_antialias(&grey, 4, 5, filter).unwrap().pixels.concat();
+            let difference = max_difference(&ours, &rows(&golden[key]));
+            eprintln!("{key}: {difference:e}");
+            assert!(difference < 5e-5, "{key}");
+        }
         let tf1 = tf1_bilinear(&float, 4, 5).unwrap().pixels.concat();
         assert_eq!(tf1, rows(&golden["tf1_bilinear"]));
         let up: f64 = tf1_bilinear(&float, 19, 17).unwrap().pixels.iter().map(|p| f64::from(p[0])).sum();
@@ -364,6 +549,47 @@ mod tests {
         assert_eq!(worst[0], 0.0, "clean");
         assert!(worst[1] < 1e-4, "tf1 {}", worst[1]);
         assert!(worst[2] < 2e-4, "torch {}", worst[2]);
+    }
+
+    /// The vector loops against the formula, one output at a time, at sizes around the width of a band.
+    #[test]
+    fn bits_do_not_depend_on_the_loops() {
+        for (w, h, width, height) in [(37, 23, 11, 9), (9, 8, 30, 8), (16, 7, 16, 3), (41, 17, 5, 40), (1, 1, 3, 2)] {
+            let image = formula_image(3, h, w);
+            let bytes = Raster::from(&image);
+            let ours = pillow_f32(&bytes, width, height, Filter::Bicubic).unwrap();
+            assert_eq!(ours, pillow_f32(&bytes.map(f32::from), width, height, Filter::Bicubic).unwrap());
+            let line = |values: Vec<f32>, to: usize| -> Vec<f32> {
+                if values.len() == to {
+                    return values;
+                }
+                let table = Windows::pillow(Filter::Bicubic, values.len(), to);
+                let dot = |(first, weights): (usize, &[f64])| {
+                    weights.iter().zip(&values[first..]).fold(0.0, |sum, (w, v)| sum + f64::from(*v) * w) as f32
+                };
+                table.iter().map(dot).collect()
+            };
+            for c in 0..3 {
+                let narrowed: Vec<Vec<f32>> =
+                    bytes.pixels.chunks(w).map(|row| line(row.iter().map(|p| f32::from(p[c])).collect(), width)).collect();
+                for x in 0..width {
+                    let column = line(narrowed.iter().map(|row| row[x]).collect(), height);
+                    let found: Vec<f32> = ours.pixels.iter().skip(x).step_by(width).map(|p| p[c]).collect();
+                    assert_eq!(found, column, "{w}x{h} to {width}x{height}, channel {c}, column {x}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn constant_images_stay_constant() {
+        let flat = Raster::new(50, 40, vec![[200u8, 3, 128]; 2000]).unwrap();
+        for filter in [Filter::Box, Filter::Bilinear, Filter::Bicubic, Filter::Lanczos] {
+            assert!(pillow_u8(&flat, 17, 61, filter).unwrap().pixels.iter().all(|p| *p == [200, 3, 128]));
+            for float in [pillow_f32(&flat, 17, 61, filter).unwrap(), torch_antialias(&flat, 17, 61, filter).unwrap()] {
+                assert!(float.pixels.iter().flatten().zip([200.0, 3.0, 128.0].iter().cycle()).all(|(v, e)| (v - e).abs() < 1e-4));
+            }
+        }
     }
 
     #[test]
