@@ -5,31 +5,32 @@
 //! metric_speed resize IMAGE...                  decode and resize to 299 x 299, one after the other
 //! ```
 //!
-//! Times exclude reading the arrays and include everything else. `RAYON_NUM_THREADS` sets the threads.
+//! Times exclude reading the arrays and include everything else; `cpu_seconds` are those of all threads
+//! together, which a busy machine disturbs less. `RAYON_NUM_THREADS` sets the threads.
 
 use std::error::Error;
 use std::path::Path;
 use std::time::Instant;
 
-use scalebench_metrics::resize::{Filter, Raster, pillow_f32};
+use scalebench_metrics::resize::{Filter, pillow_f32_image};
 use scalebench_metrics::{FeatureSet, Image, KidOptions, NeighbourOptions, Preprocess, Provenance, fid, kid, kid_u, prdc};
 
 fn main() -> Result<(), Box<dyn Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let (metric, files) = arguments.split_first().ok_or("usage: metric_speed METRIC FILE...")?;
-    let (seconds, values) = if metric == "resize" {
-        let start = Instant::now();
+    let (seconds, cpu, values) = if metric == "resize" {
+        let (start, cpu) = (Instant::now(), cpu_seconds());
         let mut sum = 0.0;
         for file in files {
             let image = Image::open(Path::new(file))?;
-            let small = pillow_f32(&Raster::from(&image), 299, 299, Filter::Bicubic)?.map(|v| v.clamp(0.0, 255.0));
+            let small = pillow_f32_image(&image, 299, 299, Filter::Bicubic)?.map(|v| v.clamp(0.0, 255.0));
             sum += small.pixels.iter().flatten().map(|v| f64::from(*v)).sum::<f64>();
         }
-        (start.elapsed().as_secs_f64(), vec![sum])
+        (start.elapsed().as_secs_f64(), cpu_seconds() - cpu, vec![sum])
     } else {
         let [x, y] = files else { return Err("two arrays are needed".into()) };
         let (x, y) = (features(Path::new(x))?, features(Path::new(y))?);
-        let start = Instant::now();
+        let (start, cpu) = (Instant::now(), cpu_seconds());
         let values = match metric.as_str() {
             "fid" => vec![fid(&x, &y)?],
             "kid" => {
@@ -43,9 +44,9 @@ fn main() -> Result<(), Box<dyn Error>> {
             }
             _ => return Err(format!("no metric {metric}").into()),
         };
-        (start.elapsed().as_secs_f64(), values)
+        (start.elapsed().as_secs_f64(), cpu_seconds() - cpu, values)
     };
-    let result = serde_json::json!({ "metric": metric, "seconds": seconds, "values": values, "peak_mib": peak_mib() });
+    let result = serde_json::json!({ "metric": metric, "seconds": seconds, "cpu_seconds": cpu, "values": values, "peak_mib": peak_mib() });
     use std::io::Write;
     writeln!(std::io::stdout(), "{result}")?;
     Ok(())
@@ -65,6 +66,16 @@ fn features(path: &Path) -> Result<FeatureSet, Box<dyn Error>> {
     let data = bytes[10 + length..].as_chunks().0.iter().map(|w| f32::from_le_bytes(*w)).collect();
     let provenance = Provenance { extractor: "array".into(), weights: "none".into(), preprocess: Preprocess::default() };
     Ok(FeatureSet::new((0..n).map(|i| i.to_string()).collect(), (0..n as u32).collect(), data, dim, provenance)?)
+}
+
+/// Processor time of all threads so far; zero where the system does not tell.
+fn cpu_seconds() -> f64 {
+    let Ok(tasks) = std::fs::read_dir("/proc/self/task") else { return 0.0 };
+    let nanoseconds = |task: std::fs::DirEntry| -> Option<f64> {
+        let line = std::fs::read_to_string(task.path().join("schedstat")).ok()?;
+        line.split_whitespace().next()?.parse().ok()
+    };
+    tasks.flatten().filter_map(nanoseconds).sum::<f64>() / 1e9
 }
 
 /// Largest resident set so far, where the system tells.

@@ -48,10 +48,7 @@ impl<T: Copy, const C: usize> Raster<T, C> {
     }
 
     fn check_target(&self, width: usize, height: usize) -> Result<()> {
-        if [self.width, self.height, width, height].contains(&0) {
-            return Err(Error::EmptyResize { from_width: self.width, from_height: self.height, to_width: width, to_height: height });
-        }
-        Ok(())
+        check_sizes([self.width, self.height], [width, height])
     }
 }
 
@@ -266,12 +263,12 @@ pub fn pillow_f32<T, const C: usize>(raster: &Raster<T, C>, width: usize, height
 where
     T: Copy + Into<f32>,
 {
-    resample::<PillowFloat, T, C>(raster, width, height, filter)
+    resample::<PillowFloat, T, C>(&raster.pixels, [raster.width, raster.height], [width, height], filter)
 }
 
 /// Pillow's `resize` of 8-bit images: fixed-point coefficients, rounded to 8 bits after each pass.
 pub fn pillow_u8<const C: usize>(raster: &Raster<u8, C>, width: usize, height: usize, filter: Filter) -> Result<Raster<u8, C>> {
-    resample::<PillowFixed, u8, C>(raster, width, height, filter)
+    resample::<PillowFixed, u8, C>(&raster.pixels, [raster.width, raster.height], [width, height], filter)
 }
 
 /// PyTorch's `interpolate(align_corners=False, antialias=True)`, all in `f32`; torchmetrics' default.
@@ -281,31 +278,33 @@ pub fn torch_antialias<T, const C: usize>(raster: &Raster<T, C>, width: usize, h
 where
     T: Copy + Into<f32>,
 {
-    resample::<TorchFloat, T, C>(raster, width, height, filter)
+    resample::<TorchFloat, T, C>(&raster.pixels, [raster.width, raster.height], [width, height], filter)
 }
 
-fn resample<A: Arithmetic, T, const C: usize>(
-    raster: &Raster<T, C>,
-    width: usize,
-    height: usize,
+/// [`pillow_f32`] of a decoded image, without a copy of its pixels in between.
+pub fn pillow_f32_image(image: &Image, width: usize, height: usize, filter: Filter) -> Result<Raster<f32, 3>> {
+    let (pixels, _) = image.rgb.as_chunks::<3>();
+    resample::<PillowFloat, u8, 3>(pixels, [image.width, image.height], [width, height], filter)
+}
+
+fn resample<A: Arithmetic, T: Copy + Into<A::Pixel>, const C: usize>(
+    pixels: &[[T; C]],
+    from: [usize; 2],
+    to: [usize; 2],
     filter: Filter,
-) -> Result<Raster<A::Pixel, C>>
-where
-    T: Copy + Into<A::Pixel>,
-{
-    raster.check_target(width, height)?;
+) -> Result<Raster<A::Pixel, C>> {
+    check_sizes(from, to)?;
     // A pass that keeps its size is skipped, as in Pillow.
-    let across = (width != raster.width).then(|| A::windows(filter, raster.width, width));
-    let down = (height != raster.height).then(|| A::windows(filter, raster.height, height));
-    let narrowed = match across {
-        Some(windows) => wide(Narrow::<A, T, C> { raster, width, windows }),
-        None => raster.pixels.iter().map(|p| p.map(Into::into)).collect(),
-    };
-    let pixels = match down {
-        Some(windows) => wide(Shorten::<A, C> { pixels: &narrowed, width, windows }),
-        None => narrowed,
-    };
-    Ok(Raster { width, height, pixels })
+    let [across, down] = [0, 1].map(|axis| (to[axis] != from[axis]).then(|| A::windows(filter, from[axis], to[axis])));
+    let [width, height] = to;
+    Ok(Raster { width, height, pixels: wide(Passes::<A, T, C> { pixels, from: from[0], width, across, down }) })
+}
+
+fn check_sizes(from: [usize; 2], to: [usize; 2]) -> Result<()> {
+    if from.contains(&0) || to.contains(&0) {
+        return Err(Error::EmptyResize { from_width: from[0], from_height: from[1], to_width: to[0], to_height: to[1] });
+    }
+    Ok(())
 }
 
 /// A loop to be compiled for the widest vectors of the machine.
@@ -344,68 +343,50 @@ fn wide<P: Pass>(pass: P) -> P::Output {
 /// Rows that the horizontal pass takes together: one vector of sums per output pixel and channel.
 const LANES: usize = 8;
 
-/// The horizontal pass.
-struct Narrow<'a, A: Arithmetic, T, const C: usize> {
-    raster: &'a Raster<T, C>,
+/// The horizontal pass feeding the vertical one, which keeps no more rows than one of its windows needs.
+struct Passes<'a, A: Arithmetic, T, const C: usize> {
+    pixels: &'a [[T; C]],
+    from: usize,
     width: usize,
-    windows: Windows<A::Sum>,
+    across: Option<Windows<A::Sum>>,
+    down: Option<Windows<A::Sum>>,
 }
 
-impl<A: Arithmetic, T: Copy + Into<A::Pixel>, const C: usize> Pass for Narrow<'_, A, T, C> {
+impl<A: Arithmetic, T: Copy + Into<A::Pixel>, const C: usize> Pass for Passes<'_, A, T, C> {
     type Output = Vec<[A::Pixel; C]>;
 
     #[inline(always)]
     fn run(self) -> Self::Output {
-        let Self { raster, width, windows } = self;
-        let mut out = vec![[A::Pixel::default(); C]; width * raster.height];
-        // A band of rows with the rows innermost, so that the sums of all of them run in one vector.
-        let mut band = vec![[[A::Sum::default(); LANES]; C]; raster.width];
-        for (rows, out) in raster.pixels.chunks(LANES * raster.width).zip(out.chunks_mut(LANES * width)) {
-            for (lane, row) in rows.chunks_exact(raster.width).enumerate() {
-                for (to, pixel) in band.iter_mut().zip(row) {
-                    for c in 0..C {
-                        to[c][lane] = A::widen(pixel[c].into());
-                    }
-                }
-            }
-            for (x, (first, weights)) in windows.iter().enumerate() {
-                let mut sums = [[A::Sum::default(); LANES]; C];
-                for (values, &weight) in band[first..].iter().zip(weights) {
-                    for c in 0..C {
-                        for lane in 0..LANES {
-                            sums[c][lane] += values[c][lane] * weight;
-                        }
-                    }
-                }
-                for (lane, out) in out.chunks_exact_mut(width).enumerate() {
-                    for c in 0..C {
-                        out[x][c] = A::store(sums[c][lane]);
-                    }
-                }
-            }
-        }
-        out
-    }
-}
-
-/// The vertical pass.
-struct Shorten<'a, A: Arithmetic, const C: usize> {
-    pixels: &'a [[A::Pixel; C]],
-    width: usize,
-    windows: Windows<A::Sum>,
-}
-
-impl<A: Arithmetic, const C: usize> Pass for Shorten<'_, A, C> {
-    type Output = Vec<[A::Pixel; C]>;
-
-    #[inline(always)]
-    fn run(self) -> Self::Output {
-        let Self { pixels, width, windows } = self;
-        let mut out = Vec::with_capacity(width * windows.windows.len());
+        let Self { pixels, from, width, across, down } = self;
+        let blank = [A::Pixel::default(); C];
+        let mut band = vec![[[A::Sum::default(); LANES]; C]; if across.is_some() { from } else { 0 }];
+        let mut bands = pixels.chunks(LANES * from);
+        let mut narrow = |rows: &[[T; C]], out: &mut [[A::Pixel; C]]| match &across {
+            Some(windows) => narrow_band::<A, T, C>(rows, from, windows, &mut band, out, width),
+            None => out.iter_mut().zip(rows).for_each(|(to, pixel)| *to = pixel.map(Into::into)),
+        };
+        let Some(down) = down else {
+            let mut out = vec![blank; pixels.len() / from * width];
+            bands.zip(out.chunks_mut(LANES * width)).for_each(|(rows, out)| narrow(rows, out));
+            return out;
+        };
+        // A ring of whole bands: a window's rows and the band that its last row comes with.
+        let longest = down.iter().map(|(_, weights)| weights.len()).max().unwrap_or(0);
+        let kept = (longest + LANES).next_multiple_of(LANES);
+        let mut ring = vec![blank; kept * width];
+        let mut done = 0;
+        let mut out = Vec::with_capacity(width * down.windows.len());
         let mut sums = vec![A::Sum::default(); width * C];
-        for (first, weights) in windows.iter() {
+        for (first, weights) in down.iter() {
+            while done < first + weights.len() {
+                let Some(rows) = bands.next() else { break };
+                let count = rows.len() / from;
+                narrow(rows, &mut ring[done % kept * width..][..count * width]);
+                done += count;
+            }
             sums.fill(A::Sum::default());
-            for (row, &weight) in pixels[first * width..].chunks_exact(width).zip(weights) {
+            for (row, &weight) in (first..).zip(weights) {
+                let row = &ring[row % kept * width..][..width];
                 for (sum, pixel) in sums.iter_mut().zip(row.as_flattened()) {
                     *sum += A::widen(*pixel) * weight;
                 }
@@ -413,6 +394,45 @@ impl<A: Arithmetic, const C: usize> Pass for Shorten<'_, A, C> {
             out.extend(sums.as_chunks::<C>().0.iter().map(|sum| sum.map(A::store)));
         }
         out
+    }
+}
+
+/// The horizontal pass over up to [`LANES`] rows.
+///
+/// `band` holds them with the rows innermost, so that the sums of all of them run in one vector.
+#[inline(always)]
+fn narrow_band<A: Arithmetic, T: Copy + Into<A::Pixel>, const C: usize>(
+    rows: &[[T; C]],
+    from: usize,
+    windows: &Windows<A::Sum>,
+    band: &mut [[[A::Sum; LANES]; C]],
+    out: &mut [[A::Pixel; C]],
+    width: usize,
+) {
+    // Lanes beyond the last row repeat it and are not stored.
+    let last = rows.len() / from - 1;
+    let rows: [&[[T; C]]; LANES] = std::array::from_fn(|lane| &rows[lane.min(last) * from..][..from]);
+    for (x, to) in band.iter_mut().enumerate() {
+        for (lane, row) in rows.iter().enumerate() {
+            for c in 0..C {
+                to[c][lane] = A::widen(row[x][c].into());
+            }
+        }
+    }
+    for (x, (first, weights)) in windows.iter().enumerate() {
+        let mut sums = [[A::Sum::default(); LANES]; C];
+        for (values, &weight) in band[first..].iter().zip(weights) {
+            for c in 0..C {
+                for lane in 0..LANES {
+                    sums[c][lane] += values[c][lane] * weight;
+                }
+            }
+        }
+        for (lane, out) in out.chunks_exact_mut(width).enumerate() {
+            for c in 0..C {
+                out[x][c] = A::store(sums[c][lane]);
+            }
+        }
     }
 }
 
@@ -559,6 +579,7 @@ mod tests {
             let bytes = Raster::from(&image);
             let ours = pillow_f32(&bytes, width, height, Filter::Bicubic).unwrap();
             assert_eq!(ours, pillow_f32(&bytes.map(f32::from), width, height, Filter::Bicubic).unwrap());
+            assert_eq!(ours, pillow_f32_image(&image, width, height, Filter::Bicubic).unwrap());
             let line = |values: Vec<f32>, to: usize| -> Vec<f32> {
                 if values.len() == to {
                     return values;
