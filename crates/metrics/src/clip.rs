@@ -189,7 +189,7 @@ impl Clip {
     /// Features of preprocessed images `(batch, 3, side, side)`, `f32`: `(batch, dim)`, projected and not
     /// normalised, as `CLIPModel.get_image_features`. Each image's are the same in any batch.
     pub fn image_features(&self, images: &Tensor) -> Result<Tensor> {
-        let shape = match *images.dims() {
+        let batch = match *images.dims() {
             [batch, 3, height, width] if batch > 0 && (height, width) == (self.side, self.side) => batch,
             _ => {
                 let expected = format!("(batch, 3, {0}, {0})", self.side);
@@ -197,7 +197,7 @@ impl Clip {
             }
         };
         let one = |i| Ok(linear(&self.vision.forward(&images.narrow(0, i, 1)?)?, &self.visual_projection, None)?);
-        let features = (0..shape).map(one).collect::<Result<Vec<_>>>()?;
+        let features = (0..batch).map(one).collect::<Result<Vec<_>>>()?;
         Ok(Tensor::cat(&features, 0)?)
     }
 
@@ -341,7 +341,7 @@ impl Tokenizer {
 /// code takes the maximum after the mean, which is the same unless a pair points apart. A feature that
 /// is zero has no direction: its score is NaN, as there.
 pub fn clip_score(images: &Tensor, texts: &Tensor) -> Result<Vec<f64>> {
-    let pairs = |t: &Tensor| t.to_dtype(DType::F64)?.to_vec2::<f64>();
+    let rows = |t: &Tensor| t.to_dtype(DType::F64)?.to_vec2::<f64>();
     if images.dims() != texts.dims() || images.dims().len() != 2 {
         return Err(Error::FeaturePairs { images: images.dims().to_vec(), texts: texts.dims().to_vec() });
     }
@@ -351,7 +351,7 @@ pub fn clip_score(images: &Tensor, texts: &Tensor) -> Result<Vec<f64>> {
         // Not `max`, which would hide a NaN.
         if score < 0.0 { 0.0 } else { score }
     };
-    Ok(pairs(images)?.iter().zip(&pairs(texts)?).map(score).collect())
+    Ok(rows(images)?.iter().zip(&rows(texts)?).map(score).collect())
 }
 
 /// CLIP's own preprocessing, as transformers' `CLIPImageProcessor` on Pillow has it: the shorter side to
@@ -361,7 +361,7 @@ pub fn clip_score(images: &Tensor, texts: &Tensor) -> Result<Vec<f64>> {
 pub fn preprocess(image: &Image, side: usize) -> Result<Vec<f32>> {
     let short = image.width.min(image.height);
     // transformers truncates the longer side, it does not round it.
-    let scaled = |length: usize| side * length / short;
+    let scaled = |length: usize| side * length / short.max(1);
     let resized = resize(image, scaled(image.width), scaled(image.height))?;
     let (left, top) = ((resized.width - side) / 2, (resized.height - side) / 2);
     Ok(normalised(&resized.crop(left, top, side)))
@@ -469,6 +469,17 @@ mod tests {
     }
 
     #[test]
+    fn empty_sides_are_refused() {
+        let empty = Image { width: 0, height: 4, rgb: vec![] };
+        for image in [&empty, &formula_image(1, 4, 4)] {
+            for preprocess in [preprocess, preprocess_cmmd] {
+                assert!(matches!(preprocess(image, 0), Err(Error::EmptyResize { .. })));
+            }
+        }
+        assert!(matches!(preprocess(&empty, 8), Err(Error::EmptyResize { .. })));
+    }
+
+    #[test]
     fn scores_are_cosines_above_zero() {
         let rows = |values: &[f32]| Tensor::from_slice(values, (values.len() / 2, 2), &Device::Cpu).unwrap();
         let scores = clip_score(&rows(&[3.0, 0.0, 1.0, 1.0, 1.0, 0.0]), &rows(&[0.5, 0.0, 0.0, 2.0, -1.0, 0.1])).unwrap();
@@ -491,6 +502,7 @@ mod tests {
     /// Every edit of a good folder is refused with a message that names what was edited.
     #[test]
     fn what_does_not_fit_is_refused_by_name() {
+        type Edit<'a> = &'a dyn Fn(&mut serde_json::Value);
         let source = network_folder("clip");
         let config = std::fs::read_to_string(source.join("config.json")).unwrap();
         let config: serde_json::Value = serde_json::from_str(&config).unwrap();
@@ -498,14 +510,14 @@ mod tests {
         for name in ["model.safetensors", "vocab.json", "merges.txt"] {
             std::fs::copy(source.join(name), dir.path().join(name)).unwrap();
         }
-        let with = |edit: &dyn Fn(&mut serde_json::Value)| {
+        let with = |edit: Edit<'_>| {
             let mut config = config.clone();
             edit(&mut config);
             std::fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
             Clip::load(dir.path())
         };
         with(&|_| {}).unwrap();
-        let edits: [(&dyn Fn(&mut serde_json::Value), &str); 11] = [
+        let edits: [(Edit<'_>, &str); 11] = [
             (&|c| c["model_type"] = "siglip".into(), "`model_type` should be \"clip\""),
             (&|c| c["text_config"]["hidden_act"] = "gelu".into(), "`text_config.hidden_act` should be \"quick_gelu\", found \"gelu\""),
             (&|c| c["vision_config"]["hidden_act"] = "gelu".into(), "`vision_config.hidden_act`"),
