@@ -46,7 +46,8 @@ pub(crate) fn warn_of_overflow(pipeline: &Pipeline, prompt: &str) -> Result<()> 
 
 /// Writes a file under a path of the user's choice, whole or not at all.
 fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
-    let folder = path.parent().unwrap_or(Path::new(""));
+    // A bare file name has the empty path as its parent, which cannot be opened.
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let name = path.file_name().with_context(|| format!("{}: expected a file name", path.display()))?;
     Store::new(folder, Shard::WHOLE).write(&name.to_string_lossy(), bytes)
 }
