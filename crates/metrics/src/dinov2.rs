@@ -305,7 +305,7 @@ pub fn preprocess(image: &Image, clean: bool) -> Result<Vec<f32>> {
     preprocess_to(image, SIDE, clean)
 }
 
-fn preprocess_to(image: &Image, side: usize, clean: bool) -> Result<Vec<f32>> {
+pub(crate) fn preprocess_to(image: &Image, side: usize, clean: bool) -> Result<Vec<f32>> {
     let raster = Raster::from(image);
     let scaled = if clean {
         pillow_f32(&raster.map(f32::from), side, side, Filter::Bicubic)?.map(|v| v.clamp(0.0, 255.0))

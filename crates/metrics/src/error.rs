@@ -29,6 +29,14 @@ pub enum Error {
         /// The decoder's words.
         message: String,
     },
+    /// Files have an image's name but do not decode.
+    #[error("{} of {of} images cannot be decoded: {}", messages.len(), list(messages))]
+    Corrupt {
+        /// What was said of each.
+        messages: Vec<String>,
+        /// Images in all.
+        of: usize,
+    },
     /// A pixel buffer does not have the length its size demands.
     #[error("a {width}x{height} image needs {expected} values, found {found}")]
     PixelCount {
@@ -274,6 +282,29 @@ pub enum Error {
         /// Dimension of those merged.
         right: usize,
     },
+    /// A metric has no other side to compare with.
+    #[error("{metric} needs reference images")]
+    NoReference {
+        /// The metric.
+        metric: &'static str,
+    },
+    /// A CLIP score was asked of another network.
+    #[error("a CLIP score needs a CLIP network")]
+    NotClip,
+    /// A mean was asked of a set that is no list of scores.
+    #[error("expected one score for each image, found {dim} values")]
+    NotScores {
+        /// Values per row.
+        dim: usize,
+    },
+    /// An image has no prompt.
+    #[error("image {group} has no prompt: there are {prompts}")]
+    NoPrompt {
+        /// Group of the image, which is the number of its prompt.
+        group: u32,
+        /// Prompts given.
+        prompts: usize,
+    },
     /// Two feature sets were not made in the same way.
     #[error("feature sets cannot be compared: {what} is {left} on one side and {right} on the other")]
     Incomparable {
@@ -356,6 +387,14 @@ pub enum Error {
         /// The decomposition.
         what: &'static str,
     },
+}
+
+/// The first few of many, and how many more there are.
+fn list(messages: &[String]) -> String {
+    const SHOWN: usize = 10;
+    let more = messages.len().saturating_sub(SHOWN);
+    let shown = messages[..messages.len() - more].join("; ");
+    if more == 0 { shown } else { format!("{shown}; and {more} more") }
 }
 
 /// Result of this crate's functions.

@@ -21,8 +21,10 @@ use serde::{Deserialize, Serialize};
 use statrs::distribution::{ContinuousCDF, StudentsT};
 
 use crate::frechet::{Anchor, Statistics, centred, require};
-use crate::kernel::KernelSums;
-use crate::{Error, FeatureSet, Result, fid, kid_u};
+use crate::inception_score::ScoreSums;
+use crate::kernel::{KernelSums, directions};
+use crate::neighbours::Neighbours;
+use crate::{Error, FeatureSet, NeighbourOptions, Prdc, Result, Splits, Tap, cmmd, fid, inception_score, kid_u, prdc};
 
 /// A number with its uncertainty.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -35,10 +37,22 @@ pub struct Estimate {
     pub hi: f64,
     /// Coverage aimed at, such as 0.95.
     pub level: f64,
-    /// Rows on the generated side (of the first set, for a difference).
+    /// Images on the generated side; their crops count once.
     pub n: usize,
     /// Standard error.
     pub std_error: f64,
+}
+
+/// What an interval says about a difference.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Verdict {
+    /// The interval lies on the better side of zero.
+    Better,
+    /// The interval lies on the worse side of zero.
+    Worse,
+    /// The interval contains zero.
+    Undecided,
 }
 
 impl Estimate {
@@ -46,24 +60,114 @@ impl Estimate {
     pub fn excludes_zero(&self) -> bool {
         self.lo > 0.0 || self.hi < 0.0
     }
+
+    /// What a difference of `metric` means for its first side.
+    pub fn verdict(&self, metric: Metric) -> Verdict {
+        match (self.excludes_zero(), metric.lower_is_better() == (self.value < 0.0)) {
+            (false, _) => Verdict::Undecided,
+            (true, true) => Verdict::Better,
+            (true, false) => Verdict::Worse,
+        }
+    }
+
+    /// Images at which the interval of a difference of this size would just exclude zero: its half-width falls as
+    /// 1/√n. None for a difference of exactly zero, which no number of images decides.
+    pub fn n_to_decide(&self) -> Option<u64> {
+        let half_width = (self.hi - self.lo) / 2.0;
+        let ratio = half_width / self.value.abs();
+        let n = self.n as f64 * ratio * ratio;
+        n.is_finite().then(|| n.ceil() as u64)
+    }
 }
 
 /// A metric that can be estimated with an interval.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Metric {
     /// [`fid`].
     Fid,
     /// [`kid_u`].
-    KidU,
+    Kid,
+    /// [`inception_score`](crate::inception_score::inception_score) of logits, ten splits; the interval is that of the value without splits.
+    #[serde(rename = "is")]
+    InceptionScore,
+    /// Share of the generated images among the real ones, k = 3 (Kynkäänniemi et al., arXiv:1904.06991).
+    Precision,
+    /// Share of the real images among the generated ones, k = 3.
+    Recall,
+    /// Naeem et al., arXiv:2002.09797, eq. 5, k = 5.
+    Density,
+    /// Naeem et al., eq. 6, k = 5.
+    Coverage,
+    /// [`cmmd`](crate::cmmd) of CLIP features.
+    Cmmd,
+    /// Mean over the images of what [`clip_score`](crate::clip::clip_score) says of each: a set of dimension 1.
+    ClipScore,
 }
 
 impl Metric {
-    fn name(self) -> &'static str {
+    /// Every metric.
+    pub const ALL: [Self; 9] = [
+        Self::Fid,
+        Self::Kid,
+        Self::InceptionScore,
+        Self::Precision,
+        Self::Recall,
+        Self::Density,
+        Self::Coverage,
+        Self::Cmmd,
+        Self::ClipScore,
+    ];
+
+    /// The name in configurations and tables.
+    pub fn name(self) -> &'static str {
         match self {
             Self::Fid => "fid",
-            Self::KidU => "kid_u",
+            Self::Kid => "kid",
+            Self::InceptionScore => "is",
+            Self::Precision => "precision",
+            Self::Recall => "recall",
+            Self::Density => "density",
+            Self::Coverage => "coverage",
+            Self::Cmmd => "cmmd",
+            Self::ClipScore => "clip_score",
         }
+    }
+
+    /// Whether small values are good: distances, as opposed to scores.
+    pub fn lower_is_better(self) -> bool {
+        matches!(self, Self::Fid | Self::Kid | Self::Cmmd)
+    }
+
+    /// What of the network's answer the metric is computed from.
+    pub fn tap(self) -> Tap {
+        match self {
+            Self::InceptionScore => Tap::LogitsUnbiased,
+            _ => Tap::Features,
+        }
+    }
+
+    /// Balls as the metric's usual tool has them.
+    fn neighbours(self) -> NeighbourOptions {
+        match self {
+            Self::Precision | Self::Recall => NeighbourOptions::TORCH_FIDELITY,
+            _ => NeighbourOptions::PRDC,
+        }
+    }
+
+    /// This metric among the four.
+    fn of(self, all: Prdc) -> f64 {
+        match self {
+            Self::Recall => all.recall,
+            Self::Density => all.density,
+            Self::Coverage => all.coverage,
+            _ => all.precision,
+        }
+    }
+
+    /// Whether there is another side at all.
+    pub fn needs_reference(self) -> bool {
+        !matches!(self, Self::InceptionScore | Self::ClipScore)
     }
 }
 
@@ -95,39 +199,76 @@ impl Jackknife {
     pub const STANDARD: Self = Self { blocks: 20, level: 0.95, reference: ReferenceBlocks::Fixed };
 }
 
-/// A metric with its interval.
-pub fn estimate(metric: Metric, generated: &FeatureSet, reference: &FeatureSet, jackknife: &Jackknife) -> Result<Estimate> {
+/// A metric with its interval; `reference` is needed unless [`Metric::needs_reference`] says no.
+pub fn estimate(metric: Metric, generated: &FeatureSet, reference: Option<&FeatureSet>, jackknife: &Jackknife) -> Result<Estimate> {
+    let pair = Pair::new(metric, generated, reference)?;
     let blocks = Blocks::new(generated, jackknife)?;
-    let value = plain(metric, generated, reference)?;
-    let replicates = replicates(metric, generated, reference, &blocks, jackknife)?;
-    blocks.estimate(value, &replicates, generated.len(), jackknife.level)
+    let replicates = replicates(metric, pair, &blocks, jackknife)?;
+    blocks.estimate(plain(metric, pair)?, &replicates, jackknife.level)
 }
 
-/// metric(a) − metric(b) with an interval; negative means that `a` is closer to its reference.
+/// metric(a) − metric(b) with an interval; see [`Estimate::verdict`] for what it means.
 ///
 /// `a` and `b` are pairs (generated, reference) whose generated sets have the same group ids: the same
 /// prompts and seeds through two methods.
 pub fn paired_difference(
     metric: Metric,
-    a: (&FeatureSet, &FeatureSet),
-    b: (&FeatureSet, &FeatureSet),
+    a: (&FeatureSet, Option<&FeatureSet>),
+    b: (&FeatureSet, Option<&FeatureSet>),
     jackknife: &Jackknife,
 ) -> Result<Estimate> {
     check_paired(a.0, b.0)?;
     a.0.check_comparable(b.0)?;
-    let blocks = Blocks::new(a.0, jackknife)?;
-    let value = plain(metric, a.0, a.1)? - plain(metric, b.0, b.1)?;
-    let left = replicates(metric, a.0, a.1, &blocks, jackknife)?;
-    let right = replicates(metric, b.0, b.1, &blocks, jackknife)?;
+    let (a, b) = (Pair::new(metric, a.0, a.1)?, Pair::new(metric, b.0, b.1)?);
+    let blocks = Blocks::new(a.generated, jackknife)?;
+    let value = plain(metric, a)? - plain(metric, b)?;
+    let left = replicates(metric, a, &blocks, jackknife)?;
+    let right = replicates(metric, b, &blocks, jackknife)?;
     let difference =
         Replicates { all: left.all - right.all, without: left.without.iter().zip(&right.without).map(|(l, r)| l - r).collect() };
-    blocks.estimate(value, &difference, a.0.len(), jackknife.level)
+    blocks.estimate(value, &difference, jackknife.level)
 }
 
-fn plain(metric: Metric, generated: &FeatureSet, reference: &FeatureSet) -> Result<f64> {
+/// FID against stored statistics with its interval, which is conditional on them.
+pub fn estimate_against_statistics(generated: &FeatureSet, reference: &Statistics, jackknife: &Jackknife) -> Result<Estimate> {
+    let blocks = Blocks::new(generated, jackknife)?;
+    let x_blocks = blocks.of(generated);
+    let x = generated.matrix()?;
+    require("fid", 2, blocks.smallest_rest(&x_blocks), 2)?;
+    let x = Scatter::new(x);
+    let replicates = fid_replicates(&Anchor::new(reference)?, &x, &x_blocks, blocks.len())?;
+    blocks.estimate(replicates.all, &replicates, jackknife.level)
+}
+
+/// The two sides of a metric; one that has no other side looks at the generated side only.
+#[derive(Clone, Copy)]
+struct Pair<'a> {
+    generated: &'a FeatureSet,
+    reference: &'a FeatureSet,
+}
+
+impl<'a> Pair<'a> {
+    fn new(metric: Metric, generated: &'a FeatureSet, reference: Option<&'a FeatureSet>) -> Result<Self> {
+        let reference = match (metric.needs_reference(), reference) {
+            (true, None) => return Err(Error::NoReference { metric: metric.name() }),
+            (true, Some(reference)) => reference,
+            (false, _) => generated,
+        };
+        generated.check_comparable(reference)?;
+        Ok(Self { generated, reference })
+    }
+}
+
+fn plain(metric: Metric, Pair { generated, reference }: Pair) -> Result<f64> {
     match metric {
         Metric::Fid => fid(generated, reference),
-        Metric::KidU => kid_u(generated, reference),
+        Metric::Kid => kid_u(generated, reference),
+        Metric::InceptionScore => Ok(inception_score(generated, &Splits::TORCH_FIDELITY)?.mean),
+        Metric::Precision | Metric::Recall | Metric::Density | Metric::Coverage => {
+            Ok(metric.of(prdc(generated, reference, &metric.neighbours())?))
+        }
+        Metric::Cmmd => cmmd(generated, reference),
+        Metric::ClipScore => Ok(MeanSums::new(generated, &vec![0; generated.len()], 1)?.mean(None)),
     }
 }
 
@@ -175,8 +316,15 @@ impl Blocks {
         set.groups.iter().map(|group| self.index[&(group % self.modulus)]).collect()
     }
 
-    fn estimate(&self, value: f64, replicates: &Replicates, n: usize, level: f64) -> Result<Estimate> {
-        let groups = self.sizes.iter().sum::<usize>() as f64;
+    /// Fewest rows that remain when one block leaves.
+    fn smallest_rest(&self, of: &[usize]) -> usize {
+        let size = |b| of.iter().filter(|o| **o == b).count();
+        of.len() - (0..self.len()).map(size).max().unwrap_or(0)
+    }
+
+    fn estimate(&self, value: f64, replicates: &Replicates, level: f64) -> Result<Estimate> {
+        let n = self.sizes.iter().sum::<usize>();
+        let groups = n as f64;
         let pseudo = |(size, without): (&usize, &f64)| {
             let h = groups / *size as f64;
             (h, h * replicates.all - (h - 1.0) * without)
@@ -200,59 +348,97 @@ struct Replicates {
     without: Vec<f64>,
 }
 
-fn replicates(
-    metric: Metric,
-    generated: &FeatureSet,
-    reference: &FeatureSet,
-    blocks: &Blocks,
-    jackknife: &Jackknife,
-) -> Result<Replicates> {
-    let shared = jackknife.reference == ReferenceBlocks::Shared;
+fn replicates(metric: Metric, pair: Pair, blocks: &Blocks, jackknife: &Jackknife) -> Result<Replicates> {
+    let Pair { generated, reference } = pair;
+    let shared = metric.needs_reference() && jackknife.reference == ReferenceBlocks::Shared;
     if shared {
         check_paired(generated, reference)?;
     }
-    let (x, y) = (generated.matrix()?, reference.matrix()?);
     let x_blocks = blocks.of(generated);
-    let y_blocks = if shared { blocks.of(reference) } else { vec![0; y.nrows()] };
-    let smallest = |of: &[usize]| {
-        let size = |b| of.iter().filter(|o| **o == b).count();
-        of.len() - (0..blocks.len()).map(size).max().unwrap_or(0)
+    let y_blocks = if shared { blocks.of(reference) } else { vec![0; reference.len()] };
+    let left_of_y = if shared { blocks.smallest_rest(&y_blocks) } else { reference.len() };
+    require(metric.name(), 2, blocks.smallest_rest(&x_blocks), left_of_y)?;
+    // What a block's leaving takes with it on the other side.
+    let with = |b: usize| shared.then_some(b);
+    let each = |value: &dyn Fn(Option<usize>, Option<usize>) -> Result<f64>| -> Result<Replicates> {
+        let without = (0..blocks.len()).map(|b| value(Some(b), with(b))).collect::<Result<_>>()?;
+        Ok(Replicates { all: value(None, None)?, without })
     };
-    let left_of_y = if shared { smallest(&y_blocks) } else { y.nrows() };
-    require(metric.name(), 2, smallest(&x_blocks), left_of_y)?;
     match metric {
-        Metric::KidU => {
-            let sums = KernelSums::new(&x, &x_blocks, &y, &y_blocks, blocks.len());
-            let without = (0..blocks.len()).map(|b| sums.kid_u(Some(b), shared.then_some(b))).collect();
-            Ok(Replicates { all: sums.kid_u(None, None), without })
+        Metric::Kid => {
+            let sums = KernelSums::new(&generated.matrix()?, &x_blocks, &reference.matrix()?, &y_blocks, blocks.len());
+            each(&|x, y| Ok(sums.kid_u(x, y)))
+        }
+        Metric::Cmmd => {
+            let sums = KernelSums::cmmd_sums(&directions(generated)?, &x_blocks, &directions(reference)?, &y_blocks, blocks.len());
+            each(&|x, y| Ok(sums.cmmd(x, y)))
+        }
+        Metric::Precision | Metric::Recall | Metric::Density | Metric::Coverage => {
+            let balls = Neighbours::new(generated, &x_blocks, reference, &y_blocks, blocks.len(), &metric.neighbours())?;
+            each(&|x, y| Ok(metric.of(balls.without(x, y)?)))
+        }
+        Metric::InceptionScore => {
+            let sums = ScoreSums::new(generated, &x_blocks, blocks.len())?;
+            each(&|x, _| sums.score(x))
+        }
+        Metric::ClipScore => {
+            let sums = MeanSums::new(generated, &x_blocks, blocks.len())?;
+            each(&|x, _| Ok(sums.mean(x)))
         }
         Metric::Fid => {
-            let (x, y) = (Moments::new(x), Moments::new(y));
-            let y_all = y.statistics(None);
-            let anchor = Anchor::new(&y_all)?;
+            let (x, y) = (Scatter::new(generated.matrix()?), Scatter::new(reference.matrix()?));
+            let whole = y.statistics(None);
+            let anchor = Anchor::new(&whole)?;
+            if !shared {
+                return fid_replicates(&anchor, &x, &x_blocks, blocks.len());
+            }
             let without = (0..blocks.len()).map(|b| {
-                let x = x.statistics(Some((b, &x_blocks)));
-                match shared {
-                    false => anchor.distance(&x),
-                    true => Anchor::new(&y.statistics(Some((b, &y_blocks))))?.distance(&x),
-                }
+                let y = y.statistics(Some((b, &y_blocks)));
+                Anchor::new(&y)?.distance(&x.statistics(Some((b, &x_blocks))))
             });
-            let without = without.collect::<Result<_>>()?;
-            Ok(Replicates { all: anchor.distance(&x.statistics(None))?, without })
+            Ok(Replicates { without: without.collect::<Result<_>>()?, all: anchor.distance(&x.statistics(None))? })
         }
     }
+}
+
+/// Sums of a set of dimension 1 per block.
+struct MeanSums(Vec<(f64, f64)>);
+
+impl MeanSums {
+    fn new(set: &FeatureSet, of: &[usize], blocks: usize) -> Result<Self> {
+        if set.dim != 1 {
+            return Err(Error::NotScores { dim: set.dim });
+        }
+        let mut sums = vec![(0.0, 0.0); blocks];
+        for (value, b) in set.matrix()?.col(0).iter().zip(of) {
+            sums[*b].0 += value;
+            sums[*b].1 += 1.0;
+        }
+        Ok(Self(sums))
+    }
+
+    fn mean(&self, without: Option<usize>) -> f64 {
+        let left = self.0.iter().enumerate().filter(|(b, _)| Some(*b) != without);
+        let (sum, n) = left.fold((0.0, 0.0), |(sum, n), (_, block)| (sum + block.0, n + block.1));
+        sum / n
+    }
+}
+
+fn fid_replicates(reference: &Anchor, x: &Scatter, x_blocks: &[usize], blocks: usize) -> Result<Replicates> {
+    let without = (0..blocks).map(|b| reference.distance(&x.statistics(Some((b, x_blocks)))));
+    Ok(Replicates { without: without.collect::<Result<_>>()?, all: reference.distance(&x.statistics(None))? })
 }
 
 /// Centred rows with their scatter matrix, from which blocks of rows can be taken away.
 ///
 /// Rows are centred on the mean of all, so that the downdate of the scatter does not cancel.
-struct Moments {
+struct Scatter {
     mean: Vec<f64>,
     centred: Mat<f64>,
     scatter: Mat<f64>,
 }
 
-impl Moments {
+impl Scatter {
     fn new(x: Mat<f64>) -> Self {
         let (mean, centred) = centred(x);
         let scatter = centred.transpose() * &centred;
@@ -297,10 +483,11 @@ mod tests {
         let of = blocks.of(&f1);
         let kept: Vec<f32> = f1.data.chunks(16).zip(&of).filter(|(_, b)| **b != 4).flat_map(|(r, _)| r).copied().collect();
         let part = features(&(vec![kept.len() / 16, 16], kept), 1);
-        for metric in [Metric::Fid, Metric::KidU] {
-            let replicates = replicates(metric, &f1, &f2, &blocks, &jackknife).unwrap();
-            close("all", replicates.all, plain(metric, &f1, &f2).unwrap(), 1e-9);
-            close("without", replicates.without[4], plain(metric, &part, &f2).unwrap(), 1e-9);
+        for metric in [Metric::Fid, Metric::Kid] {
+            let pair = |set| Pair::new(metric, set, Some(&f2)).unwrap();
+            let replicates = replicates(metric, pair(&f1), &blocks, &jackknife).unwrap();
+            close("all", replicates.all, plain(metric, pair(&f1)).unwrap(), 1e-9);
+            close("without", replicates.without[4], plain(metric, pair(&part)).unwrap(), 1e-9);
         }
     }
 
@@ -314,26 +501,69 @@ mod tests {
         let sum: f64 = values.iter().sum();
         let without = values.iter().map(|v| (sum - v) / 5.0).collect();
         let replicates = Replicates { all: sum / 6.0, without };
-        let estimate = blocks.estimate(sum / 6.0, &replicates, 6, 0.95).unwrap();
+        let estimate = blocks.estimate(sum / 6.0, &replicates, 0.95).unwrap();
         let variance = values.iter().map(|v| (v - sum / 6.0).powi(2)).sum::<f64>() / 5.0;
         close("se", estimate.std_error, (variance / 6.0).sqrt(), 1e-12);
         // t quantile with 5 degrees of freedom.
         close("hi", (estimate.hi - estimate.value) / estimate.std_error, 2.570_581_835_636_3, 1e-8);
     }
 
-    /// Intervals of a conditional-on-reference KID cover its expectation about as often as they say.
+    /// E k(x, y) over x ~ N(μ, σ²I) for KID's kernel (x·y/D + 1)³: 1 + x·y/D is normal.
+    fn expected_kernel(mu: f64, sigma: f64, y: &[f32]) -> f64 {
+        let dim = y.len() as f64;
+        let (sum, square) = y.iter().fold((0.0, 0.0), |(s, q), v| (s + f64::from(*v), q + f64::from(*v).powi(2)));
+        let (mean, variance) = (1.0 + mu * sum / dim, sigma * sigma * square / (dim * dim));
+        mean.powi(3) + 3.0 * mean * variance
+    }
+
+    /// The same with y ~ N(μ, σ²I), too: E (1+m)³ + 3 E (1+m) v with m = μ·y/D and v = σ²|y|²/D².
+    fn expected_kernel_within(mu: f64, sigma: f64, dim: f64) -> f64 {
+        let (norm, variance) = (dim * mu * mu, sigma * sigma);
+        let (m, v) = (1.0 + norm / dim, variance * norm / (dim * dim));
+        let length = norm + dim * variance;
+        let product = norm * (length + 2.0 * variance) / dim;
+        m.powi(3) + 3.0 * m * v + 3.0 * variance / (dim * dim) * (length + product)
+    }
+
+    /// 95 % intervals cover in 93 to 97 % of a thousand simulations. KID's truth, given the reference, is a closed form; FID's
+    /// expectation at this n is the simulations' mean, whose own error is a thirtieth of an interval's.
     #[test]
     fn coverage_on_gaussians() {
+        let (n, dim, mu, sigma) = (160, 4, 0.3, 1.1);
         let mut random = Gaussian::new(7);
-        let reference = random.features(150, 4, 0.0, 1.0);
-        let sets: Vec<_> = (0..120).map(|_| random.features(150, 4, 0.3, 1.1)).collect();
-        for metric in [Metric::KidU, Metric::Fid] {
-            let estimates: Vec<_> = sets.iter().map(|set| estimate(metric, set, &reference, &Jackknife::STANDARD).unwrap()).collect();
-            // The mean over simulations is the expectation at this n, up to a tenth of an error.
-            let truth = estimates.iter().map(|e| e.value).sum::<f64>() / 120.0;
+        let reference = random.features(150, dim, 0.0, 1.0);
+        let sets: Vec<_> = (0..1000).map(|_| random.features(n, dim, mu, sigma)).collect();
+        let y: Vec<&[f32]> = reference.data.chunks(dim).collect();
+        let across = y.iter().map(|y| expected_kernel(mu, sigma, y)).sum::<f64>() / y.len() as f64;
+        let kernel = |a: &[f32], b: &[f32]| (1.0 + a.iter().zip(b).map(|(a, b)| f64::from(a * b)).sum::<f64>() / dim as f64).powi(3);
+        let pairs = y.iter().enumerate().flat_map(|(i, a)| y[..i].iter().map(|b| kernel(a, b)));
+        let within = pairs.sum::<f64>() / (y.len() * (y.len() - 1) / 2) as f64;
+        let kid = expected_kernel_within(mu, sigma, dim as f64) + within - 2.0 * across;
+        for metric in [Metric::Kid, Metric::Fid] {
+            let estimates: Vec<_> = sets.iter().map(|set| estimate(metric, set, Some(&reference), &Jackknife::STANDARD).unwrap()).collect();
+            let mean = estimates.iter().map(|e| e.value).sum::<f64>() / 1000.0;
+            let truth = if metric == Metric::Kid { kid } else { mean };
+            let spread = (estimates.iter().map(|e| (e.value - mean).powi(2)).sum::<f64>() / 999.0).sqrt();
+            assert!((truth - mean).abs() < 4.0 * spread / 1000f64.sqrt(), "{metric:?}: {truth} {mean} {spread}");
             let covered = estimates.iter().filter(|e| e.lo <= truth && truth <= e.hi).count();
-            assert!((106..=119).contains(&covered), "{metric:?}: {covered} of 120");
+            eprintln!("{metric:?}: {covered} of 1000");
+            assert!((930..=970).contains(&covered), "{metric:?}: {covered} of 1000");
         }
+    }
+
+    #[test]
+    fn verdicts_and_what_would_decide() {
+        let difference =
+            |value: f64, half: f64| Estimate { value, lo: value - half, hi: value + half, level: 0.95, n: 100, std_error: half / 2.0 };
+        assert_eq!(difference(-2.0, 1.0).verdict(Metric::Fid), Verdict::Better);
+        assert_eq!(difference(-2.0, 1.0).verdict(Metric::Recall), Verdict::Worse);
+        assert_eq!(difference(2.0, 1.0).verdict(Metric::Kid), Verdict::Worse);
+        assert_eq!(difference(2.0, 1.0).verdict(Metric::InceptionScore), Verdict::Better);
+        assert_eq!(difference(2.0, 3.0).verdict(Metric::Fid), Verdict::Undecided);
+        // Half the width needs four times the images.
+        assert_eq!(difference(1.0, 2.0).n_to_decide(), Some(400));
+        assert_eq!(difference(0.0, 2.0).n_to_decide(), None);
+        assert_eq!(difference(0.0, 0.0).n_to_decide(), None);
     }
 
     /// Two methods that share most of their noise: paired intervals cover and are much shorter.
@@ -348,9 +578,9 @@ mod tests {
             let mut b = a.clone();
             let noise = random.features(200, 4, 0.06, 0.1);
             b.data.iter_mut().zip(&noise.data).for_each(|(v, n)| *v += n);
-            let pair = ((&b, &reference), (&a, &reference));
+            let pair = ((&b, Some(&reference)), (&a, Some(&reference)));
             let paired = paired_difference(Metric::Fid, pair.0, pair.1, &Jackknife::STANDARD).unwrap();
-            let single = estimate(Metric::Fid, &a, &reference, &Jackknife::STANDARD).unwrap();
+            let single = estimate(Metric::Fid, &a, Some(&reference), &Jackknife::STANDARD).unwrap();
             assert!(paired.std_error < 0.6 * single.std_error, "{paired:?} {single:?}");
             resolved += usize::from(paired.excludes_zero() && paired.value > 0.0);
             differences.push(paired);
@@ -365,12 +595,23 @@ mod tests {
     fn halves_of_one_set_are_not_resolved() {
         let mut random = Gaussian::new(3);
         let (a, b) = (random.features(200, 8, 1.0, 1.0), random.features(200, 8, 1.0, 1.0));
-        let kid = estimate(Metric::KidU, &a, &b, &Jackknife::STANDARD).unwrap();
+        let kid = estimate(Metric::Kid, &a, Some(&b), &Jackknife::STANDARD).unwrap();
         // The reference's own error counts too: with it fixed the interval is half the variance.
         assert!(kid.value.abs() < 3.0 * 2f64.sqrt() * kid.std_error, "{kid:?}");
-        let same = paired_difference(Metric::KidU, (&a, &b), (&a, &b), &Jackknife::STANDARD);
+        let same = paired_difference(Metric::Kid, (&a, Some(&b)), (&a, Some(&b)), &Jackknife::STANDARD);
         let same = same.unwrap();
         assert_eq!((same.value, same.std_error), (0.0, 0.0));
+    }
+
+    #[test]
+    fn statistics_stand_for_their_features() {
+        let mut random = Gaussian::new(9);
+        let (a, b) = (random.features(120, 4, 0.2, 1.0), random.features(150, 4, 0.0, 1.0));
+        let features = estimate(Metric::Fid, &a, Some(&b), &Jackknife::STANDARD).unwrap();
+        let statistics = estimate_against_statistics(&a, &Statistics::of(&b).unwrap(), &Jackknife::STANDARD).unwrap();
+        close("value", statistics.value, features.value, 1e-9);
+        close("error", statistics.std_error, features.std_error, 1e-9);
+        assert!(matches!(estimate(Metric::Kid, &a, None, &Jackknife::STANDARD), Err(Error::NoReference { metric: "kid" })));
     }
 
     #[test]
@@ -381,20 +622,20 @@ mod tests {
         let noise = random.features(120, 4, 0.1, 0.2);
         generated.data.iter_mut().zip(&noise.data).for_each(|(v, n)| *v += n);
         let shared = Jackknife { reference: ReferenceBlocks::Shared, ..Jackknife::STANDARD };
-        let fixed = estimate(Metric::Fid, &generated, &base, &Jackknife::STANDARD).unwrap();
-        let paired = estimate(Metric::Fid, &generated, &base, &shared).unwrap();
+        let fixed = estimate(Metric::Fid, &generated, Some(&base), &Jackknife::STANDARD).unwrap();
+        let paired = estimate(Metric::Fid, &generated, Some(&base), &shared).unwrap();
         assert_eq!(paired.value, fixed.value);
         assert!(paired.std_error < fixed.std_error, "{paired:?} {fixed:?}");
         let mut other = base.clone();
         other.groups[0] = 1000;
-        let error = estimate(Metric::Fid, &generated, &other, &shared).unwrap_err();
+        let error = estimate(Metric::Fid, &generated, Some(&other), &shared).unwrap_err();
         assert!(matches!(error, Error::UnpairedGroup { group: 0 | 1000 }), "{error}");
     }
 
     #[test]
     fn impossible_settings_are_refused() {
         let [f1, f2] = formula_features();
-        let run = |jackknife| estimate(Metric::Fid, &f1, &f2, &jackknife);
+        let run = |jackknife| estimate(Metric::Fid, &f1, Some(&f2), &jackknife);
         let none = Jackknife { blocks: 0, ..Jackknife::STANDARD };
         assert!(matches!(run(none), Err(Error::TooFewBlocks { found: 0, .. })));
         let one = Jackknife { blocks: 1, ..Jackknife::STANDARD };
@@ -408,7 +649,7 @@ mod tests {
         let mut random = Gaussian::new(1);
         let (a, b) = (random.features(600, 256, 0.0, 1.0), random.features(600, 256, 0.1, 1.0));
         let start = std::time::Instant::now();
-        estimate(Metric::Fid, &a, &b, &Jackknife::STANDARD).unwrap();
+        estimate(Metric::Fid, &a, Some(&b), &Jackknife::STANDARD).unwrap();
         let seconds = start.elapsed().as_secs_f64();
         assert!(seconds < 10.0, "{seconds} s");
     }

@@ -1,17 +1,14 @@
 //! Feature files: what an extractor said about a set of images, with how it was made.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use candle_core::{Device, Tensor};
 use faer::Mat;
-use rayon::prelude::*;
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 use serde::{Deserialize, Serialize};
 
-use crate::inception::Inception;
-use crate::preprocess::INPUT_SIDE;
-use crate::{Error, Image, Preprocess, Result, list_images};
+use crate::files::{read, write_atomically};
+use crate::{Error, Preprocess, Result};
 
 /// Version of the feature file format.
 const FORMAT_VERSION: u32 = 1;
@@ -19,16 +16,13 @@ const FORMAT_VERSION: u32 = 1;
 /// The one metadata entry; a single JSON value keeps the file's bytes independent of hash order.
 const METADATA_KEY: &str = "scalebench-features";
 
-/// Images in flight between two calls of the progress callback.
-const BATCH: usize = 64;
-
 /// How a feature set was made.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Provenance {
     /// Network, width and tap, such as `inception-v3-fid/w1/2048`.
     pub extractor: String,
-    /// BLAKE3 digest of the weights file, hexadecimal.
+    /// BLAKE3 digest of the weights, hexadecimal.
     pub weights: String,
     /// From image to network input.
     pub preprocess: Preprocess,
@@ -109,7 +103,7 @@ impl FeatureSet {
 
     /// Reads a file written by [`FeatureSet::save`].
     pub fn load(path: &Path) -> Result<Self> {
-        let bytes = std::fs::read(path).map_err(|source| Error::Io { action: "read", path: path.to_owned(), source })?;
+        let bytes = read(path)?;
         let container = |e: safetensors::SafeTensorError| Error::Container { path: path.to_owned(), message: e.to_string() };
         let config = |message: String| Error::Config { path: path.to_owned(), message };
         let (_, metadata) = SafeTensors::read_metadata(&bytes).map_err(container)?;
@@ -174,155 +168,28 @@ impl FeatureSet {
         Ok(Mat::from_fn(self.len(), self.dim, |i, j| f64::from(self.data[i * self.dim + j])))
     }
 
-    /// Refuses sets whose numbers do not live in one space: another network, other weights or
-    /// another profile. Crops and a resize beforehand may differ, as protocols ask for that.
+    /// Refuses sets whose numbers do not live in one space: see [`Provenance::check_comparable`].
     pub fn check_comparable(&self, other: &Self) -> Result<()> {
-        let (a, b) = (&self.provenance, &other.provenance);
-        let differs = |what, left: &dyn ToString, right: &dyn ToString| {
-            let (left, right) = (left.to_string(), right.to_string());
-            if left == right { Ok(()) } else { Err(Error::Incomparable { what, left, right }) }
-        };
-        differs("extractor", &a.extractor, &b.extractor)?;
-        differs("weights", &a.weights, &b.weights)?;
-        differs("preprocess profile", &a.preprocess.profile, &b.preprocess.profile)?;
-        differs("dimension", &self.dim, &other.dim)
+        self.provenance.check_comparable(&other.provenance)?;
+        same("dimension", &self.dim, &other.dim)
     }
 }
 
-fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
-    let mut name = std::ffi::OsString::from(".");
-    name.push(path.file_name().unwrap_or_default());
-    name.push(format!(".tmp-{}", std::process::id()));
-    let temporary = path.with_file_name(name);
-    let result = std::fs::write(&temporary, bytes).and_then(|()| std::fs::rename(&temporary, path));
-    result.map_err(|source| {
-        // Best effort: the first error is the one to report.
-        let _ = std::fs::remove_file(&temporary);
-        Error::Io { action: "write", path: path.to_owned(), source }
-    })
-}
-
-/// One image to look at.
-#[derive(Clone, Debug)]
-pub struct Sample {
-    /// Image id.
-    pub name: String,
-    /// See [`FeatureSet::groups`].
-    pub group: u32,
-    /// Where the pixels are.
-    pub source: Source,
-}
-
-/// Where pixels are.
-#[derive(Clone, Debug)]
-pub enum Source {
-    /// In a file, decoded when its turn comes.
-    File(PathBuf),
-    /// In memory.
-    Memory(Image),
-}
-
-impl Sample {
-    /// An image in memory.
-    pub fn image(name: impl Into<String>, group: u32, image: Image) -> Self {
-        Self { name: name.into(), group, source: Source::Memory(image) }
-    }
-
-    /// All images under a folder in sorted order: names are relative paths, groups 0, 1, 2, ….
-    pub fn folder(folder: &Path) -> Result<Vec<Self>> {
-        let paths = list_images(folder)?;
-        let sample = |(group, path): (usize, PathBuf)| Self {
-            name: path.strip_prefix(folder).unwrap_or(&path).to_string_lossy().into_owned(),
-            group: group as u32,
-            source: Source::File(path),
-        };
-        Ok(paths.into_iter().enumerate().map(sample).collect())
+impl Provenance {
+    /// Refuses another network, other weights, another profile or aspect. Crops, a resize or JPEG
+    /// beforehand may differ, as protocols ask for that.
+    pub fn check_comparable(&self, other: &Self) -> Result<()> {
+        same("extractor", &self.extractor, &other.extractor)?;
+        same("weights", &self.weights, &other.weights)?;
+        same("preprocess profile", &self.preprocess.profile, &other.preprocess.profile)?;
+        same("aspect", &self.preprocess.aspect, &other.preprocess.aspect)
     }
 }
 
-/// A feature network with its weights: FID Inception, tap 2048.
-#[derive(Debug)]
-pub struct Extractor {
-    network: Inception,
-    name: String,
-    weights: String,
-}
-
-impl Extractor {
-    /// Loads the network; see [`Inception::load`] for the file.
-    pub fn load(path: &Path) -> Result<Self> {
-        let bytes = std::fs::read(path).map_err(|source| Error::Io { action: "read", path: path.to_owned(), source })?;
-        let network = Inception::from_bytes(&bytes, path)?;
-        let name = format!("inception-v3-fid/w{}/2048", network.config().width);
-        Ok(Self { network, name, weights: blake3::hash(&bytes).to_hex().to_string() })
-    }
-
-    /// The provenance that sets made with `preprocess` carry; good as a cache key.
-    pub fn provenance(&self, preprocess: &Preprocess) -> Provenance {
-        Provenance { extractor: self.name.clone(), weights: self.weights.clone(), preprocess: preprocess.clone() }
-    }
-
-    /// The network itself.
-    pub fn network(&self) -> &Inception {
-        &self.network
-    }
-
-    /// Features of all images, in the order given.
-    ///
-    /// Images run in parallel, each on one thread, so the result does not depend on the number of
-    /// threads. `progress` is told, from the calling thread, how many images are done.
-    pub fn features(
-        &self,
-        samples: impl IntoIterator<Item = Sample>,
-        preprocess: &Preprocess,
-        mut progress: impl FnMut(usize),
-    ) -> Result<FeatureSet> {
-        preprocess.validate()?;
-        let dim = self.network.config().feature_dim();
-        let (mut names, mut groups, mut data) = (Vec::new(), Vec::new(), Vec::new());
-        let mut samples = samples.into_iter();
-        let mut done = 0;
-        loop {
-            let batch: Vec<Sample> = samples.by_ref().take(BATCH).collect();
-            if batch.is_empty() {
-                break;
-            }
-            let rows: Vec<Vec<Vec<f32>>> = batch
-                .par_iter()
-                .enumerate()
-                .map(|(i, sample)| self.sample_features(sample, (done + i) as u64, preprocess))
-                .collect::<Result<_>>()?;
-            done += batch.len();
-            for (sample, rows) in batch.into_iter().zip(rows) {
-                for (k, row) in rows.into_iter().enumerate() {
-                    names.push(match preprocess.crops {
-                        Some(_) => format!("{}#{k}", sample.name),
-                        None => sample.name.clone(),
-                    });
-                    groups.push(sample.group);
-                    data.extend(row);
-                }
-            }
-            progress(done);
-        }
-        FeatureSet::new(names, groups, data, dim, self.provenance(preprocess))
-    }
-
-    fn sample_features(&self, sample: &Sample, index: u64, preprocess: &Preprocess) -> Result<Vec<Vec<f32>>> {
-        let decoded;
-        let image = match &sample.source {
-            Source::Memory(image) => image,
-            Source::File(path) => {
-                decoded = Image::open(path)?;
-                &decoded
-            }
-        };
-        let inputs = preprocess.inputs(image, index, &sample.name)?;
-        let rows = inputs.into_iter().map(|input| {
-            let x = Tensor::from_vec(input, (1, 3, INPUT_SIDE, INPUT_SIDE), &Device::Cpu)?;
-            Ok(self.network.forward(&x)?.pool_2048.flatten_all()?.to_vec1()?)
-        });
-        rows.collect()
+fn same<T: PartialEq + ToString>(what: &'static str, left: &T, right: &T) -> Result<()> {
+    match left == right {
+        true => Ok(()),
+        false => Err(Error::Incomparable { what, left: left.to_string(), right: right.to_string() }),
     }
 }
 
@@ -363,47 +230,10 @@ mod tests {
         assert!(set.save(&dir.path().join("missing/a.safetensors")).is_err());
     }
 
-    /// Rows belong to images, not to batches, threads or positions; crops share their group.
-    #[test]
-    fn rows_do_not_depend_on_order_or_source() {
-        let dir = tempfile::tempdir().unwrap();
-        let weights = dir.path().join("weights.safetensors");
-        std::fs::write(&weights, crate::inception::tests::narrow_file()).unwrap();
-        let extractor = Extractor::load(&weights).unwrap();
-        let images: Vec<Image> = (0..3).map(|seed| crate::test_data::formula_image(seed, 70, 80)).collect();
-        for (i, image) in images.iter().enumerate() {
-            let pixels = image::RgbImage::from_raw(80, 70, image.rgb.clone()).unwrap();
-            pixels.save(dir.path().join(format!("{i}.png"))).unwrap();
-        }
-        let whole = Preprocess::default();
-        let mut seen = Vec::new();
-        let files = Sample::folder(dir.path()).unwrap();
-        let from_files = extractor.features(files, &whole, |done| seen.push(done)).unwrap();
-        assert_eq!(seen, [3]);
-        assert_eq!(from_files.names, ["0.png", "1.png", "2.png"]);
-        assert_eq!((from_files.groups.as_slice(), from_files.dim), ([0, 1, 2].as_slice(), 256));
-        let memory = images.iter().enumerate().rev();
-        let memory = memory.map(|(i, image)| Sample::image("x", i as u32, image.clone()));
-        let reversed = extractor.features(memory, &whole, |_| {}).unwrap();
-        let backwards: Vec<f32> = reversed.data.rchunks(256).flatten().copied().collect();
-        assert_eq!(backwards, from_files.data);
-        assert_ne!(from_files.data[..256], from_files.data[256..512]);
-
-        let crops = Some(crate::Crops { count: 2, size: 64, seed: 1 });
-        let crops = Preprocess { crops, ..Preprocess::default() };
-        let sample = Sample::image("a", 9, images[0].clone());
-        let cropped = extractor.features([sample], &crops, |_| {}).unwrap();
-        assert_eq!((cropped.names, cropped.groups), (vec!["a#0".into(), "a#1".into()], vec![9, 9]));
-        std::fs::write(dir.path().join("3.png"), b"nothing").unwrap();
-        let files = Sample::folder(dir.path()).unwrap();
-        let message = extractor.features(files, &whole, |_| {}).unwrap_err().to_string();
-        assert!(message.contains("3.png"), "{message}");
-    }
-
     #[test]
     fn only_the_profile_has_to_match() {
         let [a, mut b] = formula_features();
-        b.provenance.preprocess.crops = Some(crate::Crops { count: 2, size: 64, seed: 0 });
+        b.provenance.preprocess.crops = Some(serde_json::from_str(r#"{"count": 2, "size": 64}"#).unwrap());
         b.provenance.preprocess.pre_resize = Some(128);
         a.check_comparable(&b).unwrap();
         b.provenance.preprocess.profile = crate::Profile::PytorchFid;

@@ -233,6 +233,18 @@ impl Conditioning {
     }
 }
 
+impl std::fmt::Display for Conditioning {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { n, dim, rank, smallest, largest } = self;
+        let n = n.map_or_else(|| "an unknown number of".to_owned(), |n| n.to_string());
+        write!(f, "{n} images, {dim} values each; covariance of rank {rank}, eigenvalues from {smallest:.3e} to {largest:.3e}")?;
+        match self.too_few_rows() {
+            true => write!(f, "; singular for want of images: more than {dim} are needed"),
+            false => Ok(()),
+        }
+    }
+}
+
 /// How a metric is extrapolated to infinitely many images.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

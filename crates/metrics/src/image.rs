@@ -30,7 +30,8 @@ impl Image {
     /// Decodes a PNG, JPEG or WebP file; the format is taken from the content, not from the name.
     ///
     /// Alpha is dropped, not composited, and grey is repeated, as Pillow's `convert("RGB")` does.
-    /// 16-bit files keep their high byte. EXIF orientation is ignored, as in all FID tools.
+    /// 16-bit files keep their high byte; of 16-bit grey without alpha Pillow makes white instead. EXIF orientation is
+    /// ignored, as in all FID tools.
     pub fn open(path: &Path) -> Result<Self> {
         let read = |source| Error::Io { action: "read", path: path.to_owned(), source };
         let file = std::io::BufReader::new(std::fs::File::open(path).map_err(read)?);

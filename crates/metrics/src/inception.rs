@@ -169,6 +169,7 @@ impl Mixed {
 #[derive(Debug)]
 pub struct Inception {
     config: InceptionConfig,
+    digest: String,
     /// Up to each of the two max pools of the stem.
     stem: [Chain; 2],
     /// `Mixed_5b` to `Mixed_6e`.
@@ -180,6 +181,9 @@ pub struct Inception {
 }
 
 impl Inception {
+    /// Side of FID's inputs in pixels.
+    pub const SIDE: usize = 299;
+
     /// Loads a safetensors file, or a file by `torch.save` such as the published
     /// `pt_inception-2015-12-05-6726825d.pth`, with the keys of torch-fidelity's state dict. The content
     /// decides, not the name, and nothing in the file is run.
@@ -194,6 +198,12 @@ impl Inception {
     /// As [`Inception::load`], for a file already read; `path` is for errors and `config.json`.
     pub(crate) fn from_bytes(bytes: &[u8], path: &Path) -> Result<Self> {
         Loader::new(WeightsFile::open(bytes, path)?, path)?.network()
+    }
+
+    /// BLAKE3 of the tensors' names and values, hexadecimal: the same for a file by `torch.save` and what
+    /// [`convert_weights`](crate::convert_weights) makes of it.
+    pub fn digest(&self) -> &str {
+        &self.digest
     }
 
     /// The network's shape.
@@ -233,6 +243,7 @@ pub(crate) struct Loader<'a> {
     /// Keys of the tensors that the network took.
     pub(crate) used: HashSet<String>,
     config: InceptionConfig,
+    digest: blake3::Hasher,
 }
 
 impl<'a> Loader<'a> {
@@ -240,7 +251,7 @@ impl<'a> Loader<'a> {
     pub(crate) fn new(file: WeightsFile<'a>, path: &Path) -> Result<Self> {
         let config = InceptionConfig::resolve(path, file.metadata())?;
         file.refuse_other_networks(config, path)?;
-        Ok(Self { path: path.to_owned(), file, used: HashSet::new(), config })
+        Ok(Self { path: path.to_owned(), file, used: HashSet::new(), config, digest: blake3::Hasher::new() })
     }
 
     pub(crate) fn network(&mut self) -> Result<Inception> {
@@ -282,6 +293,7 @@ impl<'a> Loader<'a> {
         self.refuse_unknown()?;
         Ok(Inception {
             config: self.config,
+            digest: self.digest.finalize().to_hex().to_string(),
             stem,
             middle,
             last,
@@ -441,6 +453,9 @@ impl<'a> Loader<'a> {
             return Err(Error::Config { path: path(), message });
         }
         self.used.insert(key.to_owned());
+        // Keys end in a byte that no key has; the shape is that of the network.
+        self.digest.update(key.as_bytes()).update(b"\n");
+        self.digest.update(&values.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>());
         Ok(values)
     }
 
@@ -551,7 +566,7 @@ pub(crate) mod tests {
     }
 
     fn forward(network: &Inception, profile: Profile, image: &crate::Image) -> Taps {
-        let x = profile.apply(image).unwrap();
+        let x = profile.apply(image, Inception::SIDE).unwrap();
         network.forward(&Tensor::from_vec(x, (1, 3, 299, 299), &Device::Cpu).unwrap()).unwrap()
     }
 
@@ -636,7 +651,7 @@ pub(crate) mod tests {
         assert_eq!(keys.len(), published.len());
         let bytes = file(config, &keys, rule);
         let network = Inception::from_bytes(&bytes, Path::new("narrow.safetensors")).unwrap();
-        let images = [1, 2].map(|seed| Profile::Clean.apply(&formula_image(seed, 40, 50)).unwrap());
+        let images = [1, 2].map(|seed| Profile::Clean.apply(&formula_image(seed, 40, 50), Inception::SIDE).unwrap());
         let both = Tensor::from_vec(images.concat(), (2, 3, 299, 299), &Device::Cpu).unwrap();
         let both = values(&network.forward(&both).unwrap().pool_2048);
         for (image, expected) in images.iter().zip(both.chunks(256)) {

@@ -34,17 +34,19 @@
 //! distances depend on the machine's vector width in the last few bits. Features do not depend on the
 //! batch, the order of the images or the number of threads.
 
-pub mod archive;
+mod archive;
 pub mod clip;
 pub mod dinov2;
 mod error;
 mod estimate;
+mod extract;
 mod features;
 mod files;
 mod frechet;
 mod image;
 pub mod inception;
 mod inception_score;
+pub mod jpeg;
 mod kernel;
 mod model_folder;
 mod neighbours;
@@ -66,14 +68,15 @@ pub use archive::ImageArchive;
 pub use clip::{Clip, clip_score};
 pub use dinov2::Dinov2;
 pub use error::{Error, Result};
-pub use estimate::{Estimate, Jackknife, Metric, ReferenceBlocks, estimate, paired_difference};
-pub use features::{Extractor, FeatureSet, Provenance, Sample, Source};
+pub use estimate::{Estimate, Jackknife, Metric, ReferenceBlocks, Verdict, estimate, estimate_against_statistics, paired_difference};
+pub use extract::{Corrupt, Extractor, Sample, Skipped, Source, Tap, clip_scores};
+pub use features::{FeatureSet, Provenance};
 pub use frechet::{Conditioning, Extrapolation, InfinityOptions, Moments, Statistics, fid, fid_from_statistics, fid_infinity};
 pub use image::{Image, list_images};
 pub use inception::{Inception, InceptionConfig, Taps};
 pub use inception_score::{InceptionScore, Splits, inception_score, inception_score_infinity, inception_score_whole};
 pub use kernel::{DrawOrder, Kernel, Kid, KidOptions, cmmd, kid, kid_u};
 pub use neighbours::{Boundary, NeighbourOptions, Prdc, prdc, realism};
-pub use preprocess::{Crops, Preprocess, Profile};
-pub use statistics_file::{FeatureArray, StatisticsFile};
+pub use preprocess::{Aspect, Crops, Position, Preprocess, Profile};
+pub use statistics_file::{FeatureArray, StatisticsFile, Stored};
 pub use weights::{ConvertedWeights, convert_weights};

@@ -1,61 +1,116 @@
 //! From a decoded image to the network's input: the step that makes FIDs differ between tools.
 //!
 //! A [`Preprocess`] is plain data. Its [`id`](Preprocess::id) is written into every feature file, and
-//! metrics refuse to compare files whose [`Profile`] differs. Which part of the image is looked at
-//! (crops, a resize beforehand) may differ between the sides, since protocols ask for that.
+//! metrics refuse to compare files whose [`Profile`] or [`Aspect`] differs. Which part of the image is
+//! looked at (crops, a resize or JPEG beforehand) may differ between the sides, since protocols ask for that.
 //!
-//! | profile | to 299 × 299 | scaling | as in |
+//! | profile | to the network's side | scaling | as in |
 //! | --- | --- | --- | --- |
 //! | `clean` | Pillow bicubic on floats, clipped to \[0, 255\] | (x − 128) / 128 | clean-fid 0.1.35 |
 //! | `pytorch-fid` | bilinear, no antialiasing | 2x/255 − 1 | pytorch-fid 0.3.0 |
 //! | `torch-fidelity` | TF1 bilinear, no antialiasing | (x − 128) / 128 | torch-fidelity 0.4.0 |
+//! | `torchmetrics-aa` | bilinear, antialiased, `f32` sums | (x − 128) / 128 | torchmetrics since its default changed to `antialias=True` |
+//! | `clip` | shortest side by Pillow bicubic on bytes, then a centre crop | CLIP's mean and deviation | transformers' `CLIPImageProcessor` |
+//! | `cmmd` | centre crop to a square, then Pillow bicubic on bytes | CLIP's mean and deviation | cmmd-pytorch |
+//! | `dgm-eval` | Pillow bicubic on bytes | ImageNet's mean and deviation | dgm-eval, DINOv2 |
+//! | `dgm-eval-clean` | Pillow bicubic on floats | ImageNet's mean and deviation | dgm-eval `--clean_resize`, DINOv2 |
 //!
-//! Every profile squashes: a 2:1 image becomes a square, as in all the tools.
+//! The first four are for Inception (299 × 299) and squash: a 2:1 image becomes a square, as in all the
+//! tools, unless [`Aspect::CenterCrop`] is asked for.
 
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::jpeg;
 use crate::random::keyed_interval;
-use crate::resize::{Filter, Raster, pillow_f32, pillow_u8, tf1_bilinear, torch_bilinear};
-use crate::{Error, Image, Result};
+use crate::resize::{Filter, Raster, pillow_f32, pillow_u8, tf1_bilinear, torch_antialias, torch_bilinear};
+use crate::{Error, Image, Result, clip, dinov2};
 
-/// Side of the network's input in pixels.
-pub const INPUT_SIDE: usize = 299;
-
-/// How an image becomes a 299 × 299 input; see the [module](self) for the table.
+/// How an image becomes a network's square input; see the [module](self) for the table.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Profile {
-    /// Antialiased; the only profile that is safe above 512 pixels, hence the default.
+    /// Antialiased; the only one of Inception's that is safe above 512 pixels, hence the default.
     #[default]
     Clean,
     /// Aliases at high resolution; for comparison with published numbers.
     PytorchFid,
     /// Aliases at high resolution; for comparison with published numbers.
     TorchFidelity,
+    /// Antialiased, in single precision.
+    TorchmetricsAa,
+    /// CLIP's own: what a CLIP score is computed from.
+    Clip,
+    /// CMMD's way to CLIP's input.
+    Cmmd,
+    /// FD-DINOv2's.
+    DgmEval,
+    /// FD-DINOv2's with clean-fid's resize.
+    DgmEvalClean,
 }
 
 impl Profile {
+    /// Every profile.
+    pub const ALL: [Self; 8] = [
+        Self::Clean,
+        Self::PytorchFid,
+        Self::TorchFidelity,
+        Self::TorchmetricsAa,
+        Self::Clip,
+        Self::Cmmd,
+        Self::DgmEval,
+        Self::DgmEvalClean,
+    ];
+
     /// The name used in configurations and feature files.
     pub fn name(self) -> &'static str {
         match self {
             Self::Clean => "clean",
             Self::PytorchFid => "pytorch-fid",
             Self::TorchFidelity => "torch-fidelity",
+            Self::TorchmetricsAa => "torchmetrics-aa",
+            Self::Clip => "clip",
+            Self::Cmmd => "cmmd",
+            Self::DgmEval => "dgm-eval",
+            Self::DgmEvalClean => "dgm-eval-clean",
         }
     }
 
-    /// Network input of an image: `(3, 299, 299)` planes in one vector, in [−1, 1].
-    pub fn apply(self, image: &Image) -> Result<Vec<f32>> {
-        let raster = Raster::from(image).map(f32::from);
-        let (side, middle): (_, fn(f32) -> f32) = (INPUT_SIDE, |v| (v - 128.0) / 128.0);
-        let scaled = match self {
-            Self::Clean => pillow_f32(&raster, side, side, Filter::Bicubic)?.map(|v| middle(v.clamp(0.0, 255.0))),
-            Self::PytorchFid => torch_bilinear(&raster.map(|v| v / 255.0), side, side)?.map(|v| 2.0 * v - 1.0),
-            Self::TorchFidelity => tf1_bilinear(&raster, side, side)?.map(middle),
+    /// Network input of an image: `(3, side, side)` planes in one vector.
+    pub fn apply(self, image: &Image, side: usize) -> Result<Vec<f32>> {
+        let bytes = Raster::from(image);
+        let raster = || bytes.map(f32::from);
+        let resized = match self {
+            Self::Clean => pillow_f32(&bytes, side, side, Filter::Bicubic)?.map(|v| v.clamp(0.0, 255.0)),
+            Self::PytorchFid => torch_bilinear(&raster().map(|v| v / 255.0), side, side)?,
+            Self::TorchFidelity => tf1_bilinear(&raster(), side, side)?,
+            Self::TorchmetricsAa => torch_antialias(&bytes, side, side, Filter::Bilinear)?,
+            Self::Clip => return clip::preprocess(image, side),
+            Self::Cmmd => return clip::preprocess_cmmd(image, side),
+            Self::DgmEval | Self::DgmEvalClean => return dinov2::preprocess_to(image, side, self == Self::DgmEvalClean),
         };
-        Ok((0..3).flat_map(|c| scaled.pixels.iter().map(move |p| p[c])).collect())
+        let scale: fn(f32) -> f32 = match self {
+            Self::PytorchFid => |v| 2.0 * v - 1.0,
+            _ => |v| (v - 128.0) / 128.0,
+        };
+        Ok((0..3).flat_map(|c| resized.pixels.iter().map(move |p| scale(p[c]))).collect())
+    }
+
+    /// An image's pixels as they are, in the range that Inception takes under this profile.
+    fn scale_only(self, image: &Image) -> Result<Vec<f32>> {
+        match self {
+            Self::Clip | Self::Cmmd | Self::DgmEval | Self::DgmEvalClean => {
+                Err(Error::BadPreprocess(format!("crops without resizing need a network of any input size, {self} is for one size")))
+            }
+            _ => {
+                let scale: fn(u8) -> f32 = match self {
+                    Self::PytorchFid => |v| 2.0 * (f32::from(v) / 255.0) - 1.0,
+                    _ => |v| (f32::from(v) - 128.0) / 128.0,
+                };
+                Ok((0..3).flat_map(|c| image.rgb.iter().skip(c).step_by(3).map(move |v| scale(*v))).collect())
+            }
+        }
     }
 }
 
@@ -65,7 +120,51 @@ impl fmt::Display for Profile {
     }
 }
 
-/// Random square crops, taken before the profile's resize.
+impl std::str::FromStr for Profile {
+    type Err = Error;
+
+    fn from_str(name: &str) -> Result<Self> {
+        let names = Self::ALL.map(Self::name).join(", ");
+        let unknown = || Error::BadPreprocess(format!("`{name}` is no profile; expected one of {names}"));
+        Self::ALL.into_iter().find(|profile| profile.name() == name).ok_or_else(unknown)
+    }
+}
+
+/// What happens to an image that is not square.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Aspect {
+    /// The profile decides: Inception's squash, CLIP's crop.
+    #[default]
+    Squash,
+    /// The largest square in the middle is cut out first. The rest is not looked at.
+    CenterCrop,
+}
+
+impl fmt::Display for Aspect {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Squash => "squash",
+            Self::CenterCrop => "center-crop",
+        })
+    }
+}
+
+/// Where crops are taken.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Position {
+    /// Anywhere, by seed, image and number of the crop.
+    #[default]
+    Random,
+    /// Evenly spread in rows and columns that come as close to the image's shape as the count allows.
+    Grid,
+    /// At the same relative places in every image, by seed and number of the crop: both sides of a
+    /// comparison see the same places (Anyres-GAN, sec. 4.2).
+    Shared,
+}
+
+/// Square crops, taken before the profile's resize.
 ///
 /// A crop's position is a function of the seed, the image's index and the crop's number only.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -75,51 +174,103 @@ pub struct Crops {
     pub count: u32,
     /// Side of a crop in pixels, usually the model's base resolution.
     pub size: u32,
+    /// Where they are taken.
+    #[serde(default)]
+    pub position: Position,
     /// Seed of the positions.
+    #[serde(default)]
     pub seed: u64,
+    /// Resize crops to the network's side; else they enter at their own size (Inception only).
+    #[serde(default = "yes")]
+    pub resize: bool,
+}
+
+fn yes() -> bool {
+    true
 }
 
 impl Crops {
     /// Top left corners `(left, top)` of the crops of image `index`.
     pub fn positions(&self, index: u64, width: usize, height: usize) -> Vec<(usize, usize)> {
         let room = |side: usize| side.saturating_sub(self.size as usize);
-        (0..u64::from(self.count))
-            .map(|k| {
-                let draw = |axis, max| keyed_interval(&[self.seed, index, k, axis], max);
-                (draw(0, room(width)), draw(1, room(height)))
-            })
-            .collect()
+        let count = u64::from(self.count);
+        match self.position {
+            Position::Random => {
+                let draw = |k, axis, max| keyed_interval(&[self.seed, index, k, axis], max);
+                (0..count).map(|k| (draw(k, 0, room(width)), draw(k, 1, room(height)))).collect()
+            }
+            Position::Shared => {
+                let draw = |k, axis, max| keyed_interval(&[self.seed, k, axis], max);
+                (0..count).map(|k| (draw(k, 0, room(width)), draw(k, 1, room(height)))).collect()
+            }
+            Position::Grid => {
+                // The divisor whose grid is closest to the image's shape.
+                let misfit = |columns: &u64| {
+                    let grid = (columns * columns) as f64 / count as f64;
+                    (grid * height as f64 / width as f64).ln().abs()
+                };
+                let divisors = (1..=count).filter(|c| count.is_multiple_of(*c));
+                let columns = divisors.min_by(|a, b| misfit(a).total_cmp(&misfit(b))).unwrap_or(1);
+                let rows = count / columns;
+                // One of several lies at i·room/(n−1), rounded; a single one in the middle.
+                let at = |i: u64, n: u64, room: usize| match n {
+                    1 => room / 2,
+                    _ => (2 * i as usize * room + n as usize - 1) / (2 * (n as usize - 1)),
+                };
+                (0..count).map(|k| (at(k % columns, columns, room(width)), at(k / columns, rows, room(height)))).collect()
+            }
+        }
     }
 }
 
 /// Everything that happens between a decoded image and the network.
 ///
-/// In this order: resize to `pre_resize`, cut crops, apply the profile.
+/// In this order: JPEG, resize to `pre_resize`, crops, aspect, profile.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Preprocess {
-    /// The resize to 299 × 299 and the scaling.
+    /// The resize to the network's side and the scaling.
     #[serde(default)]
     pub profile: Profile,
+    /// What happens to an image that is not square.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub aspect: Aspect,
+    /// Pass the image through JPEG of this quality first (4:2:0), to compare with a reference of JPEG files.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub jpeg_quality: Option<u8>,
     /// Resize to a square of this side first (Pillow bicubic, 8 bits), as a user's own
     /// down-sampling to the base resolution would.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pre_resize: Option<u32>,
-    /// Look at random crops instead of the whole image.
+    /// Look at crops instead of the whole image.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub crops: Option<Crops>,
+}
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
+}
+
+/// A network's input: `(3, side, side)` planes.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Input {
+    /// Side in pixels.
+    pub side: usize,
+    /// `3 * side * side` values.
+    pub planes: Vec<f32>,
 }
 
 impl Preprocess {
     /// Whole images through a profile.
     pub fn whole(profile: Profile) -> Self {
-        Self { profile, pre_resize: None, crops: None }
+        Self { profile, ..Self::default() }
     }
 
     /// Checks that no size and no count is zero.
     pub fn validate(&self) -> Result<()> {
         let bad = |what: &str| Err(Error::BadPreprocess(what.to_owned()));
         match (self.pre_resize, self.crops) {
+            _ if self.jpeg_quality.is_some_and(|quality| !(1..=100).contains(&quality)) => bad("jpeg_quality is not in 1..=100"),
             (Some(0), _) => bad("pre_resize is 0"),
             (_, Some(Crops { count: 0, .. })) => bad("crops.count is 0"),
             (_, Some(Crops { size: 0, .. })) => bad("crops.size is 0"),
@@ -131,47 +282,70 @@ impl Preprocess {
     /// The canonical name, such as `clean`, `clean/pre512` or `clean/pre1024/crops10x512@7`.
     pub fn id(&self) -> String {
         let mut id = self.profile.name().to_owned();
+        if self.aspect == Aspect::CenterCrop {
+            id += "/center-crop";
+        }
+        if let Some(quality) = self.jpeg_quality {
+            id += &format!("/jpeg{quality}");
+        }
         if let Some(side) = self.pre_resize {
             id += &format!("/pre{side}");
         }
-        if let Some(Crops { count, size, seed }) = self.crops {
-            id += &format!("/crops{count}x{size}@{seed}");
+        if let Some(Crops { count, size, position, seed, resize }) = self.crops {
+            id += &match position {
+                Position::Random => format!("/crops{count}x{size}@{seed}"),
+                Position::Grid => format!("/grid{count}x{size}"),
+                Position::Shared => format!("/shared{count}x{size}@{seed}"),
+            };
+            if !resize {
+                id += "/native";
+            }
         }
         id
     }
 
-    /// Network inputs of one image, each `(3, 299, 299)` in [−1, 1]; one per crop, or just one.
+    /// Network inputs of one image; one per crop, or just one.
     ///
-    /// `index` is the image's place in its set; it keys the crop positions. `name` is for errors.
-    pub fn inputs(&self, image: &Image, index: u64, name: &str) -> Result<Vec<Vec<f32>>> {
-        let resized = match self.pre_resize {
-            Some(side) if (image.width, image.height) != (side as usize, side as usize) => {
-                let side = side as usize;
-                let raster = pillow_u8(&Raster::from(image), side, side, Filter::Bicubic)?;
-                Some(Image::new(side, side, raster.pixels.into_flattened())?)
-            }
-            _ => None,
-        };
-        let image = resized.as_ref().unwrap_or(image);
+    /// `side` is the network's. `index` is the image's place in its set; it keys the crop positions.
+    /// `name` is for errors.
+    pub fn inputs(&self, image: &Image, side: usize, index: u64, name: &str) -> Result<Vec<Input>> {
+        let mut image = std::borrow::Cow::Borrowed(image);
+        if let Some(quality) = self.jpeg_quality {
+            *image.to_mut() = jpeg::round_trip(&image, quality)?;
+        }
+        if let Some(side) = self.pre_resize.map(|side| side as usize).filter(|side| (image.width, image.height) != (*side, *side)) {
+            let raster = pillow_u8(&Raster::from(&*image), side, side, Filter::Bicubic)?;
+            *image.to_mut() = Image::new(side, side, raster.pixels.into_flattened())?;
+        }
         let Some(crops) = self.crops else {
-            return Ok(vec![self.profile.apply(image)?]);
+            if self.aspect == Aspect::CenterCrop && image.width != image.height {
+                let side = image.width.min(image.height);
+                let cut = image.crop((image.width - side) / 2, (image.height - side) / 2, side);
+                *image.to_mut() = cut;
+            }
+            return Ok(vec![Input { side, planes: self.profile.apply(&image, side)? }]);
         };
         let size = crops.size as usize;
         if image.width.min(image.height) < size {
             let (width, height, name) = (image.width, image.height, name.to_owned());
             return Err(Error::CropTooLarge { name, width, height, size });
         }
-        crops
-            .positions(index, image.width, image.height)
-            .into_iter()
-            .map(|(left, top)| self.profile.apply(&image.crop(left, top, size)))
-            .collect()
+        let input = |(left, top)| {
+            let crop = image.crop(left, top, size);
+            Ok(match crops.resize {
+                true => Input { side, planes: self.profile.apply(&crop, side)? },
+                false => Input { side: size, planes: self.profile.scale_only(&crop)? },
+            })
+        };
+        crops.positions(index, image.width, image.height).into_iter().map(input).collect()
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const CROPS: Crops = Crops { count: 1, size: 1, position: Position::Random, seed: 0, resize: true };
 
     fn ramp(width: usize, height: usize) -> Image {
         let rgb = (0..3 * width * height).map(|i| (i % 251) as u8).collect();
@@ -180,7 +354,7 @@ mod tests {
 
     #[test]
     fn ids_and_json_name_the_same_thing() {
-        let json = r#"{"profile":"clean","pre_resize":96,"crops":{"count":3,"size":64,"seed":7}}"#;
+        let json = r#"{"profile":"clean","pre_resize":96,"crops":{"count":3,"size":64,"position":"random","seed":7,"resize":true}}"#;
         let full: Preprocess = serde_json::from_str(json).unwrap();
         assert_eq!(full.id(), "clean/pre96/crops3x64@7");
         assert_eq!(serde_json::to_string(&full).unwrap(), json);
@@ -191,7 +365,7 @@ mod tests {
 
     #[test]
     fn crops_are_a_function_of_seed_and_index() {
-        let crops = Crops { count: 64, size: 64, seed: 1 };
+        let crops = Crops { count: 64, size: 64, seed: 1, ..CROPS };
         let positions = crops.positions(5, 100, 64);
         assert_eq!(positions, crops.positions(5, 100, 64));
         assert_ne!(positions, crops.positions(6, 100, 64));
@@ -204,25 +378,26 @@ mod tests {
     #[test]
     fn a_crop_equals_the_cut_out_image() {
         let image = ramp(40, 30);
-        let crops = Crops { count: 2, size: 20, seed: 3 };
+        let crops = Crops { count: 2, size: 20, seed: 3, ..CROPS };
         let preprocess = Preprocess { crops: Some(crops), ..Preprocess::default() };
-        let inputs = preprocess.inputs(&image, 9, "x").unwrap();
+        let inputs = preprocess.inputs(&image, 299, 9, "x").unwrap();
         let (left, top) = crops.positions(9, 40, 30)[1];
-        assert_eq!(inputs[1], Profile::Clean.apply(&image.crop(left, top, 20)).unwrap());
-        let small = preprocess.inputs(&ramp(19, 30), 0, "small.png").unwrap_err();
+        assert_eq!(inputs[1].planes, Profile::Clean.apply(&image.crop(left, top, 20), 299).unwrap());
+        let small = preprocess.inputs(&ramp(19, 30), 299, 0, "small.png").unwrap_err();
         assert!(small.to_string().contains("small.png is 19x30"));
     }
 
     #[test]
     fn inputs_are_planes_in_range() {
         let image = Image::new(1, 1, vec![0, 128, 255]).unwrap();
-        let plane = INPUT_SIDE * INPUT_SIDE;
+        let plane = 299 * 299;
         for (profile, expected) in [
             (Profile::Clean, [-1.0, 0.0, 127.0 / 128.0]),
             (Profile::TorchFidelity, [-1.0, 0.0, 127.0 / 128.0]),
             (Profile::PytorchFid, [-1.0, 1.0 / 255.0, 1.0]),
+            (Profile::TorchmetricsAa, [-1.0, 0.0, 127.0 / 128.0]),
         ] {
-            let input = profile.apply(&image).unwrap();
+            let input = profile.apply(&image, 299).unwrap();
             assert_eq!(input.len(), 3 * plane);
             for (plane, expected) in input.chunks(plane).zip(expected) {
                 assert!(plane.iter().all(|v: &f32| (v - expected).abs() < 1e-6), "{profile}");
@@ -232,10 +407,62 @@ mod tests {
 
     #[test]
     fn zero_sizes_are_refused() {
-        let crops = Some(Crops { count: 1, size: 65, seed: 0 });
-        let pre = |pre_resize, crops| Preprocess { profile: Profile::Clean, pre_resize, crops };
+        let crops = Some(Crops { count: 1, size: 65, ..CROPS });
+        let pre = |pre_resize, crops| Preprocess { pre_resize, crops, ..Preprocess::default() };
         assert!(pre(Some(0), None).validate().is_err());
         assert!(pre(Some(64), crops).validate().is_err());
         assert!(pre(Some(65), crops).validate().is_ok());
+        assert!(Preprocess { jpeg_quality: Some(0), ..Preprocess::default() }.validate().is_err());
+    }
+
+    #[test]
+    fn grids_follow_the_shape_and_shared_places_the_size() {
+        let grid = Crops { count: 8, size: 10, position: Position::Grid, ..CROPS };
+        // A 2:1 image: four columns, two rows.
+        let across = [0, 30, 60, 90];
+        let expected: Vec<_> = [0, 40].into_iter().flat_map(|top| across.map(|left| (left, top))).collect();
+        assert_eq!(grid.positions(3, 100, 50), expected);
+        assert_eq!(Crops { count: 1, ..grid }.positions(0, 100, 50), [(45, 20)]);
+        let shared = Crops { count: 9, size: 10, position: Position::Shared, seed: 4, ..CROPS };
+        let small = shared.positions(0, 110, 60);
+        assert_eq!(small, shared.positions(1, 110, 60));
+        // Ten times the room: the same places, up to rounding down.
+        for ((left, top), (x, y)) in small.iter().zip(shared.positions(2, 1018, 518)) {
+            assert!(x / 10 == *left && y / 10 == *top, "{left} {top} {x} {y}");
+        }
+        assert_ne!(small, Crops { seed: 5, ..shared }.positions(0, 110, 60));
+    }
+
+    #[test]
+    fn crops_at_their_own_size_are_only_scaled() {
+        let image = ramp(40, 30);
+        let crops = Crops { count: 2, size: 20, resize: false, ..CROPS };
+        let preprocess = Preprocess { crops: Some(crops), ..Preprocess::default() };
+        assert_eq!(preprocess.id(), "clean/crops2x20@0/native");
+        let inputs = preprocess.inputs(&image, 299, 0, "x").unwrap();
+        let (left, top) = crops.positions(0, 40, 30)[0];
+        let expected = (f32::from(image.rgb[3 * (top * 40 + left) + 1]) - 128.0) / 128.0;
+        assert_eq!((inputs[0].side, inputs[0].planes[400]), (20, expected));
+        // A resize to the size it has changes nothing.
+        assert_eq!(Profile::Clean.apply(&image.crop(left, top, 20), 20).unwrap(), inputs[0].planes);
+        let clip = Preprocess { profile: Profile::Clip, ..preprocess };
+        assert!(clip.inputs(&image, 224, 0, "x").is_err());
+    }
+
+    #[test]
+    fn the_middle_and_the_jpeg_are_what_they_say() {
+        let image = ramp(40, 30);
+        let middle = Preprocess { aspect: Aspect::CenterCrop, ..Preprocess::default() };
+        let input = middle.inputs(&image, 299, 0, "x").unwrap().remove(0);
+        assert_eq!(input.planes, Profile::Clean.apply(&image.crop(5, 0, 30), 299).unwrap());
+        let jpeg = Preprocess { jpeg_quality: Some(75), ..Preprocess::default() };
+        let input = jpeg.inputs(&image, 299, 0, "x").unwrap().remove(0);
+        assert_eq!(input.planes, Profile::Clean.apply(&jpeg::round_trip(&image, 75).unwrap(), 299).unwrap());
+        assert_ne!(input.planes, Profile::Clean.apply(&image, 299).unwrap());
+        assert_eq!((middle.id().as_str(), jpeg.id().as_str()), ("clean/center-crop", "clean/jpeg75"));
+        for profile in Profile::ALL {
+            assert_eq!(profile.name().parse::<Profile>().unwrap(), profile);
+        }
+        assert!("clear".parse::<Profile>().unwrap_err().to_string().contains("expected one of clean, "));
     }
 }

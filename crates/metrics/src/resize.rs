@@ -8,6 +8,9 @@
 //! | [`torch_bilinear`] | PyTorch `F.interpolate(bilinear, align_corners=False)` | rounding (6e-5 of 255) |
 //! | [`torch_antialias`] | PyTorch `F.interpolate(…, align_corners=False, antialias=True)` | rounding (5e-5 of 255) |
 //!
+//! Passes run horizontally first, as in Pillow up to 12. Pillow 13 swaps them where the height shrinks more than the width, which
+//! moves 8-bit results of such images by up to two levels and floats by rounding.
+//!
 //! Pillow and `torch_antialias` widen the kernel when they shrink an image; the two bilinear ones do not, so they alias: reducing
 //! 4096 pixels to 299 they look at 4 of every 188. They are here to reproduce published numbers.
 //!

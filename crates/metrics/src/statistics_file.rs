@@ -69,6 +69,14 @@ impl StatisticsFile {
         Ok(Self { statistics, spatial: None, n: Some(set.len()), provenance: Some(set.provenance.clone()) })
     }
 
+    /// Refuses features that live in another space, as far as that is known.
+    pub fn check_comparable(&self, features: &FeatureSet) -> Result<()> {
+        match &self.provenance {
+            Some(provenance) => provenance.check_comparable(&features.provenance),
+            None => Ok(()),
+        }
+    }
+
     /// Reads either form; the content decides, not the name.
     ///
     /// # Errors
@@ -284,6 +292,48 @@ impl FeatureArray {
                 value: self.data[i].into(),
             }),
         }
+    }
+}
+
+/// What a file that is no image holds.
+#[derive(Clone, Debug)]
+pub enum Stored {
+    /// Our feature file.
+    Features(FeatureSet),
+    /// Features of another tool, of which nothing is known.
+    Array(FeatureArray),
+    /// Statistics, ours or another tool's.
+    Statistics(StatisticsFile),
+}
+
+impl Stored {
+    /// Reads whatever of these a file is; the content decides, not the name.
+    pub fn load(path: &Path) -> Result<Self> {
+        let mut start = Vec::new();
+        let look = std::fs::File::open(path).and_then(|file| file.take(4).read_to_end(&mut start));
+        look.map_err(|source| Error::Io { action: "read", path: path.to_owned(), source })?;
+        if start == b"PK\x03\x04" {
+            let is_array = Npz::open(path)?.names().contains(&FEATURES_KEY);
+            return match is_array {
+                true => FeatureArray::load_npz(path).map(Self::Array),
+                false => StatisticsFile::from_npz(path).map(Self::Statistics),
+            };
+        }
+        let bytes = read(path)?;
+        let is_statistics = SafeTensors::read_metadata(&bytes)
+            .is_ok_and(|(_, metadata)| metadata.metadata().as_ref().is_some_and(|entries| entries.contains_key(METADATA_KEY)));
+        match is_statistics {
+            true => StatisticsFile::from_safetensors(&bytes, path).map(Self::Statistics),
+            false => FeatureSet::load(path).map(Self::Features),
+        }
+    }
+}
+
+impl FeatureArray {
+    /// The array as a feature set that is taken to be made as `provenance` says; rows are images of their own.
+    pub fn assume(self, provenance: Provenance) -> Result<FeatureSet> {
+        let names = (0..self.n).map(|i| i.to_string()).collect();
+        FeatureSet::new(names, (0..self.n as u32).collect(), self.data, self.dim, provenance)
     }
 }
 

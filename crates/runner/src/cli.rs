@@ -5,6 +5,7 @@ use std::str::FromStr;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use scalebench_generation::{Dtype, Sampler, SizeConditioning, Spacing, VaeDecode};
+use scalebench_metrics::{Crops, KidOptions, Metric, Position, Profile, Tap};
 
 /// Evaluates tuning-free methods that sample diffusion models above their training resolution.
 #[derive(Debug, Parser)]
@@ -22,8 +23,12 @@ pub(crate) enum Command {
     Generate(Generate),
     /// Extract features of a folder of images
     Features(Features),
-    /// Compare two sets of images by FID and KID
-    Score(Score),
+    /// Compare two sets of images
+    Score(Box<Score>),
+    /// Mean and covariance of a set of images, for FID against it
+    Stats(Stats),
+    /// List the built-in protocols, or print one
+    Protocols(Protocols),
     /// Solve for the transform that disperses a small convolution kernel into a large one
     Disperse(Disperse),
     /// Rebuild the report of a finished run from its files
@@ -172,46 +177,198 @@ impl FromStr for Size {
 
 #[derive(Debug, Args)]
 pub(crate) struct Features {
-    #[arg(long, value_name = "DIR")]
+    /// Images: a folder (png, jpeg, webp; recursive) or a zip archive
+    #[arg(long, value_name = "DIR|ZIP")]
     pub(crate) images: PathBuf,
     #[command(flatten)]
     pub(crate) look: Look,
-    #[arg(long, value_name = "F.safetensors")]
+    /// Square crops instead of whole images: COUNTxSIZE, then any of ,random ,grid ,shared ,seed=N ,native (not resized)
+    #[arg(long, value_name = "SPEC")]
+    pub(crate) crops: Option<CropSpec>,
+    /// Resize to a square of this side first
+    #[arg(long, value_name = "PIXELS")]
+    pub(crate) pre_resize: Option<u32>,
+    /// Pass the images through JPEG of this quality first
+    #[arg(long, value_name = "Q")]
+    pub(crate) jpeg_quality: Option<u8>,
+    /// What of the network is taken: 2048, 64, 192, 768, logits_unbiased or logits
+    #[arg(long, default_value = "2048")]
+    pub(crate) tap: Tap,
+    /// Leave out images that cannot be decoded, instead of failing
+    #[arg(long)]
+    pub(crate) skip_corrupt: bool,
+    /// Feature file to write: .safetensors, or .npz with the array `feats`
+    #[arg(long, value_name = "FILE")]
     pub(crate) out: PathBuf,
+    /// Print one JSON object
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
-/// How images are looked at.
+/// Through which network images are looked at, and how they get there.
 #[derive(Debug, Args)]
 pub(crate) struct Look {
-    /// Feature network: a folder with model.safetensors, or the weights file
+    /// Feature network: Inception weights (safetensors or the original .pth), `inception` for those in torch's cache, or a
+    /// Hugging Face folder of CLIP or DINOv2
     #[arg(long, value_name = "PATH")]
     pub(crate) extractor: Option<PathBuf>,
-    /// Resize and scaling in front of the network: clean, pytorch-fid or torch-fidelity
-    #[arg(long, value_name = "PROFILE", default_value = "clean")]
-    pub(crate) preprocess: String,
+    /// Weights of the network named by --extractor, if they lie elsewhere
+    #[arg(long, value_name = "FILE")]
+    pub(crate) weights: Option<PathBuf>,
+    /// From image to network input: clean, pytorch-fid, torch-fidelity, torchmetrics-aa, clip, cmmd, dgm-eval or dgm-eval-clean
+    /// [default: the network's usual one; clean for Inception]
+    #[arg(long, value_name = "PROFILE")]
+    pub(crate) preprocess: Option<Profile>,
+    /// Cut the largest square out of the middle first, instead of squashing what is not square
+    #[arg(long)]
+    pub(crate) center_crop: bool,
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct Score {
-    /// Real side: an image folder or a feature file
+    /// Real side: a folder or zip archive of images, a feature file, or statistics (.npz with mu and sigma, .safetensors)
     #[arg(long, value_name = "A")]
-    pub(crate) real: PathBuf,
-    /// Generated side: an image folder or a feature file
+    pub(crate) real: Option<PathBuf>,
+    /// Generated side, likewise
     #[arg(long, value_name = "B")]
     pub(crate) fake: PathBuf,
-    #[arg(long, value_delimiter = ',', default_value = "fid,kid")]
-    pub(crate) metrics: Vec<Metric>,
+    /// Base-resolution generations of the same prompts, in the same order: for protocols with comparisons against them
+    #[arg(long, value_name = "DIR|ZIP")]
+    pub(crate) base: Option<PathBuf>,
+    /// fid, kid, kid_subsets (torch-fidelity's mean over subsets), fid_infinity, is, precision, recall, density, coverage, cmmd, clip_score
+    #[arg(long, value_delimiter = ',', default_value = "fid,kid", conflicts_with = "protocol")]
+    pub(crate) metrics: Vec<ScoreMetric>,
+    /// Measure what a protocol measures; see `scalebench protocols`
+    #[arg(long, value_name = "NAME|FILE")]
+    pub(crate) protocol: Option<String>,
+    /// Training size of the model in pixels: what a protocol calls base resolution [default: the smaller side of the first --base image]
+    #[arg(long, value_name = "PIXELS")]
+    pub(crate) base_size: Option<u32>,
+    #[command(flatten)]
+    pub(crate) look: Look,
+    /// CLIP for a protocol that uses it: a Hugging Face folder
+    #[arg(long, value_name = "DIR", requires = "protocol")]
+    pub(crate) clip: Option<PathBuf>,
+    /// DINOv2 for a protocol that uses it: a Hugging Face folder
+    #[arg(long, value_name = "DIR", requires = "protocol")]
+    pub(crate) dinov2: Option<PathBuf>,
+    /// Crops of the generated images: COUNTxSIZE, then any of ,random ,grid ,shared ,seed=N ,native
+    #[arg(long, value_name = "SPEC", conflicts_with = "protocol")]
+    pub(crate) fake_crops: Option<CropSpec>,
+    /// Crops of the real images
+    #[arg(long, value_name = "SPEC", conflicts_with = "protocol")]
+    pub(crate) real_crops: Option<CropSpec>,
+    /// Resize generated images to a square of this side first
+    #[arg(long, value_name = "PIXELS", conflicts_with = "protocol")]
+    pub(crate) fake_pre_resize: Option<u32>,
+    /// Resize real images to a square of this side first
+    #[arg(long, value_name = "PIXELS", conflicts_with = "protocol")]
+    pub(crate) real_pre_resize: Option<u32>,
+    /// Pass generated images through JPEG of this quality first, as when the real ones are JPEG files
+    #[arg(long, value_name = "Q", conflicts_with = "protocol")]
+    pub(crate) fake_jpeg_quality: Option<u8>,
+    /// Prompts of the generated images, one a line, in the order of the sorted file names: for clip_score
+    #[arg(long, value_name = "FILE")]
+    pub(crate) captions: Option<PathBuf>,
+    /// Subsets of kid_subsets
+    #[arg(long, value_name = "N", default_value_t = KidOptions::TORCH_FIDELITY.subsets)]
+    pub(crate) kid_subsets: usize,
+    /// Images in each, on either side
+    #[arg(long, value_name = "N", default_value_t = KidOptions::TORCH_FIDELITY.subset_size)]
+    pub(crate) kid_subset_size: usize,
+    /// Seed of the subsets
+    #[arg(long, value_name = "SEED", default_value_t = KidOptions::TORCH_FIDELITY.seed)]
+    pub(crate) kid_seed: u32,
+    /// Leave out images that cannot be decoded, instead of failing
+    #[arg(long)]
+    pub(crate) skip_corrupt: bool,
     /// Print one JSON object
     #[arg(long)]
     pub(crate) json: bool,
-    #[command(flatten)]
-    pub(crate) look: Look,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Metric {
-    Fid,
-    Kid,
+/// What `score` can print: a metric with an interval, or an estimator with a spread of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ScoreMetric {
+    Interval(Metric),
+    KidSubsets,
+    FidInfinity,
+}
+
+impl ScoreMetric {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Interval(metric) => metric.name(),
+            Self::KidSubsets => "kid_subsets",
+            Self::FidInfinity => "fid_infinity",
+        }
+    }
+}
+
+impl FromStr for ScoreMetric {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        match name {
+            "kid_subsets" => Ok(Self::KidSubsets),
+            "fid_infinity" => Ok(Self::FidInfinity),
+            _ => {
+                let found = Metric::ALL.into_iter().find(|metric| metric.name() == name);
+                let names = Metric::ALL.map(Metric::name).join(", ");
+                found.map(Self::Interval).ok_or_else(|| format!("expected kid_subsets, fid_infinity or one of {names}"))
+            }
+        }
+    }
+}
+
+/// `COUNTxSIZE[,random|grid|shared][,seed=N][,native]`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct CropSpec(pub(crate) Crops);
+
+impl FromStr for CropSpec {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let expected = "expected COUNTxSIZE, then any of ,random ,grid ,shared ,seed=N ,native";
+        let mut parts = text.split(',');
+        let size = parts.next().and_then(|size| size.split_once('x')).and_then(|(n, size)| Some((n.parse().ok()?, size.parse().ok()?)));
+        let (count, size) = size.ok_or(expected)?;
+        let mut crops = Crops { count, size, position: Position::Random, seed: 0, resize: true };
+        for part in parts {
+            match part {
+                "random" => crops.position = Position::Random,
+                "grid" => crops.position = Position::Grid,
+                "shared" => crops.position = Position::Shared,
+                "native" => crops.resize = false,
+                _ => crops.seed = part.strip_prefix("seed=").and_then(|seed| seed.parse().ok()).ok_or(expected)?,
+            }
+        }
+        Ok(Self(crops))
+    }
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Stats {
+    /// Images, a feature file, or statistics to convert
+    #[arg(value_name = "DIR|ZIP|FILE")]
+    pub(crate) input: PathBuf,
+    #[command(flatten)]
+    pub(crate) look: Look,
+    /// Leave out images that cannot be decoded, instead of failing
+    #[arg(long)]
+    pub(crate) skip_corrupt: bool,
+    /// Statistics to write: .npz with mu and sigma as pytorch-fid and clean-fid read it, or .safetensors
+    #[arg(long, value_name = "FILE")]
+    pub(crate) out: Option<PathBuf>,
+    /// Print one JSON object
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Protocols {
+    /// Print this protocol's file
+    pub(crate) name: Option<String>,
 }
 
 #[derive(Debug, Args)]

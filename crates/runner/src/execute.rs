@@ -6,14 +6,14 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use indicatif::{ProgressBar, ProgressStyle};
-use scalebench_metrics::Image;
+use scalebench_metrics::{Image, jpeg};
 use serde::{Deserialize, Serialize};
 
 use crate::cli::Shard;
 use crate::plan::{Cell, Plan};
 use crate::resolve::{Inputs, Resolved, difference};
 use crate::store::{ManifestLine, Store, Timing};
-use crate::{jpeg, report, score, tables};
+use crate::{report, score, tables};
 
 /// `run.yaml`.
 #[derive(Debug, Serialize, Deserialize)]
@@ -136,7 +136,7 @@ pub(crate) fn run(resolved: &Resolved, inputs: &Inputs, plan: &Plan, store: &Sto
     tables::write(store, &rows)?;
     report::write(store)?;
     print!("{}", tables::text(&rows));
-    if !resolved.metrics.comparable {
+    if !resolved.metrics.comparable() {
         println!("{}", report::NOT_COMPARABLE);
     }
     eprintln!("report: {}", store.path("report/index.html").display());

@@ -3,7 +3,7 @@
 use anyhow::{Result, anyhow};
 use plotters::prelude::*;
 
-use crate::results::{Interval, Row};
+use crate::results::{Interval, Row, label};
 
 /// One chart: the scores of one model under one metric.
 pub(crate) struct Chart {
@@ -24,25 +24,19 @@ const PALETTE: [RGBColor; 6] = [
     RGBColor(230, 159, 0),
 ];
 
-/// The metrics that have a chart: column, axis label, factor.
-const METRICS: [(&str, &str, f64); 4] = [
-    ("fid_r", "FID_r (against the reference)", 1.0),
-    ("kid_r", "KID_r · 10³ (against the reference)", 1e3),
-    ("fid_b", "FID_b (against base-resolution images)", 1.0),
-    ("kid_b", "KID_b · 10³ (against base-resolution images)", 1e3),
-];
-
 /// Charts of every model and metric that has values; `note` is printed into each.
 pub(crate) fn charts(rows: &[Row], methods: &[(String, String)], note: &str) -> Result<Vec<Chart>> {
     let mut models: Vec<&str> = rows.iter().map(|row| row.model.as_str()).collect();
     models.dedup();
     let mut charts = Vec::new();
+    let columns: Vec<&str> = rows.first().map(|row| row.scores.iter().map(|score| score.column.as_str()).collect()).unwrap_or_default();
     for model in &models {
-        for (metric, label, factor) in METRICS {
+        for column in &columns {
+            let (label, factor) = label(column);
             let lines = methods.iter().enumerate().map(|(color, (name, title))| {
                 let of_method = rows.iter().filter(|row| row.model == *model && row.method == *name);
                 let mut points: Vec<(f64, Interval)> =
-                    of_method.filter_map(|row| Some((row.scale, row.score(metric)?.times(factor)))).collect();
+                    of_method.filter_map(|row| Some((row.scale, row.score(column)?.times(factor)))).collect();
                 points.sort_by(|a, b| a.0.total_cmp(&b.0));
                 Line { title, color: PALETTE[color % PALETTE.len()], points }
             });
@@ -50,8 +44,8 @@ pub(crate) fn charts(rows: &[Row], methods: &[(String, String)], note: &str) -> 
             if lines.is_empty() {
                 continue;
             }
-            let name = if models.len() == 1 { metric.to_owned() } else { format!("{metric}-{model}") };
-            let svg = draw(&lines, label, note).map_err(|error| anyhow!("cannot draw {name}: {error}"))?;
+            let name = if models.len() == 1 { (*column).to_owned() } else { format!("{column}-{model}") };
+            let svg = draw(&lines, &label, note).map_err(|error| anyhow!("cannot draw {name}: {error}"))?;
             charts.push(Chart { name, title: format!("{label}, {model}"), svg });
         }
     }

@@ -3,7 +3,7 @@
 //! | layer | modules |
 //! | --- | --- |
 //! | what was asked | [`cli`], [`spec`] (as written), [`resolve`] (as it will run) |
-//! | what will be made | [`methods`], [`plan`] |
+//! | what will be made | [`methods`], [`protocol`], [`plan`] |
 //! | making it | [`execute`], [`score`], [`store`], [`png`] |
 //! | showing it | [`results`], [`tables`] (polars), [`figures`] (plotters), [`grid`], [`report`] |
 //!
@@ -16,10 +16,10 @@ mod commands;
 mod execute;
 mod figures;
 mod grid;
-mod jpeg;
 mod methods;
 mod plan;
 mod png;
+mod protocol;
 mod report;
 mod resolve;
 mod results;

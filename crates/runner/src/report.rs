@@ -11,9 +11,9 @@ use scalebench_metrics::Image;
 
 use crate::execute::{RUN_FILE, RunFile};
 use crate::plan::cell_name;
+use crate::protocol::Comparison;
 use crate::resolve::{Model, Prompts, Reference, Resolved, Scale};
 use crate::results::Row;
-use crate::spec::BaseMode;
 use crate::store::{ManifestLine, Store};
 use crate::{figures, grid, png, score, tables};
 
@@ -28,7 +28,7 @@ pub(crate) fn write(store: &Store) -> Result<()> {
     let run: RunFile = serde_yaml::from_slice(&bytes).with_context(|| format!("{}: not a run description", path.display()))?;
     let rows = tables::read(store)?;
     let resolved = &run.experiment;
-    let note = if resolved.metrics.comparable { "" } else { NOT_COMPARABLE };
+    let note = if resolved.metrics.comparable() { "" } else { NOT_COMPARABLE };
     let methods: Vec<(String, String)> = resolved.methods.iter().map(|method| (method.name.clone(), method.title.clone())).collect();
 
     let charts = figures::charts(&rows, &methods, note)?;
@@ -149,6 +149,14 @@ fn page(run: &RunFile, rows: &[Row], charts: &[figures::Chart], grids: &[Grid], 
     }
     html += "</table></div>\n";
     writeln!(html, "<p>{}</p>", escape(&legend(resolved)))?;
+    let protocol = &resolved.metrics.protocol;
+    if !protocol.uncertain.is_empty() {
+        writeln!(html, "<details><summary>What protocol {} leaves open</summary>\n<ul>", escape(&protocol.name))?;
+        for sentence in &protocol.uncertain {
+            writeln!(html, "<li>{}</li>", escape(sentence))?;
+        }
+        html += "</ul></details>\n";
+    }
 
     html += "<h2>Scores against scale</h2>\n<div class=\"charts\">\n";
     for chart in charts {
@@ -177,7 +185,10 @@ fn page(run: &RunFile, rows: &[Row], charts: &[figures::Chart], grids: &[Grid], 
     for model in &resolved.models {
         item(&format!("checkpoint {}", escape(&model.name)), &model.digest)?;
     }
-    item("feature network", &format!("{} {}", resolved.metrics.features, resolved.metrics.digest))?;
+    item("protocol", &format!("{}: {}", resolved.metrics.protocol.name, resolved.metrics.protocol.source))?;
+    for network in &resolved.metrics.networks {
+        item("feature network", &format!("{} {}", network.features, network.digest))?;
+    }
     let yaml = escape(&serde_yaml::to_string(resolved)?);
     write!(html, "</ul>\n<details><summary>The experiment as it ran</summary>\n<pre>{yaml}</pre></details>\n</body>\n</html>\n")?;
     Ok(html)
@@ -185,20 +196,21 @@ fn page(run: &RunFile, rows: &[Row], charts: &[figures::Chart], grids: &[Grid], 
 
 /// What the columns of the table mean in this run.
 fn legend(resolved: &Resolved) -> String {
-    let base = match resolved.metrics.fid_b_mode {
-        BaseMode::Crops => format!("{} random crops of base resolution from each image", resolved.metrics.fid_b_crops),
-        BaseMode::Resize => "each image reduced to base resolution".to_owned(),
-    };
+    let protocol = &resolved.metrics.protocol;
     let reference = match &resolved.reference {
-        Reference::Emoji { images, .. } => format!("{images} reference images rendered at the same size"),
+        Reference::Emoji { images, .. } => format!("{images} images rendered at the same size"),
         Reference::Folder { images, .. } => format!("the {images} images of the reference folder"),
     };
+    let columns: Vec<String> = protocol.compare.iter().map(Comparison::describe).collect();
+    let networks: Vec<&str> = resolved.metrics.networks.iter().map(|network| network.features.as_str()).collect();
     format!(
-        "_r: whole images against {reference}. _b: {base} against whole base-resolution generations of the same \
-         prompts and seeds. Δ: paired difference to direct-inf at the same scale; negative is better. Intervals \
-         are 95 % (delete-a-block jackknife over prompts and seeds, t distribution); FID depends on n, KID does not. \
-         Features: {}, preprocessing {}.",
-        resolved.metrics.features, resolved.metrics.preprocess
+        "Protocol {} ({}). {}. The reference is {reference}. Δ: paired difference to direct-inf at the same scale, with what its \
+         interval says. Intervals are 95 % (delete-a-block jackknife over prompts and seeds, t distribution); FID depends on n, KID \
+         does not. Features: {}.",
+        protocol.name,
+        protocol.title,
+        columns.join(". "),
+        networks.join(", ")
     )
 }
 

@@ -3,18 +3,18 @@
 //! [`Resolved`] is plain data, kept as `run.yaml` with the results; [`Inputs`] are the loaded things
 //! that it describes. Paths are kept as they were written, so that a run directory can be published.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use scalebench_emoji::{emojis, prompt_order};
 use scalebench_generation::{Dtype, FAMILIES, LoadOptions, MethodSpec, Pipeline, ScheduleOptions, SizeConditioning, VaeDecode, locate};
-use scalebench_metrics::{Extractor, Profile, list_images};
+use scalebench_metrics::{Extractor, Tap, list_images};
 use serde::{Deserialize, Serialize};
 use serde_yaml::Value;
 
-use crate::methods;
-use crate::spec::{self, BaseMode};
+use crate::protocol::{self, Network, Protocol};
+use crate::{methods, spec};
 
 /// Fewest images per cell that FID with a jackknife interval can be computed from.
 const MIN_IMAGES: usize = 3;
@@ -110,15 +110,27 @@ pub(crate) enum Reference {
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Metrics {
-    pub(crate) extractor: PathBuf,
-    /// Network, width and tap.
+    pub(crate) protocol: Protocol,
+    pub(crate) networks: Vec<FeatureNetwork>,
+}
+
+/// A feature network that the protocol uses.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct FeatureNetwork {
+    pub(crate) network: Network,
+    pub(crate) path: PathBuf,
+    /// Architecture, width and tap.
     pub(crate) features: String,
     pub(crate) digest: String,
-    /// Whether the network is the full-width one that published numbers are made with.
+    /// Whether numbers that are published may be made with it: not for an Inception of reduced width.
     pub(crate) comparable: bool,
-    pub(crate) preprocess: Profile,
-    pub(crate) fid_b_mode: BaseMode,
-    pub(crate) fid_b_crops: u32,
+}
+
+impl Metrics {
+    /// Whether every network is one that published numbers are made with.
+    pub(crate) fn comparable(&self) -> bool {
+        self.networks.iter().all(|network| network.comparable)
+    }
 }
 
 /// What a resolved experiment refers to, loaded.
@@ -129,7 +141,8 @@ pub(crate) struct Inputs {
     pub(crate) methods: Vec<MethodSpec>,
     /// What base-resolution images are made with.
     pub(crate) baseline: MethodSpec,
-    pub(crate) extractor: Extractor,
+    /// One per feature network of the protocol.
+    pub(crate) extractors: BTreeMap<Network, Extractor>,
     /// One per image of a cell.
     pub(crate) prompts: Vec<String>,
     /// Files of the reference folder, if it is one.
@@ -194,20 +207,7 @@ pub(crate) fn resolve(file: &Path, experiment: spec::Experiment) -> Result<(Reso
     let (prompts, prompt_list) = resolve_prompts(&experiment.prompts, experiment.images, folder).with_context(|| at("prompts"))?;
     let (reference, reference_files) = resolve_reference(&experiment.reference, prompt_seed, folder).with_context(|| at("reference"))?;
 
-    let weights = weights_file(&folder.join(&experiment.metrics.extractor));
-    let extractor = Extractor::load(&weights).with_context(|| at("metrics.extractor"))?;
-    let provenance = extractor.provenance(&scalebench_metrics::Preprocess::default());
-    let crops = experiment.metrics.fid_b.crops.unwrap_or(4);
-    ensure!(crops >= 1, "{}: expected at least 1", at("metrics.fid_b.crops"));
-    let metrics = Metrics {
-        extractor: experiment.metrics.extractor,
-        comparable: provenance.extractor.contains("/w1/"),
-        features: provenance.extractor,
-        digest: provenance.weights,
-        preprocess: experiment.metrics.preprocess,
-        fid_b_mode: experiment.metrics.fid_b.mode.unwrap_or(BaseMode::Crops),
-        fid_b_crops: crops,
-    };
+    let (metrics, extractors) = resolve_metrics(experiment.metrics, folder, &at)?;
 
     let (mut models, mut pipelines) = (Vec::new(), Vec::new());
     for (name, model) in experiment.models {
@@ -253,13 +253,60 @@ pub(crate) fn resolve(file: &Path, experiment: spec::Experiment) -> Result<(Reso
         metrics,
     };
     let baseline = methods::find(methods::BASELINE, folder)?;
-    let inputs = Inputs { pipelines, methods: method_specs, baseline, extractor, prompts: prompt_list, reference: reference_files };
+    let inputs = Inputs { pipelines, methods: method_specs, baseline, extractors, prompts: prompt_list, reference: reference_files };
     Ok((resolved, inputs))
 }
 
-/// The weights of a feature network: the file itself, or `model.safetensors` in a folder.
-pub(crate) fn weights_file(path: &Path) -> PathBuf {
-    if path.is_dir() { path.join("model.safetensors") } else { path.to_owned() }
+fn resolve_metrics(written: spec::Metrics, folder: &Path, at: &dyn Fn(&str) -> String) -> Result<(Metrics, BTreeMap<Network, Extractor>)> {
+    let protocol = protocol::find(&written.protocol, folder).with_context(|| at("metrics.protocol"))?;
+    let used: BTreeSet<Network> = protocol.compare.iter().map(|comparison| comparison.network).collect();
+    let (mut networks, mut extractors) = (Vec::new(), BTreeMap::new());
+    for network in used {
+        let at = at(&format!("metrics.{}", network.key()));
+        let path = match network {
+            Network::Inception => &written.extractor,
+            Network::Clip => &written.clip,
+            Network::Dinov2 => &written.dinov2,
+        };
+        let path =
+            path.clone().with_context(|| format!("{at}: expected the path of {network:?}, which protocol {} uses", protocol.name))?;
+        let extractor = load_extractor(&path, folder).with_context(|| at.clone())?;
+        let found = Network::of(&extractor);
+        ensure!(found == network, "{at}: expected {network:?}, {} holds {found:?}", path.display());
+        let provenance = extractor.provenance(Tap::Features, &scalebench_metrics::Preprocess::default());
+        networks.push(FeatureNetwork {
+            network,
+            path,
+            features: provenance.extractor,
+            digest: provenance.weights,
+            comparable: network != Network::Inception || extractor.is_published_inception(),
+        });
+        extractors.insert(network, extractor);
+    }
+    Ok((Metrics { protocol, networks }, extractors))
+}
+
+/// Files under which pytorch-fid and torch-fidelity keep the FID Inception in torch's cache.
+const CACHED_INCEPTION: [&str; 2] = ["pt_inception-2015-12-05-6726825d.pth", "weights-inception-2015-12-05-6726825d.pth"];
+
+/// A feature network from a path that starts at `folder` or here; the word `inception`, where no file has this name,
+/// stands for the weights that pytorch-fid or torch-fidelity have downloaded (`$TORCH_HOME`, else `~/.cache/torch`).
+pub(crate) fn load_extractor(path: &Path, folder: &Path) -> Result<Extractor> {
+    let beside = folder.join(path);
+    if beside.exists() {
+        return Ok(Extractor::load(&beside)?);
+    }
+    if path == Path::new("inception") && !path.exists() {
+        let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
+        let cache = cache.or_else(|| std::env::home_dir().map(|home| home.join(".cache"))).unwrap_or_default();
+        let home = std::env::var_os("TORCH_HOME").map_or_else(|| cache.join("torch"), PathBuf::from);
+        let folder = home.join("hub/checkpoints");
+        let found = CACHED_INCEPTION.iter().map(|name| folder.join(name)).find(|file| file.is_file());
+        let names = CACHED_INCEPTION.join(" or ");
+        let found = found.with_context(|| format!("expected a weights file, or {names} in {}", folder.display()))?;
+        return Ok(Extractor::load(&found)?);
+    }
+    Ok(Extractor::load(path)?)
 }
 
 impl Sampler {

@@ -1,6 +1,6 @@
 //! What a run found out: one row per cell, as plain data.
 
-use scalebench_metrics::Estimate;
+use scalebench_metrics::{Estimate, Metric, Verdict};
 
 /// A value with its confidence interval.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -16,14 +16,25 @@ impl From<Estimate> for Interval {
     }
 }
 
-/// The scores that have columns of their own, each with `_lo` and `_hi`.
-///
-/// `_r` is against the reference at the cell's size, `_b` against base-resolution generations, and
-/// `d_` is the paired difference to the baseline method at the same size (negative: better).
-pub(crate) const SCORES: [&str; 6] = ["fid_r", "kid_r", "fid_b", "kid_b", "d_fid_r", "d_kid_r"];
+/// A paired difference to the baseline method at the same size.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Difference {
+    pub(crate) interval: Interval,
+    pub(crate) verdict: Verdict,
+    /// Images per cell that would decide a difference of this size.
+    pub(crate) n_to_decide: Option<u64>,
+}
 
-/// The scores of which papers publish values.
-pub(crate) const PUBLISHED: [&str; 4] = ["published_fid_r", "published_kid_r", "published_fid_b", "published_kid_b"];
+/// One column's entry in a row.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Score {
+    /// `METRIC_ID`, see [`crate::protocol`].
+    pub(crate) column: String,
+    /// None where there is nothing to compare with, as for base-resolution images against themselves.
+    pub(crate) value: Option<Interval>,
+    pub(crate) difference: Option<Difference>,
+    pub(crate) published: Option<f64>,
+}
 
 /// One cell's results.
 #[derive(Debug, Clone, PartialEq)]
@@ -33,36 +44,38 @@ pub(crate) struct Row {
     pub(crate) width: u32,
     pub(crate) height: u32,
     pub(crate) method: String,
+    pub(crate) protocol: String,
     pub(crate) n_images: u64,
     pub(crate) n_reference: u64,
-    /// In the order of [`SCORES`].
-    pub(crate) scores: [Option<Interval>; SCORES.len()],
+    /// The same columns in every row of a run.
+    pub(crate) scores: Vec<Score>,
     pub(crate) seconds_per_image: Option<f64>,
     pub(crate) peak_memory_bytes: Option<u64>,
-    /// In the order of [`PUBLISHED`].
-    pub(crate) published: [Option<f64>; PUBLISHED.len()],
 }
 
 impl Row {
     /// A score by its column name.
-    pub(crate) fn score(&self, name: &str) -> Option<Interval> {
-        let at = SCORES.iter().position(|score| *score == name).expect("a column of SCORES");
-        self.scores[at]
+    pub(crate) fn score(&self, column: &str) -> Option<Interval> {
+        self.scores.iter().find(|score| score.column == column)?.value
     }
 }
 
-/// Table 1 of ScaleCrafter (arXiv:2310.07702), as published.
-const PUBLISHED_TABLE: &str = include_str!("../../../datasets/published/scalecrafter_table1.csv");
+/// The metric of a column: the longest metric name that the column starts with.
+fn metric_of(column: &str) -> Option<(Metric, &str)> {
+    let id = |metric: Metric| Some((metric, column.strip_prefix(metric.name())?.strip_prefix('_')?));
+    Metric::ALL.into_iter().filter_map(id).min_by_key(|(_, id)| id.len())
+}
 
-/// Published values of a cell in the order of [`PUBLISHED`], where the paper has it.
-pub(crate) fn published(family: &str, scale: f64, method: &str) -> [Option<f64>; PUBLISHED.len()] {
-    let row = PUBLISHED_TABLE.lines().skip(1).map(|line| line.split(',').collect::<Vec<_>>()).find(|cells| {
-        let factor = cells[1].trim_end_matches('x').parse::<f64>();
-        cells[0] == family && factor == Ok(scale) && cells[4] == method
-    });
-    // model, scale, width, height, method, then the values.
-    let value = |i: usize| row.as_ref().and_then(|cells| cells[5 + i].parse().ok());
-    std::array::from_fn(value)
+/// How people write a column's name, and the factor that brings its values to a readable size.
+pub(crate) fn label(column: &str) -> (String, f64) {
+    match metric_of(column) {
+        Some((Metric::Fid, id)) => (format!("FID_{id}"), 1.0),
+        Some((Metric::Kid, id)) => (format!("KID_{id}·10³"), 1e3),
+        Some((Metric::InceptionScore, id)) => (format!("IS_{id}"), 1.0),
+        Some((Metric::Cmmd, id)) => (format!("CMMD_{id}"), 1.0),
+        Some((Metric::ClipScore, id)) => (format!("CLIP_{id}"), 1.0),
+        _ => (column.to_owned(), 1.0),
+    }
 }
 
 #[cfg(test)]
@@ -70,9 +83,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn published_values_are_found() {
-        assert_eq!(published("sd15", 4.0, "direct-inf"), [Some(38.50), Some(0.014), Some(29.30), Some(0.008)]);
-        assert_eq!(published("pocket", 4.0, "direct-inf"), [None; 4]);
-        assert_eq!(published("sd15", 4.0, "redilation"), [None; 4]);
+    fn columns_have_labels() {
+        assert_eq!(label("fid_r"), ("FID_r".to_owned(), 1.0));
+        assert_eq!(label("kid_dino_r"), ("KID_dino_r·10³".to_owned(), 1e3));
+        assert_eq!(label("clip_score_t"), ("CLIP_t".to_owned(), 1.0));
+        assert_eq!(label("recall_r"), ("recall_r".to_owned(), 1.0));
+        assert_eq!(label("seconds"), ("seconds".to_owned(), 1.0));
     }
 }

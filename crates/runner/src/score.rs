@@ -5,69 +5,54 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 use scalebench_emoji::{Split, emojis, prompt_order, render};
 use scalebench_metrics::{
-    Crops, FeatureSet, Image, Jackknife, Metric, Preprocess, ReferenceBlocks, Sample, Source, estimate, paired_difference,
+    Corrupt, Estimate, Extractor, FeatureSet, Image, Jackknife, Preprocess, ReferenceBlocks, Sample, Source, Tap, clip_scores, estimate,
+    paired_difference,
 };
 use serde::Serialize;
 
 use crate::execute::Progress;
 use crate::methods::BASELINE;
 use crate::plan::{Cell, Plan};
+use crate::protocol::{Against, Comparison, Network, published};
 use crate::resolve::{Inputs, Reference, Resolved, Scale};
-use crate::results::{Interval, Row, SCORES, published};
-use crate::spec::BaseMode;
+use crate::results::{Difference, Row, Score};
 use crate::store::{Store, Timing};
 
 /// Scores every cell that was asked for.
 pub(crate) fn score(resolved: &Resolved, inputs: &Inputs, plan: &Plan, store: &Store, progress: &Progress) -> Result<Vec<Row>> {
-    let scorer = Scorer { resolved, inputs, store, progress };
+    let scorer = Scorer { resolved, inputs, plan, store, progress };
     let mut rows = Vec::new();
     for (model, described) in resolved.models.iter().enumerate() {
-        let base = plan.find(model, &Scale::BASE, BASELINE).expect("the planner adds the base cell");
-        let base_features = scorer.cell(base, &Preprocess::whole(resolved.metrics.preprocess))?;
         for scale in &resolved.scales {
             let cells: Vec<&Cell> = plan.cells.iter().filter(|c| c.asked_for && c.model == model && c.scale == *scale).collect();
-            let Some(first) = cells.first() else { continue };
-            let reference = scorer.reference(first.width, first.height)?;
-            let whole = Preprocess::whole(resolved.metrics.preprocess);
-            let baseline = cells.iter().find(|cell| cell.method_name == BASELINE);
-            let baseline = baseline.map(|cell| scorer.cell(cell, &whole)).transpose()?;
-            for cell in cells {
-                let features = scorer.cell(cell, &whole)?;
-                let look = scorer.look_at_base_size(cell, described.width.min(described.height));
-                let against_base = match std::ptr::eq(cell, base) {
-                    true => None,
-                    false => Some(scorer.cell(cell, &look)?),
-                };
-                let fixed = Jackknife::STANDARD;
-                let shared = Jackknife { reference: ReferenceBlocks::Shared, ..fixed };
-                let row = || -> Result<Row> {
-                    let mut scores = [None; SCORES.len()];
-                    for (i, metric) in [Metric::Fid, Metric::KidU].into_iter().enumerate() {
-                        scores[i] = Some(Interval::from(estimate(metric, &features, &reference, &fixed)?));
-                        if let Some(patches) = &against_base {
-                            scores[2 + i] = Some(estimate(metric, patches, &base_features, &shared)?.into());
-                        }
-                        if let Some(baseline) = baseline.as_ref().filter(|_| cell.method_name != BASELINE) {
-                            let pair = ((&features, &reference), (baseline, &reference));
-                            scores[4 + i] = Some(paired_difference(metric, pair.0, pair.1, &fixed)?.into());
-                        }
+            let baseline = cells.iter().find(|cell| cell.method_name == BASELINE).copied();
+            let mut columns: Vec<Vec<Score>> = vec![Vec::new(); cells.len()];
+            // Column by column: at any time the features of one comparison are in memory.
+            for comparison in &resolved.metrics.protocol.compare {
+                let scores =
+                    scorer.compare(comparison, &cells, baseline).with_context(|| format!("{} {}x", described.name, scale.factor))?;
+                columns.iter_mut().zip(scores).for_each(|(all, new)| all.extend(new));
+            }
+            for (cell, mut scores) in cells.into_iter().zip(columns) {
+                if let Some(table) = &resolved.metrics.protocol.published {
+                    for score in &mut scores {
+                        score.published = published(table, &described.family, cell.scale.factor, &cell.method_name, &score.column);
                     }
-                    let timings = store.all_timings(&cell.name)?;
-                    Ok(Row {
-                        model: described.name.clone(),
-                        scale: cell.scale.factor,
-                        width: cell.width,
-                        height: cell.height,
-                        method: cell.method_name.clone(),
-                        n_images: cell.jobs.len() as u64,
-                        n_reference: resolved.reference.n_images() as u64,
-                        scores,
-                        seconds_per_image: mean_seconds(&timings),
-                        peak_memory_bytes: timings.iter().filter_map(|t| t.peak_memory_bytes).max(),
-                        published: published(&described.family, cell.scale.factor, &cell.method_name),
-                    })
-                };
-                rows.push(row().with_context(|| format!("cell {}", cell.name))?);
+                }
+                let timings = store.all_timings(&cell.name)?;
+                rows.push(Row {
+                    model: described.name.clone(),
+                    scale: cell.scale.factor,
+                    width: cell.width,
+                    height: cell.height,
+                    method: cell.method_name.clone(),
+                    protocol: resolved.metrics.protocol.name.clone(),
+                    n_images: cell.jobs.len() as u64,
+                    n_reference: resolved.reference.n_images() as u64,
+                    scores,
+                    seconds_per_image: mean_seconds(&timings),
+                    peak_memory_bytes: timings.iter().filter_map(|t| t.peak_memory_bytes).max(),
+                });
             }
         }
     }
@@ -82,41 +67,119 @@ fn mean_seconds(timings: &[Timing]) -> Option<f64> {
 struct Scorer<'a> {
     resolved: &'a Resolved,
     inputs: &'a Inputs,
+    plan: &'a Plan,
     store: &'a Store,
     progress: &'a Progress,
 }
 
+/// Features of one side, one set per tap.
+type Sets = Vec<(Tap, FeatureSet)>;
+
+fn set_of(sets: &Sets, tap: Tap) -> &FeatureSet {
+    let found = sets.iter().find(|(known, _)| *known == tap);
+    &found.expect("every tap that a metric needs was extracted").1
+}
+
 impl Scorer<'_> {
-    /// How an image is looked at when it is compared with images of the base size.
-    fn look_at_base_size(&self, cell: &Cell, side: u32) -> Preprocess {
-        let metrics = &self.resolved.metrics;
-        let whole = Preprocess::whole(metrics.preprocess);
-        if cell.scale == Scale::BASE {
-            return whole;
-        }
-        match metrics.fid_b_mode {
-            BaseMode::Crops => {
-                let crops = Crops { count: metrics.fid_b_crops, size: side, seed: self.resolved.seed };
-                Preprocess { crops: Some(crops), ..whole }
+    /// The scores of one comparison for cells of one model and size.
+    fn compare(&self, comparison: &Comparison, cells: &[&Cell], baseline: Option<&Cell>) -> Result<Vec<Vec<Score>>> {
+        let Some(first) = cells.first() else { return Ok(Vec::new()) };
+        let described = &self.resolved.models[first.model];
+        let base = described.width.min(described.height);
+        let mut taps: Vec<Tap> = comparison.metrics.iter().map(|metric| metric.tap()).collect();
+        taps.sort();
+        taps.dedup();
+        let base_cell = self.plan.find(first.model, &Scale::BASE, BASELINE).expect("the planner adds the base cell");
+        let generated = |cell: &Cell| {
+            let preprocess = comparison.generated(self.resolved.seed, base, (cell.width, cell.height));
+            match comparison.against {
+                Against::Prompts => self.clip_scores(cell, &preprocess),
+                _ => self.cell(cell, comparison.network, &taps, &preprocess),
             }
-            BaseMode::Resize => Preprocess { pre_resize: Some(side), ..whole },
+        };
+        let other = match comparison.against {
+            Against::Prompts => None,
+            Against::Base => {
+                let preprocess = comparison.other(self.resolved.seed, base, (base_cell.width, base_cell.height));
+                Some(self.cell(base_cell, comparison.network, &[Tap::Features], &preprocess)?)
+            }
+            Against::Reference => {
+                let preprocess = comparison.other(self.resolved.seed, base, (first.width, first.height));
+                Some(self.reference(first.width, first.height, comparison.network, &preprocess)?)
+            }
+        };
+        let jackknife = match comparison.against {
+            Against::Base => Jackknife { reference: ReferenceBlocks::Shared, ..Jackknife::STANDARD },
+            _ => Jackknife::STANDARD,
+        };
+        let is_itself = |cell: &Cell| comparison.against == Against::Base && std::ptr::eq(cell, base_cell);
+        let of_baseline = match baseline {
+            Some(cell) if !is_itself(cell) => Some(generated(cell)?),
+            _ => None,
+        };
+        let mut rows = Vec::new();
+        for cell in cells {
+            let features = match is_itself(cell) {
+                true => None,
+                false => Some(generated(cell)?),
+            };
+            let mut scores = Vec::new();
+            for metric in &comparison.metrics {
+                let side = |sets| set_of(sets, metric.tap());
+                let other = other.as_ref().map(|sets| set_of(sets, Tap::Features)).filter(|_| metric.needs_reference());
+                let value = features.as_ref().map(|features| estimate(*metric, side(features), other, &jackknife)).transpose();
+                let pair = features.as_ref().zip(of_baseline.as_ref()).filter(|_| cell.method_name != BASELINE);
+                let difference = |(features, baseline)| -> Result<Estimate, scalebench_metrics::Error> {
+                    paired_difference(*metric, (side(features), other), (side(baseline), other), &jackknife)
+                };
+                let difference = pair.map(difference).transpose();
+                let context = || format!("cell {}, {}_{}", cell.name, metric.name(), comparison.id);
+                scores.push(Score {
+                    column: format!("{}_{}", metric.name(), comparison.id),
+                    value: value.with_context(context)?.map(Into::into),
+                    difference: difference.with_context(context)?.map(|found| Difference {
+                        interval: found.into(),
+                        verdict: found.verdict(*metric),
+                        n_to_decide: found.n_to_decide(),
+                    }),
+                    published: None,
+                });
+            }
+            rows.push(scores);
         }
+        Ok(rows)
     }
 
-    /// Features of a cell's images; image `i` is group `i`, in every cell.
-    fn cell(&self, cell: &Cell, preprocess: &Preprocess) -> Result<FeatureSet> {
-        let keys: Vec<&str> = cell.jobs.iter().map(|job| job.key.as_str()).collect();
-        let samples = (0..cell.jobs.len()).map(|i| Sample {
+    fn extractor(&self, network: Network) -> &Extractor {
+        self.inputs.extractors.get(&network).expect("every network of the protocol was loaded")
+    }
+
+    /// Samples of a cell's images; image `i` is group `i`, in every cell.
+    fn samples(&self, cell: &Cell) -> impl ExactSizeIterator<Item = Sample> {
+        (0..cell.jobs.len()).map(|i| Sample {
             name: format!("{i:06}"),
             group: i as u32,
             source: Source::File(self.store.path(&Store::image(&cell.name, i))),
-        });
-        self.features(&cell.name, &keys, samples, preprocess)
+        })
+    }
+
+    /// Features of a cell's images.
+    fn cell(&self, cell: &Cell, network: Network, taps: &[Tap], preprocess: &Preprocess) -> Result<Sets> {
+        let keys: Vec<&str> = cell.jobs.iter().map(|job| job.key.as_str()).collect();
+        self.features(&cell.name, network, taps, &keys, self.samples(cell), preprocess)
+    }
+
+    /// What CLIP says of each image and its prompt.
+    fn clip_scores(&self, cell: &Cell, preprocess: &Preprocess) -> Result<Sets> {
+        let images = self.cell(cell, Network::Clip, &[Tap::Features], preprocess)?;
+        let prompts: Vec<&str> = cell.jobs.iter().map(|job| job.request.prompt.as_str()).collect();
+        let scores = clip_scores(self.extractor(Network::Clip), set_of(&images, Tap::Features), &prompts)?;
+        Ok(vec![(Tap::Features, scores)])
     }
 
     /// Features of the reference images for cells of this size.
-    fn reference(&self, width: u32, height: u32) -> Result<FeatureSet> {
-        let whole = Preprocess::whole(self.resolved.metrics.preprocess);
+    fn reference(&self, width: u32, height: u32, network: Network, preprocess: &Preprocess) -> Result<Sets> {
+        let taps = &[Tap::Features];
         match &self.resolved.reference {
             Reference::Emoji { images, seed } => {
                 let identity = (&self.resolved.tool, "emoji", seed, images, width, height);
@@ -126,7 +189,7 @@ impl Scorer<'_> {
                     let image = image.expect("every emoji of the set can be rendered");
                     Sample::image(format!("{i:06}"), i as u32, image)
                 });
-                self.features(&format!("reference {width}x{height}"), &identity, samples, &whole)
+                self.features(&format!("reference {width}x{height}"), network, taps, &identity, samples, preprocess)
             }
             Reference::Folder { digest, .. } => {
                 let samples = self.inputs.reference.iter().enumerate().map(|(i, file)| Sample {
@@ -134,7 +197,7 @@ impl Scorer<'_> {
                     group: i as u32,
                     source: Source::File(file.clone()),
                 });
-                self.features("reference", &("folder", digest), samples, &whole)
+                self.features("reference", network, taps, &("folder", digest), samples, preprocess)
             }
         }
     }
@@ -143,29 +206,39 @@ impl Scorer<'_> {
     fn features(
         &self,
         what: &str,
+        network: Network,
+        taps: &[Tap],
         identity: &impl Serialize,
         samples: impl ExactSizeIterator<Item = Sample>,
         preprocess: &Preprocess,
-    ) -> Result<FeatureSet> {
-        let provenance = self.inputs.extractor.provenance(preprocess);
-        let key = blake3::hash(serde_json::to_string(&(&provenance, identity))?.as_bytes()).to_hex();
-        let path = self.store.path(&format!("features/{}.safetensors", &key[..32]));
+    ) -> Result<Sets> {
+        let extractor = self.extractor(network);
+        let file = |tap: Tap| -> Result<_> {
+            let provenance = extractor.provenance(tap, preprocess);
+            let key = blake3::hash(serde_json::to_string(&(&provenance, identity))?.as_bytes()).to_hex();
+            Ok((tap, self.store.path(&format!("features/{}.safetensors", &key[..32])), provenance))
+        };
+        let files = taps.iter().map(|tap| file(*tap)).collect::<Result<Vec<_>>>()?;
         // A damaged cache entry is as good as none.
-        if let Ok(features) = FeatureSet::load(&path)
-            && features.provenance == provenance
-        {
-            return Ok(features);
+        let cached = files.iter().map(|(tap, path, provenance)| {
+            let features = FeatureSet::load(path).ok().filter(|features| features.provenance == *provenance);
+            features.map(|features| (*tap, features))
+        });
+        if let Some(sets) = cached.collect::<Option<Sets>>() {
+            return Ok(sets);
         }
-        let folder = path.parent().expect("the features folder");
-        std::fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
+        let folder = self.store.path("features");
+        std::fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
         let start = Instant::now();
         let n = samples.len();
         let bar = self.progress.bar(n as u64, &format!("features of {what}, {}", preprocess.id()));
-        let features = self.inputs.extractor.features(samples, preprocess, |done| bar.set_position(done as u64))?;
+        let (sets, _) = extractor.taps(taps, samples, preprocess, Corrupt::Fail, |done| bar.set_position(done as u64))?;
         bar.finish_and_clear();
         self.progress.line(&format!("features of {what}, {}: {n} images, {:.1} s", preprocess.id(), start.elapsed().as_secs_f64()));
-        features.save(&path)?;
-        Ok(features)
+        for ((_, path, _), set) in files.iter().zip(&sets) {
+            set.save(path)?;
+        }
+        Ok(taps.iter().copied().zip(sets).collect())
     }
 }
 

@@ -8,9 +8,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail};
 use scalebench_generation::{Dtype, SizeConditioning, Spacing, VaeDecode};
-use scalebench_metrics::Profile;
 use serde::de::value::MapAccessDeserializer;
-use serde::de::{self, Deserialize, Deserializer, MapAccess, Visitor};
+use serde::de::{self, Deserialize, DeserializeOwned, Deserializer, MapAccess, Visitor};
 use serde_yaml::Value;
 
 /// One experiment: a question, and the matrix of cells that answers it.
@@ -164,52 +163,10 @@ pub(crate) struct Reference {
 #[derive(Debug, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Metrics {
-    pub(crate) extractor: PathBuf,
-    #[serde(default)]
-    pub(crate) preprocess: Profile,
-    #[serde(default)]
-    #[expect(dead_code, reason = "there is one choice; it is written for the reader")]
-    pub(crate) fid_r: FidR,
-    #[serde(default)]
-    pub(crate) fid_b: FidB,
-}
-
-#[derive(Debug, Default, serde::Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct FidR {
-    #[expect(dead_code, reason = "as the field that holds it")]
-    pub(crate) against: Option<AgainstReference>,
-}
-
-#[derive(Debug, Clone, Copy, serde::Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub(crate) enum AgainstReference {
-    Reference,
-}
-
-#[derive(Debug, Default, serde::Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct FidB {
-    #[expect(dead_code, reason = "there is one choice; it is written for the reader")]
-    pub(crate) against: Option<AgainstBase>,
-    pub(crate) mode: Option<BaseMode>,
-    pub(crate) crops: Option<u32>,
-}
-
-#[derive(Debug, Clone, Copy, serde::Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub(crate) enum AgainstBase {
-    Base,
-}
-
-/// How a large image is compared with base-resolution generations.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize, serde::Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub(crate) enum BaseMode {
-    /// Random crops of base resolution: judges texture, rewards repetition.
-    Crops,
-    /// The whole image at base resolution: judges structure.
-    Resize,
+    pub(crate) protocol: String,
+    pub(crate) extractor: Option<PathBuf>,
+    pub(crate) clip: Option<PathBuf>,
+    pub(crate) dinov2: Option<PathBuf>,
 }
 
 /// Reads an experiment file, with `key=value` overrides applied first.
@@ -219,10 +176,11 @@ pub(crate) fn read(file: &Path, overrides: &[String]) -> Result<Experiment> {
     for text in overrides {
         set(&mut value, text).with_context(|| format!("--set {text}"))?;
     }
-    parse(value).map_err(|message| anyhow!("{}: {message}", file.display()))
+    from_value(value).map_err(|message| anyhow!("{}: {message}", file.display()))
 }
 
-fn parse(value: Value) -> Result<Experiment, String> {
+/// Typed data from YAML; the error names the key, what was expected, and what may have been meant.
+pub(crate) fn from_value<T: DeserializeOwned>(value: Value) -> Result<T, String> {
     serde_path_to_error::deserialize(value).map_err(|error| {
         let path = error.path().to_string();
         let message = error.into_inner().to_string();
@@ -287,7 +245,7 @@ mod tests {
         scales: [4, 6.25, {factor: 8, width: 4, height: 2}]
         images: 2
         reference: {source: emoji, images: 8}
-        metrics: {extractor: inception, fid_b: {mode: crops, crops: 4}}
+        metrics: {protocol: pocket, extractor: inception}
     ";
 
     fn check(overrides: &[&str]) -> Result<Experiment, String> {
@@ -295,7 +253,7 @@ mod tests {
         for text in overrides {
             set(&mut value, text).map_err(|e| e.to_string())?;
         }
-        parse(value)
+        from_value(value)
     }
 
     #[test]
@@ -310,8 +268,8 @@ mod tests {
     fn errors_name_the_key_and_what_was_expected() {
         for (overrides, fragments) in [
             ("metods=[]", &["unknown field `metods`", "did you mean `methods`?"][..]),
-            ("metrics.fid_b.mod=crops", &["metrics.fid_b", "did you mean `mode`?"]),
-            ("metrics.fid_b.mode=crop", &["metrics.fid_b.mode", "expected `crops` or `resize`"]),
+            ("metrics.protocl=pocket", &["metrics", "did you mean `protocol`?"]),
+            ("reference.source=emojy", &["reference.source", "did you mean `emoji`?"]),
             ("images=many", &["images: invalid type", "expected usize"]),
             ("scales.1=big", &["scales[1]", "a pixel factor such as 4"]),
             ("scales.2.hight=1", &["scales[2]", "did you mean `height`?"]),

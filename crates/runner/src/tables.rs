@@ -6,8 +6,9 @@
 
 use anyhow::{Context, Result};
 use polars::prelude::{Column, CsvWriter, DataFrame, ParquetReader, ParquetWriter, SerReader, SerWriter};
+use scalebench_metrics::Verdict;
 
-use crate::results::{Interval, PUBLISHED, Row, SCORES};
+use crate::results::{Difference, Interval, Row, Score, label};
 use crate::store::Store;
 
 const PARQUET: &str = "results.parquet";
@@ -22,27 +23,46 @@ fn frame(rows: &[Row]) -> Result<DataFrame> {
         Column::new("width".into(), rows.iter().map(|r| r.width).collect::<Vec<_>>()),
         Column::new("height".into(), rows.iter().map(|r| r.height).collect::<Vec<_>>()),
         Column::new("method".into(), rows.iter().map(|r| r.method.as_str()).collect::<Vec<_>>()),
+        Column::new("protocol".into(), rows.iter().map(|r| r.protocol.as_str()).collect::<Vec<_>>()),
         Column::new("n_images".into(), rows.iter().map(|r| r.n_images).collect::<Vec<_>>()),
         Column::new("n_reference".into(), rows.iter().map(|r| r.n_reference).collect::<Vec<_>>()),
     ];
-    for (i, name) in SCORES.iter().enumerate() {
+    let interval = |columns: &mut Vec<Column>, name: String, values: Vec<Option<Interval>>| {
         let mut part = |suffix: &str, part: fn(Interval) -> f64| {
-            let values: Vec<Option<f64>> = rows.iter().map(|r| r.scores[i].map(part)).collect();
+            let values: Vec<Option<f64>> = values.iter().map(|x| x.map(part)).collect();
             columns.push(Column::new(format!("{name}{suffix}").into(), values));
         };
         part("", |x| x.value);
         part("_lo", |x| x.lo);
         part("_hi", |x| x.hi);
+    };
+    let names: Vec<&str> = rows.first().map(|row| row.scores.iter().map(|score| score.column.as_str()).collect()).unwrap_or_default();
+    for (i, name) in names.iter().enumerate() {
+        interval(&mut columns, (*name).to_owned(), rows.iter().map(|r| r.scores[i].value).collect());
+    }
+    for (i, name) in names.iter().enumerate() {
+        let differences: Vec<Option<Difference>> = rows.iter().map(|r| r.scores[i].difference).collect();
+        interval(&mut columns, format!("d_{name}"), differences.iter().map(|d| d.map(|d| d.interval)).collect());
+        let verdicts: Vec<Option<String>> = differences.iter().map(|d| d.map(|d| word(d.verdict))).collect();
+        columns.push(Column::new(format!("d_{name}_verdict").into(), verdicts));
+        let counts: Vec<Option<u64>> = differences.iter().map(|d| d.and_then(|d| d.n_to_decide)).collect();
+        columns.push(Column::new(format!("d_{name}_n_to_decide").into(), counts));
     }
     let seconds: Vec<Option<f64>> = rows.iter().map(|r| r.seconds_per_image).collect();
     let memory: Vec<Option<u64>> = rows.iter().map(|r| r.peak_memory_bytes).collect();
     columns.push(Column::new(COSTS[0].into(), seconds));
     columns.push(Column::new(COSTS[1].into(), memory));
-    for (i, name) in PUBLISHED.iter().enumerate() {
-        let values: Vec<Option<f64>> = rows.iter().map(|r| r.published[i]).collect();
-        columns.push(Column::new((*name).into(), values));
+    for (i, name) in names.iter().enumerate() {
+        let values: Vec<Option<f64>> = rows.iter().map(|r| r.scores[i].published).collect();
+        columns.push(Column::new(format!("published_{name}").into(), values));
     }
     Ok(DataFrame::new(rows.len(), columns)?)
+}
+
+const VERDICTS: [(Verdict, &str); 3] = [(Verdict::Better, "better"), (Verdict::Worse, "worse"), (Verdict::Undecided, "undecided")];
+
+fn word(verdict: Verdict) -> String {
+    VERDICTS.iter().find(|(known, _)| *known == verdict).map_or("", |(_, word)| word).to_owned()
 }
 
 /// Writes `results.csv`, `results.parquet` and `timings.csv`.
@@ -67,34 +87,45 @@ pub(crate) fn read(store: &Store) -> Result<Vec<Row>> {
     let bytes = bytes.with_context(|| format!("{}: expected the results of a finished run", path.display()))?;
     let rows = || -> Result<Vec<Row>> {
         let all = ParquetReader::new(std::io::Cursor::new(bytes)).finish()?;
-        let text = |name: &str, i| -> Result<String> { Ok(all.column(name)?.str()?.get(i).context("empty cell")?.to_owned()) };
+        let text = |name: &str, i| -> Result<Option<String>> { Ok(all.column(name)?.str()?.get(i).map(str::to_owned)) };
         let float = |name: &str, i| -> Result<Option<f64>> { Ok(all.column(name)?.f64()?.get(i)) };
         let side = |name: &str, i| -> Result<u32> { all.column(name)?.u32()?.get(i).context("empty cell") };
         let count = |name: &str, i| -> Result<Option<u64>> { Ok(all.column(name)?.u64()?.get(i)) };
-        let row = |i: usize| -> Result<Row> {
-            let mut scores = [None; SCORES.len()];
-            for (score, name) in scores.iter_mut().zip(SCORES) {
-                let bounds = (float(&format!("{name}_lo"), i)?, float(&format!("{name}_hi"), i)?);
-                if let (Some(value), (Some(lo), Some(hi))) = (float(name, i)?, bounds) {
-                    *score = Some(Interval { value, lo, hi });
+        let interval = |name: &str, i| -> Result<Option<Interval>> {
+            let bounds = (float(&format!("{name}_lo"), i)?, float(&format!("{name}_hi"), i)?);
+            Ok(match (float(name, i)?, bounds) {
+                (Some(value), (Some(lo), Some(hi))) => Some(Interval { value, lo, hi }),
+                _ => None,
+            })
+        };
+        // A score is what has a column for its differences.
+        let names: Vec<String> =
+            all.get_column_names().iter().filter_map(|name| Some(name.strip_prefix("d_")?.strip_suffix("_verdict")?.to_owned())).collect();
+        let score = |column: &String, i: usize| -> Result<Score> {
+            let verdict = text(&format!("d_{column}_verdict"), i)?;
+            let verdict = verdict.and_then(|word| VERDICTS.iter().find(|(_, known)| *known == word)).map(|(verdict, _)| *verdict);
+            let difference = match (interval(&format!("d_{column}"), i)?, verdict) {
+                (Some(interval), Some(verdict)) => {
+                    Some(Difference { interval, verdict, n_to_decide: count(&format!("d_{column}_n_to_decide"), i)? })
                 }
-            }
-            let mut published = [None; PUBLISHED.len()];
-            for (value, name) in published.iter_mut().zip(PUBLISHED) {
-                *value = float(name, i)?;
-            }
+                _ => None,
+            };
+            let published = float(&format!("published_{column}"), i)?;
+            Ok(Score { column: column.clone(), value: interval(column, i)?, difference, published })
+        };
+        let row = |i: usize| -> Result<Row> {
             Ok(Row {
-                model: text("model", i)?,
+                model: text("model", i)?.context("empty cell")?,
                 scale: float("scale", i)?.context("empty cell")?,
                 width: side("width", i)?,
                 height: side("height", i)?,
-                method: text("method", i)?,
+                method: text("method", i)?.context("empty cell")?,
+                protocol: text("protocol", i)?.context("empty cell")?,
                 n_images: count("n_images", i)?.context("empty cell")?,
                 n_reference: count("n_reference", i)?.context("empty cell")?,
-                scores,
+                scores: names.iter().map(|name| score(name, i)).collect::<Result<_>>()?,
                 seconds_per_image: float(COSTS[0], i)?,
                 peak_memory_bytes: count(COSTS[1], i)?,
-                published,
             })
         };
         (0..all.height()).map(row).collect()
@@ -104,16 +135,18 @@ pub(crate) fn read(store: &Store) -> Result<Vec<Row>> {
 
 /// Header and cells of the table that people read: value and interval in one cell.
 pub(crate) fn compact(rows: &[Row]) -> Vec<Vec<String>> {
-    let published: Vec<usize> = (0..PUBLISHED.len()).filter(|i| rows.iter().any(|row| row.published[*i].is_some())).collect();
-    let header = ["model", "scale", "size", "method", "n", "FID_r", "KID_r·10³", "FID_b", "KID_b·10³"];
-    let differences = ["ΔFID_r", "ΔKID_r·10³", "s/image", "MiB"];
-    let mut lines = vec![header.into_iter().chain(differences).map(str::to_owned).collect::<Vec<_>>()];
-    lines[0].extend(published.iter().map(|i| PUBLISHED[*i].replace('_', " ")));
+    let none = || "–".to_owned();
+    let names: Vec<&str> = rows.first().map(|row| row.scores.iter().map(|score| score.column.as_str()).collect()).unwrap_or_default();
+    let filled =
+        |has: fn(&Score) -> bool| -> Vec<usize> { (0..names.len()).filter(|i| rows.iter().any(|row| has(&row.scores[*i]))).collect() };
+    let (differences, published) = (filled(|s| s.difference.is_some()), filled(|s| s.published.is_some()));
+    let mut header: Vec<String> = ["model", "scale", "size", "method", "n"].map(str::to_owned).to_vec();
+    header.extend(names.iter().map(|name| label(name).0));
+    header.extend(differences.iter().map(|i| format!("Δ{}", label(names[*i]).0)));
+    header.extend(["s/image", "MiB"].map(str::to_owned));
+    header.extend(published.iter().map(|i| format!("published {}", label(names[*i]).0)));
+    let mut lines = vec![header];
     for row in rows {
-        let score = |name: &str| {
-            let factor = if name.contains("kid") { 1e3 } else { 1.0 };
-            row.score(name).map_or_else(|| "–".to_owned(), |x| value_and_half_width(x, factor))
-        };
         let mut line = vec![
             row.model.clone(),
             format!("{}×", row.scale),
@@ -121,10 +154,21 @@ pub(crate) fn compact(rows: &[Row]) -> Vec<Vec<String>> {
             row.method.clone(),
             row.n_images.to_string(),
         ];
-        line.extend(SCORES.iter().map(|name| score(name)));
-        line.push(row.seconds_per_image.map_or_else(|| "–".into(), |s| format!("{s:.2}")));
-        line.push(row.peak_memory_bytes.map_or_else(|| "–".into(), |b| format!("{:.0}", b as f64 / 1048576.0)));
-        line.extend(published.iter().map(|i| row.published[*i].map_or_else(|| "–".into(), |v| v.to_string())));
+        let shown = |i: usize, x: Option<Interval>| x.map_or_else(none, |x| value_and_half_width(x, label(names[i]).1));
+        line.extend(row.scores.iter().enumerate().map(|(i, score)| shown(i, score.value)));
+        line.extend(differences.iter().map(|i| match row.scores[*i].difference {
+            None => none(),
+            // Undecided differences say so: they are the ones that get quoted as findings.
+            Some(Difference { interval, verdict: Verdict::Undecided, n_to_decide }) => {
+                let needed = n_to_decide.map_or_else(String::new, |n| format!(", n ≈ {n} would tell"));
+                format!("{} (undecided{needed})", shown(*i, Some(interval)))
+            }
+            Some(Difference { interval, verdict, .. }) => format!("{} ({})", shown(*i, Some(interval)), word(verdict)),
+        }));
+        line.push(row.seconds_per_image.map_or_else(none, |s| format!("{s:.2}")));
+        line.push(row.peak_memory_bytes.map_or_else(none, |b| format!("{:.0}", b as f64 / 1048576.0)));
+        let figure = |i: &usize| row.scores[*i].published.map_or_else(none, |v| format!("{}", v * label(names[*i]).1));
+        line.extend(published.iter().map(figure));
         lines.push(line);
     }
     lines
@@ -171,30 +215,38 @@ mod tests {
     #[test]
     fn rows_survive_the_files_and_the_header_is_the_contract() {
         let interval = Interval { value: 1.5, lo: 1.0, hi: 2.0 };
+        let difference = Difference { interval, verdict: Verdict::Worse, n_to_decide: Some(2) };
         let row = Row {
             model: "pocket".into(),
             scale: 6.25,
             width: 160,
             height: 160,
             method: "attn-sf".into(),
+            protocol: "pocket".into(),
             n_images: 3,
             n_reference: 8,
-            scores: [Some(interval), None, None, None, Some(interval), None],
+            scores: vec![
+                Score { column: "fid_r".into(), value: Some(interval), difference: Some(difference), published: Some(38.5) },
+                Score { column: "kid_b".into(), value: None, difference: None, published: None },
+            ],
             seconds_per_image: Some(0.25),
             peak_memory_bytes: None,
-            published: [Some(38.5), None, None, None],
         };
         let dir = tempfile::tempdir().unwrap();
         let store = Store::new(dir.path(), Shard::WHOLE);
         write(&store, std::slice::from_ref(&row)).unwrap();
-        assert_eq!(read(&store).unwrap(), [row]);
+        assert_eq!(read(&store).unwrap(), [row.clone()]);
         let csv = String::from_utf8(store.read("results.csv").unwrap().unwrap()).unwrap();
-        let expected = "model,scale,width,height,method,n_images,n_reference,\
-            fid_r,fid_r_lo,fid_r_hi,kid_r,kid_r_lo,kid_r_hi,fid_b,fid_b_lo,fid_b_hi,kid_b,kid_b_lo,kid_b_hi,\
-            d_fid_r,d_fid_r_lo,d_fid_r_hi,d_kid_r,d_kid_r_lo,d_kid_r_hi,\
-            published_fid_r,published_kid_r,published_fid_b,published_kid_b\n\
-            pocket,6.25,160,160,attn-sf,3,8,1.5,1.0,2.0,,,,,,,,,,1.5,1.0,2.0,,,,38.5,,,\n";
+        let expected = "model,scale,width,height,method,protocol,n_images,n_reference,\
+            fid_r,fid_r_lo,fid_r_hi,kid_b,kid_b_lo,kid_b_hi,\
+            d_fid_r,d_fid_r_lo,d_fid_r_hi,d_fid_r_verdict,d_fid_r_n_to_decide,\
+            d_kid_b,d_kid_b_lo,d_kid_b_hi,d_kid_b_verdict,d_kid_b_n_to_decide,\
+            published_fid_r,published_kid_b\n\
+            pocket,6.25,160,160,attn-sf,pocket,3,8,1.5,1.0,2.0,,,,1.5,1.0,2.0,worse,2,,,,,,38.5,\n";
         assert_eq!(csv, expected);
+        let table = compact(&[row]);
+        assert_eq!(table[0][5..], ["FID_r", "KID_b·10³", "ΔFID_r", "s/image", "MiB", "published FID_r"]);
+        assert_eq!(table[1][5..], ["1.50 ± 0.50", "–", "1.50 ± 0.50 (worse)", "0.25", "–", "38.5"]);
         let timings = String::from_utf8(store.read("timings.csv").unwrap().unwrap()).unwrap();
         assert!(timings.starts_with("model,scale,width,height,method,seconds_per_image,peak_memory_bytes\n"));
     }

@@ -4,9 +4,12 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
-const HEADER: &str = "model,scale,width,height,method,n_images,n_reference,\
+const HEADER: &str = "model,scale,width,height,method,protocol,n_images,n_reference,\
     fid_r,fid_r_lo,fid_r_hi,kid_r,kid_r_lo,kid_r_hi,fid_b,fid_b_lo,fid_b_hi,kid_b,kid_b_lo,kid_b_hi,\
-    d_fid_r,d_fid_r_lo,d_fid_r_hi,d_kid_r,d_kid_r_lo,d_kid_r_hi,\
+    d_fid_r,d_fid_r_lo,d_fid_r_hi,d_fid_r_verdict,d_fid_r_n_to_decide,\
+    d_kid_r,d_kid_r_lo,d_kid_r_hi,d_kid_r_verdict,d_kid_r_n_to_decide,\
+    d_fid_b,d_fid_b_lo,d_fid_b_hi,d_fid_b_verdict,d_fid_b_n_to_decide,\
+    d_kid_b,d_kid_b_lo,d_kid_b_hi,d_kid_b_verdict,d_kid_b_n_to_decide,\
     published_fid_r,published_kid_r,published_fid_b,published_kid_b";
 
 fn crates() -> PathBuf {
@@ -23,7 +26,7 @@ fn write_experiment(dir: &Path) -> PathBuf {
          images: 3\n\
          sampler: {{steps: 2}}\n\
          reference: {{source: emoji, images: 6}}\n\
-         metrics: {{extractor: {}, fid_b: {{mode: resize}}}}\n",
+         metrics: {{protocol: scalecrafter, extractor: {}}}\n",
         crates().join("generation/tests/data/models/tiny-sd15").display(),
         crates().join("runner/tests/data/tiny-inception").display(),
     );
@@ -94,7 +97,7 @@ fn bad_input_is_one_line_and_status_2() {
     std::fs::create_dir(dir.path().join("empty")).unwrap();
     let cases: &[(&str, &[&str])] = &[
         ("metods=[]", &["tiny.yaml", "unknown field `metods`", "did you mean `methods`?"]),
-        ("metrics.fid_b.mode=crop", &["tiny.yaml", "metrics.fid_b.mode", "expected `crops` or `resize`"]),
+        ("metrics.protocol=scalecraft", &["tiny.yaml: metrics.protocol", "did you mean `scalecrafter`?"]),
         ("methods=[scalecrafer]", &["tiny.yaml: methods", "`scalecrafer`", "did you mean `scalecrafter`?"]),
         ("methods=[missing.yaml]", &["tiny.yaml: methods", "missing.yaml"]),
         ("models.tiny.path=nowhere", &["tiny.yaml: models.tiny.path", "nowhere"]),
@@ -115,6 +118,7 @@ fn bad_input_is_one_line_and_status_2() {
         ("reference={source: emoji, images: 1}", &["tiny.yaml: reference", "at least 2"]),
         ("prompts={file: none.txt}", &["tiny.yaml: prompts", "none.txt"]),
         ("metrics.extractor=nowhere", &["tiny.yaml: metrics.extractor", "nowhere"]),
+        ("metrics={protocol: pocket}", &["tiny.yaml: metrics.extractor", "expected the path of Inception"]),
     ];
     for (overrides, fragments) in cases {
         check_failure(sweep(&experiment, &out, &["--set", overrides]), fragments);
@@ -184,8 +188,6 @@ fn interrupted_and_sharded_sweeps_equal_an_undisturbed_one() {
 
 #[test]
 fn small_commands_work() {
-    let dir = tempfile::tempdir().unwrap();
-    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
     let methods = String::from_utf8(succeed(scalebench(&["methods"])).stdout).unwrap();
     assert!(methods.contains("scalecrafter-disperse"));
 
@@ -193,20 +195,109 @@ fn small_commands_work() {
     assert_eq!(matrix.lines().count(), 25);
     assert!(matrix.lines().all(|line| line.split_whitespace().count() == 9));
 
-    for split in ["train", "reference"] {
-        let images = path(split);
-        succeed(scalebench(&["dataset", "--split", split, "--views", "6", "--size", "24", "--png", "--out", &images]));
+    let protocols = String::from_utf8(succeed(scalebench(&["protocols"])).stdout).unwrap();
+    assert!(protocols.contains("self-cascade") && protocols.contains("fid_p kid_p"), "{protocols}");
+    let freescale = String::from_utf8(succeed(scalebench(&["protocols", "freescale"])).stdout).unwrap();
+    assert!(freescale.contains("resize: false"), "{freescale}");
+    check_failure(scalebench(&["protocols", "freescal"]), &["did you mean `freescale`?"]);
+}
+
+/// Two folders of six small images, `real` and `fake`, and the tiny Inception.
+fn write_images(dir: &Path) -> (String, String, String) {
+    let path = |name: &str| dir.join(name).to_str().unwrap().to_owned();
+    for (split, folder) in [("reference", "real"), ("train", "fake")] {
+        succeed(scalebench(&["dataset", "--split", split, "--views", "6", "--size", "24", "--png", "--out", &path(folder)]));
     }
-    let extractor = crates().join("runner/tests/data/tiny-inception").to_str().unwrap().to_owned();
-    let features = path("reference.safetensors");
-    let extract = ["features", "--images", &path("reference"), "--extractor", &extractor, "--out", &features];
-    succeed(scalebench(&extract));
-    let score = ["score", "--real", &features, "--fake", &path("train"), "--extractor", &extractor, "--json"];
-    let json = succeed(scalebench(&score)).stdout;
-    let json: serde_json::Value = serde_json::from_slice(&json).unwrap();
-    assert!(json["fid"]["value"].as_f64().unwrap() > 0.0 && json["n_fake"] == 6, "{json}");
+    (path("real"), path("fake"), crates().join("runner/tests/data/tiny-inception").to_str().unwrap().to_owned())
+}
+
+fn json_of(args: &[&str]) -> serde_json::Value {
+    serde_json::from_slice(&succeed(scalebench(args)).stdout).unwrap()
+}
+
+/// A folder, its zip archive, its feature file and its statistics are one side of a comparison.
+#[test]
+fn sides_of_every_kind_give_one_number() {
+    let dir = tempfile::tempdir().unwrap();
+    let (real, fake, extractor) = write_images(dir.path());
+    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    let features = path("real.safetensors");
+    succeed(scalebench(&["features", "--images", &real, "--extractor", &extractor, "--out", &features]));
+    let zip = path("real.zip");
+    let mut archive = zip::ZipWriter::new(std::fs::File::create(&zip).unwrap());
+    for entry in std::fs::read_dir(&real).unwrap() {
+        let entry = entry.unwrap().path();
+        let name = format!("inside/{}", entry.file_name().unwrap().to_str().unwrap());
+        archive.start_file(name, zip::write::SimpleFileOptions::default()).unwrap();
+        std::io::Write::write_all(&mut archive, &std::fs::read(&entry).unwrap()).unwrap();
+    }
+    archive.finish().unwrap();
+    let score = |real: &str, metrics: &str| {
+        json_of(&["score", "--real", real, "--fake", &fake, "--extractor", &extractor, "--metrics", metrics, "--json"])
+    };
+    let whole = score(&real, "fid,kid,is,precision,recall,density,coverage");
+    assert!(whole["fid"]["value"].as_f64().unwrap() > 0.0 && whole["fid"]["n"] == 6, "{whole}");
+    for metric in ["fid", "kid", "is", "precision", "recall", "density", "coverage"] {
+        let bounds = ["lo", "value", "hi"].map(|key| whole[metric][key].as_f64().unwrap());
+        assert!(bounds.is_sorted(), "{metric}: {bounds:?}");
+    }
+    for other in [&features, &zip] {
+        let found = score(other, "fid,kid");
+        assert_eq!((&found["fid"], &found["kid"]), (&whole["fid"], &whole["kid"]), "{other}");
+    }
+    for statistics in ["real.npz", "statistics.safetensors"] {
+        let file = path(statistics);
+        let printed = String::from_utf8(succeed(scalebench(&["stats", &features, "--out", &file])).stdout).unwrap();
+        assert!(printed.contains("rank 5"), "{printed}");
+        let found = score(&file, "fid");
+        // Six images: the statistics' route carries noise from eigenvalues of rounding size.
+        let (value, expected) = (found["fid"]["value"].as_f64().unwrap(), whole["fid"]["value"].as_f64().unwrap());
+        assert!((value / expected - 1.0).abs() < 1e-4, "{statistics}: {value} {expected}");
+        check_failure(scalebench(&["score", "--real", &file, "--fake", &fake, "--extractor", &extractor]), &["kid", "not statistics"]);
+    }
+
+    let subsets = ["--metrics", "kid_subsets", "--kid-subsets", "3", "--kid-subset-size", "5"];
+    let found = json_of(&[&["score", "--real", &features, "--fake", &fake, "--extractor", &extractor, "--json"][..], &subsets].concat());
+    assert!(found["kid_subsets"]["mean"].is_f64(), "{found}");
     check_failure(scalebench(&["score", "--real", &path("nowhere"), "--fake", &features]), &["--real", "nowhere"]);
-    check_failure(scalebench(&["score", "--real", &path("train"), "--fake", &features]), &["--extractor"]);
+    check_failure(scalebench(&["score", "--real", &real, "--fake", &features]), &["--extractor"]);
+    // Another profile is another space.
+    let other = ["score", "--real", &features, "--fake", &fake, "--extractor", &extractor, "--preprocess", "pytorch-fid"];
+    check_failure(scalebench(&other), &["preprocess profile is", "pytorch-fid", "clean"]);
+}
+
+#[test]
+fn corrupt_files_are_listed_or_left_out() {
+    let dir = tempfile::tempdir().unwrap();
+    let (real, fake, extractor) = write_images(dir.path());
+    for name in ["a.png", "b.jpg"] {
+        std::fs::write(Path::new(&real).join(name), b"no image").unwrap();
+    }
+    let score = ["score", "--real", &real, "--fake", &fake, "--extractor", &extractor, "--json"];
+    check_failure(scalebench(&score), &["2 of 8 images cannot be decoded", "a.png", "b.jpg"]);
+    let found = json_of(&[&score[..], &["--skip-corrupt"]].concat());
+    assert_eq!(found["skipped"], serde_json::json!(["a.png", "b.jpg"]));
+}
+
+/// What `score` says under a protocol is what the protocol's parts say one by one.
+#[test]
+fn a_protocol_is_the_sum_of_its_flags() {
+    let dir = tempfile::tempdir().unwrap();
+    let (real, fake, extractor) = write_images(dir.path());
+    let score = ["score", "--real", &real, "--fake", &fake, "--base", &real, "--extractor", &extractor, "--json"];
+    let found = json_of(&[&score[..], &["--protocol", "scalecrafter", "--base-size", "16"]].concat());
+    let reduced = json_of(&[&score[..], &["--metrics", "fid", "--fake-pre-resize", "16"]].concat());
+    let whole = json_of(&[&score[..], &["--metrics", "fid"]].concat());
+    assert_eq!(found["fid_b"]["value"], reduced["fid"]["value"]);
+    assert_eq!(found["fid_r"], whole["fid"]);
+    assert_ne!(found["fid_r"]["value"], found["fid_b"]["value"]);
+    let cropped = json_of(&[&score[..], &["--metrics", "fid", "--fake-crops", "4x16,grid", "--real-crops", "2x16,shared,seed=3"]].concat());
+    assert_eq!((&cropped["fid"]["n"], cropped["fid"] == whole["fid"]), (&serde_json::json!(6), false), "{cropped}");
+    check_failure(scalebench(&["score", "--fake", &fake, "--extractor", &extractor, "--protocol", "pocket"]), &["--base-size"]);
+    let bad = ["score", "--real", &real, "--fake", &fake, "--extractor", &extractor, "--fake-crops", "4by16"];
+    let output = scalebench(&bad).output().unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    assert!(String::from_utf8(output.stderr).unwrap().contains("expected COUNTxSIZE"));
 }
 
 #[test]

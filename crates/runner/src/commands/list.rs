@@ -5,14 +5,35 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, ensure};
 use scalebench_generation::{FAMILIES, Pipeline};
 
-use crate::cli::Models;
-use crate::{methods, tables};
+use crate::cli::{Models, Protocols};
+use crate::{methods, protocol, tables};
 
 pub(super) fn methods() -> Result<()> {
     let mut lines = vec![vec!["method".to_owned(), "title".to_owned()]];
     for name in methods::names() {
         let spec = methods::find(name, Path::new(""))?;
         lines.push(vec![name.to_owned(), spec.title().to_owned()]);
+    }
+    print!("{}", tables::aligned(&lines));
+    Ok(())
+}
+
+/// The built-in protocols, or the file of one.
+pub(super) fn protocols(args: &Protocols) -> Result<()> {
+    if let Some(name) = &args.name {
+        // Found first, so that an unknown name gets its suggestion.
+        let found = protocol::find(name, Path::new(""))?;
+        match protocol::text(name) {
+            Some(text) => print!("{text}"),
+            None => print!("{}", serde_yaml::to_string(&found)?),
+        }
+        return Ok(());
+    }
+    let mut lines = vec![["protocol", "columns", "title"].map(str::to_owned).to_vec()];
+    for name in protocol::names() {
+        let protocol = protocol::find(name, Path::new(""))?;
+        let columns: Vec<String> = protocol.scores().into_iter().map(|score| score.column).collect();
+        lines.push(vec![name.to_owned(), columns.join(" "), protocol.title]);
     }
     print!("{}", tables::aligned(&lines));
     Ok(())

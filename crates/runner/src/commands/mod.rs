@@ -25,6 +25,8 @@ pub(crate) fn run(cli: Cli) -> Result<()> {
         Command::Generate(args) => generate::run(args),
         Command::Features(args) => score::features(&args),
         Command::Score(args) => score::run(&args),
+        Command::Stats(args) => score::stats(&args),
+        Command::Protocols(args) => list::protocols(&args),
         Command::Disperse(args) => disperse::run(&args),
         Command::Report(args) => report::write(&Store::new(&args.dir, Shard::WHOLE)),
         Command::Methods => list::methods(),

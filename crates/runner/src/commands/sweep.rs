@@ -1,10 +1,13 @@
 //! `scalebench sweep`
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
 use crate::cli::Sweep;
+use crate::plan::Plan;
+use crate::resolve::Resolved;
 use crate::store::Store;
 use crate::{execute, plan, resolve, spec};
 
@@ -13,9 +16,10 @@ pub(super) fn run(args: &Sweep) -> Result<()> {
     let (resolved, inputs) = resolve::resolve(&args.experiment, experiment)?;
     let plan = plan::plan(&resolved, &inputs).with_context(|| args.experiment.display().to_string())?;
     for pipeline in &inputs.pipelines {
-        let distinct: std::collections::BTreeSet<&String> = inputs.prompts.iter().collect();
+        let distinct: BTreeSet<&String> = inputs.prompts.iter().collect();
         distinct.into_iter().try_for_each(|prompt| super::warn_of_overflow(pipeline, prompt))?;
     }
+    warn_of_counts(&resolved, &plan);
     let out = args.out.clone().unwrap_or_else(|| PathBuf::from("runs").join(&resolved.name));
     let store = Store::new(&out, args.shard);
     if args.dry_run {
@@ -23,6 +27,25 @@ pub(super) fn run(args: &Sweep) -> Result<()> {
         return execute::dry_run(&plan, &inputs, &store, args.shard);
     }
     execute::run(&resolved, &inputs, &plan, &store, args.shard, command(args, &resolved.name))
+}
+
+/// Says on stderr where a cell has fewer images than the protocol's source: FID depends on their number.
+fn warn_of_counts(resolved: &Resolved, plan: &Plan) {
+    let protocol = &resolved.metrics.protocol;
+    let counts = plan.cells.iter().filter(|cell| cell.asked_for).filter_map(|cell| {
+        let n = protocol.images_at(cell.width, cell.height)?;
+        (n != resolved.images).then_some((cell.width, cell.height, n))
+    });
+    let counts: BTreeSet<(u32, u32, usize)> = counts.collect();
+    if !counts.is_empty() {
+        let sizes: Vec<String> = counts.into_iter().map(|(width, height, n)| format!("{n} at {width}x{height}")).collect();
+        let n = resolved.images;
+        eprintln!(
+            "note: {n} images a cell; protocol {} was published with {}: FIDs do not compare, KIDs do",
+            protocol.name,
+            sizes.join(", ")
+        );
+    }
 }
 
 /// The command that makes the same images again, without what belongs to this machine.

@@ -5,12 +5,12 @@ use scalebench_metrics::convert_weights;
 
 use super::write_file;
 use crate::cli::{Weights, WeightsAction};
-use crate::resolve::weights_file;
 use crate::tables;
 
 pub(super) fn run(args: &Weights) -> Result<()> {
     let WeightsAction::Convert { input, out } = &args.action;
-    let found = convert_weights(&weights_file(input))?;
+    let file = if input.is_dir() { input.join("model.safetensors") } else { input.clone() };
+    let found = convert_weights(&file)?;
     write_file(out, &found.bytes)?;
     let lines = [
         ["read", found.form],

@@ -2,21 +2,23 @@
 
 use std::path::Path;
 
-use anyhow::{Context, Result, ensure};
 use jpeg_encoder::{ColorType, Encoder, SamplingFactor};
-use scalebench_metrics::Image;
 
-/// The pixels of `image` after JPEG of this quality with 4:2:0 chroma and the standard tables, which is
-/// what Pillow writes by default (its quality is 75).
-pub(crate) fn round_trip(image: &Image, quality: u8) -> Result<Image> {
-    let side = |n: usize| u16::try_from(n).ok().context("JPEG holds at most 65535 pixels a side");
+use crate::{Error, Image, Result};
+
+/// The pixels of `image` after JPEG of this quality (1 to 100) with 4:2:0 chroma and the standard tables, which is
+/// what Pillow writes by default (its quality is 75). Sides up to 65535 pixels.
+pub fn round_trip(image: &Image, quality: u8) -> Result<Image> {
+    let too_large =
+        |_| Error::BadPreprocess(format!("JPEG holds at most 65535 pixels a side, the image is {}x{}", image.width, image.height));
+    let (width, height) = (u16::try_from(image.width).map_err(too_large)?, u16::try_from(image.height).map_err(too_large)?);
     let mut bytes = Vec::new();
     let mut encoder = Encoder::new(&mut bytes, quality);
     encoder.set_sampling_factor(SamplingFactor::F_2_2);
-    encoder.encode(&image.rgb, side(image.width)?, side(image.height)?, ColorType::Rgb)?;
-    let decoded = Image::decode(std::io::Cursor::new(bytes), Path::new("an image in memory"))?;
-    ensure!((decoded.width, decoded.height) == (image.width, image.height), "JPEG changed the size");
-    Ok(decoded)
+    let path = Path::new("an image in memory");
+    let failed = |e: jpeg_encoder::EncodingError| Error::Decode { path: path.to_owned(), message: e.to_string() };
+    encoder.encode(&image.rgb, width, height, ColorType::Rgb).map_err(failed)?;
+    Image::decode(std::io::Cursor::new(bytes), path)
 }
 
 #[cfg(test)]
@@ -30,6 +32,7 @@ mod tests {
         let image = Image::new(width, height, rgb).unwrap();
         let damage = |quality| {
             let other = round_trip(&image, quality).unwrap();
+            assert_eq!((other.width, other.height), (width, height));
             image.rgb.iter().zip(&other.rgb).map(|(a, b)| f64::from(a.abs_diff(*b)).powi(2)).sum::<f64>()
         };
         assert!(damage(75) > 0.0 && damage(10) > damage(75));

@@ -1,0 +1,436 @@
+//! From sets of images to feature sets: which images, through which network.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use candle_core::{Device, Tensor};
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+
+use crate::archive::ImageArchive;
+use crate::clip::{Clip, clip_score};
+use crate::dinov2::Dinov2;
+use crate::inception::{Inception, Taps};
+use crate::{Error, FeatureSet, Image, Preprocess, Profile, Provenance, Result, list_images};
+
+/// Images in flight between two calls of the progress callback.
+const BATCH: usize = 64;
+
+/// One image to look at.
+#[derive(Clone, Debug)]
+pub struct Sample {
+    /// Image id.
+    pub name: String,
+    /// See [`FeatureSet::groups`].
+    pub group: u32,
+    /// Where the pixels are.
+    pub source: Source,
+}
+
+/// Where pixels are.
+#[derive(Clone, Debug)]
+pub enum Source {
+    /// In a file, decoded when its turn comes.
+    File(PathBuf),
+    /// An entry of an archive, by its place among the images.
+    Archive(Arc<ImageArchive>, usize),
+    /// In memory.
+    Memory(Image),
+}
+
+impl Sample {
+    /// An image in memory.
+    pub fn image(name: impl Into<String>, group: u32, image: Image) -> Self {
+        Self { name: name.into(), group, source: Source::Memory(image) }
+    }
+
+    /// All images under a folder or in a zip archive, in sorted order: names are relative paths, groups 0, 1, 2, ….
+    pub fn all(path: &Path) -> Result<Vec<Self>> {
+        if path.is_dir() {
+            return Self::folder(path);
+        }
+        let archive = Arc::new(ImageArchive::open(path)?);
+        let sample =
+            |(i, name): (usize, &str)| Self { name: name.to_owned(), group: i as u32, source: Source::Archive(Arc::clone(&archive), i) };
+        Ok(archive.names().enumerate().map(sample).collect())
+    }
+
+    /// All images under a folder in sorted order: names are relative paths, groups 0, 1, 2, ….
+    pub fn folder(folder: &Path) -> Result<Vec<Self>> {
+        let paths = list_images(folder)?;
+        let sample = |(group, path): (usize, PathBuf)| Self {
+            name: path.strip_prefix(folder).unwrap_or(&path).to_string_lossy().into_owned(),
+            group: group as u32,
+            source: Source::File(path),
+        };
+        Ok(paths.into_iter().enumerate().map(sample).collect())
+    }
+
+    fn decode(&self) -> Result<std::borrow::Cow<'_, Image>> {
+        use std::borrow::Cow::{Borrowed, Owned};
+        Ok(match &self.source {
+            Source::Memory(image) => Borrowed(image),
+            Source::File(path) => Owned(Image::open(path)?),
+            Source::Archive(archive, index) => Owned(archive.image(*index)?),
+        })
+    }
+}
+
+/// What of a network's answer is taken.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Tap {
+    /// The features proper: Inception's 2048, CLIP's projection, DINOv2's class token.
+    #[default]
+    #[serde(rename = "features")]
+    Features,
+    /// Inception after the first max pool, averaged over space.
+    #[serde(rename = "64")]
+    Pool64,
+    /// Inception after the second max pool, averaged over space.
+    #[serde(rename = "192")]
+    Pool192,
+    /// Inception after `Mixed_6e`, averaged over space.
+    #[serde(rename = "768")]
+    Pool768,
+    /// Inception's classifier without its bias: what the Inception Score uses.
+    #[serde(rename = "logits_unbiased")]
+    LogitsUnbiased,
+    /// Inception's classifier.
+    #[serde(rename = "logits")]
+    Logits,
+}
+
+impl Tap {
+    /// Every tap, with the name under which torch-fidelity has it.
+    pub const ALL: [(&'static str, Self); 6] = [
+        ("2048", Self::Features),
+        ("64", Self::Pool64),
+        ("192", Self::Pool192),
+        ("768", Self::Pool768),
+        ("logits_unbiased", Self::LogitsUnbiased),
+        ("logits", Self::Logits),
+    ];
+
+    fn name(self) -> &'static str {
+        let found = Self::ALL.iter().find(|(_, tap)| *tap == self);
+        found.map_or("2048", |(name, _)| name)
+    }
+
+    fn of(self, taps: &Taps) -> &Tensor {
+        match self {
+            Self::Features => &taps.pool_2048,
+            Self::Pool64 => &taps.pool_64,
+            Self::Pool192 => &taps.pool_192,
+            Self::Pool768 => &taps.pool_768,
+            Self::LogitsUnbiased => &taps.logits_unbiased,
+            Self::Logits => &taps.logits,
+        }
+    }
+}
+
+impl std::str::FromStr for Tap {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        let names = Self::ALL.map(|(name, _)| name).join(", ");
+        let found = Self::ALL.into_iter().find(|(known, _)| *known == name || (name == "features" && *known == "2048"));
+        found.map(|(_, tap)| tap).ok_or_else(|| format!("`{name}` is no tap; expected one of {names}"))
+    }
+}
+
+/// A feature network with its weights.
+#[derive(Debug)]
+pub struct Extractor(Network);
+
+#[derive(Debug)]
+enum Network {
+    Inception(Box<Inception>),
+    Clip(Box<Clip>),
+    Dinov2(Box<Dinov2>),
+}
+
+/// What happens to images that cannot be decoded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Corrupt {
+    /// The rest is only decoded, and the error names all that cannot be.
+    Fail,
+    /// They are left out and returned.
+    Skip,
+}
+
+/// An image that was left out, and why.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Skipped {
+    /// Image id.
+    pub name: String,
+    /// What the decoder said.
+    pub message: String,
+}
+
+/// Rows of one image, one list of rows per tap.
+type Rows = Vec<Vec<Vec<f32>>>;
+
+impl Extractor {
+    /// Loads a network, whichever the path holds: the FID Inception as a weights file or as a folder with
+    /// `model.safetensors` (see [`Inception::load`]), or a Hugging Face folder of CLIP or DINOv2 (by `model_type` in its
+    /// `config.json`).
+    pub fn load(path: &Path) -> Result<Self> {
+        let model_type = match path.is_dir() {
+            true => model_type(path)?,
+            false => None,
+        };
+        Ok(Self(match model_type.as_deref() {
+            Some("clip") => Network::Clip(Box::new(Clip::load(path)?)),
+            Some("dinov2") => Network::Dinov2(Box::new(Dinov2::load(path)?)),
+            Some(other) => {
+                let message = format!("model_type is `{other}`, expected clip or dinov2 (or none, for the FID Inception)");
+                return Err(Error::Config { path: path.join("config.json"), message });
+            }
+            None => {
+                let file = if path.is_dir() { path.join("model.safetensors") } else { path.to_owned() };
+                Network::Inception(Box::new(Inception::load(&file)?))
+            }
+        }))
+    }
+
+    /// The profile that tools use with this network unless told otherwise.
+    pub fn usual_profile(&self) -> Profile {
+        match self.0 {
+            Network::Inception(_) => Profile::Clean,
+            Network::Clip(_) => Profile::Clip,
+            Network::Dinov2(_) => Profile::DgmEval,
+        }
+    }
+
+    /// The CLIP inside, which also reads text.
+    pub fn clip(&self) -> Option<&Clip> {
+        match &self.0 {
+            Network::Clip(clip) => Some(clip),
+            _ => None,
+        }
+    }
+
+    /// Whether the network is DINOv2.
+    pub fn is_dinov2(&self) -> bool {
+        matches!(self.0, Network::Dinov2(_))
+    }
+
+    /// Whether published FIDs are made with a network of this architecture: Inception at full width.
+    pub fn is_published_inception(&self) -> bool {
+        matches!(&self.0, Network::Inception(network) if network.config().width == 1.0)
+    }
+
+    /// The provenance that sets made with `preprocess` carry; good as a cache key.
+    pub fn provenance(&self, tap: Tap, preprocess: &Preprocess) -> Provenance {
+        let (extractor, weights) = match &self.0 {
+            Network::Inception(network) => (format!("inception-v3-fid/w{}/{}", network.config().width, tap.name()), network.digest()),
+            Network::Clip(clip) => (clip.name(), clip.digest()),
+            Network::Dinov2(dino) => (dino.name(), dino.digest()),
+        };
+        Provenance { extractor, weights: weights.to_owned(), preprocess: preprocess.clone() }
+    }
+
+    /// Features of all images, in the order given; an image that cannot be decoded is an error.
+    ///
+    /// Images run in parallel, each on one thread, so the result does not depend on the number of
+    /// threads. `progress` is told, from the calling thread, how many images are done.
+    pub fn features(
+        &self,
+        samples: impl IntoIterator<Item = Sample>,
+        preprocess: &Preprocess,
+        progress: impl FnMut(usize),
+    ) -> Result<FeatureSet> {
+        let (mut sets, _) = self.taps(&[Tap::Features], samples, preprocess, Corrupt::Fail, progress)?;
+        Ok(sets.remove(0))
+    }
+
+    /// As [`features`](Self::features), for several taps of one pass: one set per tap, in the order given.
+    pub fn taps(
+        &self,
+        taps: &[Tap],
+        samples: impl IntoIterator<Item = Sample>,
+        preprocess: &Preprocess,
+        corrupt: Corrupt,
+        mut progress: impl FnMut(usize),
+    ) -> Result<(Vec<FeatureSet>, Vec<Skipped>)> {
+        preprocess.validate()?;
+        let (mut names, mut groups) = (Vec::new(), Vec::new());
+        let mut data = vec![Vec::new(); taps.len()];
+        let mut skipped = Vec::new();
+        let mut samples = samples.into_iter();
+        let mut done = 0;
+        loop {
+            let batch: Vec<Sample> = samples.by_ref().take(BATCH).collect();
+            if batch.is_empty() {
+                break;
+            }
+            // After the first image that cannot be decoded the set is lost; what is left to do is to find the others.
+            let only_decode = corrupt == Corrupt::Fail && !skipped.is_empty();
+            let rows: Vec<Result<Rows>> = batch
+                .par_iter()
+                .enumerate()
+                .map(|(i, sample)| match only_decode {
+                    true => sample.decode().map(|_| Rows::new()),
+                    false => self.rows(taps, sample, (done + i) as u64, preprocess),
+                })
+                .collect();
+            done += batch.len();
+            for (sample, rows) in batch.into_iter().zip(rows) {
+                let rows = match rows {
+                    Ok(rows) => rows,
+                    Err(error @ Error::Decode { .. }) => {
+                        skipped.push(Skipped { name: sample.name, message: error.to_string() });
+                        continue;
+                    }
+                    Err(error) => return Err(error),
+                };
+                let n_rows = rows.first().map_or(0, Vec::len);
+                names.extend((0..n_rows).map(|k| match preprocess.crops {
+                    Some(_) => format!("{}#{k}", sample.name),
+                    None => sample.name.clone(),
+                }));
+                groups.extend((0..n_rows).map(|_| sample.group));
+                for (data, rows) in data.iter_mut().zip(rows) {
+                    data.extend(rows.into_iter().flatten());
+                }
+            }
+            progress(done);
+        }
+        if corrupt == Corrupt::Fail && !skipped.is_empty() {
+            return Err(Error::Corrupt { messages: skipped.into_iter().map(|s| s.message).collect(), of: done });
+        }
+        let n = names.len();
+        let sets = taps.iter().zip(data).map(|(tap, data)| {
+            let dim = data.len().checked_div(n).unwrap_or(1);
+            FeatureSet::new(names.clone(), groups.clone(), data, dim, self.provenance(*tap, preprocess))
+        });
+        Ok((sets.collect::<Result<_>>()?, skipped))
+    }
+
+    fn rows(&self, taps: &[Tap], sample: &Sample, index: u64, preprocess: &Preprocess) -> Result<Rows> {
+        let image = sample.decode()?;
+        let side = match &self.0 {
+            Network::Inception(_) => Inception::SIDE,
+            Network::Clip(clip) => clip.side(),
+            Network::Dinov2(dino) => dino.side(),
+        };
+        let mut rows: Rows = vec![Vec::new(); taps.len()];
+        for input in preprocess.inputs(&image, side, index, &sample.name)? {
+            let x = Tensor::from_vec(input.planes, (1, 3, input.side, input.side), &Device::Cpu)?;
+            let answers: Vec<Tensor> = match &self.0 {
+                Network::Inception(network) => {
+                    let answer = network.forward(&x)?;
+                    taps.iter().map(|tap| tap.of(&answer).clone()).collect()
+                }
+                _ if taps.iter().any(|tap| *tap != Tap::Features) => {
+                    let distinct: BTreeSet<&str> = taps.iter().map(|tap| tap.name()).collect();
+                    let message = format!("taps {distinct:?} are Inception's; this network has its features only");
+                    return Err(Error::BadPreprocess(message));
+                }
+                Network::Clip(clip) => vec![clip.image_features(&x)?; taps.len()],
+                Network::Dinov2(dino) => vec![dino.features(&x)?; taps.len()],
+            };
+            for (rows, answer) in rows.iter_mut().zip(answers) {
+                rows.push(answer.flatten_all()?.to_vec1()?);
+            }
+        }
+        Ok(rows)
+    }
+}
+
+/// What CLIP says of each image and its prompt: a set of dimension 1, 100·cos and at least 0.
+///
+/// `images` are features that `extractor`, a CLIP, made; the prompt of a row is that of its group: `prompts[group]`.
+pub fn clip_scores(extractor: &Extractor, images: &FeatureSet, prompts: &[&str]) -> Result<FeatureSet> {
+    let clip = extractor.clip().ok_or(Error::NotClip)?;
+    if let Some(group) = images.groups.iter().find(|group| **group as usize >= prompts.len()) {
+        return Err(Error::NoPrompt { group: *group, prompts: prompts.len() });
+    }
+    let texts = clip.text_features(prompts)?;
+    let texts = texts.index_select(&Tensor::new(images.groups.as_slice(), &Device::Cpu)?, 0)?;
+    let rows = Tensor::from_slice(&images.data, (images.len(), images.dim), &Device::Cpu)?;
+    let data = clip_score(&rows, &texts)?.into_iter().map(|score| score as f32).collect();
+    let mut provenance = images.provenance.clone();
+    provenance.extractor = format!("{}/score", provenance.extractor);
+    FeatureSet::new(images.names.clone(), images.groups.clone(), data, 1, provenance)
+}
+
+/// `model_type` of a folder's `config.json`; none if there is no such file or no such key.
+fn model_type(folder: &Path) -> Result<Option<String>> {
+    #[derive(Deserialize)]
+    struct Config {
+        model_type: Option<String>,
+    }
+    let path = folder.join("config.json");
+    match std::fs::read(&path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(Error::Io { action: "read", path, source }),
+        Ok(bytes) => {
+            let config: Config = serde_json::from_slice(&bytes).map_err(|e| Error::Config { path, message: e.to_string() })?;
+            Ok(config.model_type)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Rows belong to images, not to batches, threads or positions; crops share their group.
+    #[test]
+    fn rows_do_not_depend_on_order_or_source() {
+        let dir = tempfile::tempdir().unwrap();
+        let weights = dir.path().join("weights.safetensors");
+        std::fs::write(&weights, crate::inception::tests::narrow_file()).unwrap();
+        let extractor = Extractor::load(&weights).unwrap();
+        let images: Vec<Image> = (0..3).map(|seed| crate::test_data::formula_image(seed, 70, 80)).collect();
+        for (i, image) in images.iter().enumerate() {
+            let pixels = image::RgbImage::from_raw(80, 70, image.rgb.clone()).unwrap();
+            pixels.save(dir.path().join(format!("{i}.png"))).unwrap();
+        }
+        let whole = Preprocess::default();
+        let mut seen = Vec::new();
+        let files = Sample::folder(dir.path()).unwrap();
+        let from_files = extractor.features(files, &whole, |done| seen.push(done)).unwrap();
+        assert_eq!(seen, [3]);
+        assert_eq!(from_files.names, ["0.png", "1.png", "2.png"]);
+        assert_eq!((from_files.groups.as_slice(), from_files.dim), ([0, 1, 2].as_slice(), 256));
+        let memory = images.iter().enumerate().rev();
+        let memory = memory.map(|(i, image)| Sample::image("x", i as u32, image.clone()));
+        let reversed = extractor.features(memory, &whole, |_| {}).unwrap();
+        let backwards: Vec<f32> = reversed.data.rchunks(256).flatten().copied().collect();
+        assert_eq!(backwards, from_files.data);
+        assert_ne!(from_files.data[..256], from_files.data[256..512]);
+
+        let crops = Some(serde_json::from_str(r#"{"count": 2, "size": 64, "seed": 1}"#).unwrap());
+        let crops = Preprocess { crops, ..Preprocess::default() };
+        let sample = Sample::image("a", 9, images[0].clone());
+        let cropped = extractor.features([sample], &crops, |_| {}).unwrap();
+        assert_eq!((cropped.names, cropped.groups), (vec!["a#0".into(), "a#1".into()], vec![9, 9]));
+
+        let taps = [Tap::Features, Tap::LogitsUnbiased];
+        for name in ["1a.png", "3.png"] {
+            std::fs::write(dir.path().join(name), b"nothing").unwrap();
+        }
+        let files = || Sample::folder(dir.path()).unwrap();
+        let message = extractor.features(files(), &whole, |_| {}).unwrap_err().to_string();
+        assert!(
+            message.starts_with("2 of 5 images cannot be decoded") && message.contains("1a.png") && message.contains("3.png"),
+            "{message}"
+        );
+        let (sets, skipped) = extractor.taps(&taps, files(), &whole, Corrupt::Skip, |_| {}).unwrap();
+        assert_eq!(skipped.iter().map(|s| s.name.as_str()).collect::<Vec<_>>(), ["1a.png", "3.png"]);
+        assert_eq!((sets[0].data.as_slice(), sets[0].groups.as_slice()), (from_files.data.as_slice(), [0, 1, 3].as_slice()));
+        assert_eq!((sets[1].dim, sets[1].provenance.extractor.as_str()), (10, "inception-v3-fid/w0.125/logits_unbiased"));
+    }
+
+    #[test]
+    fn taps_have_names() {
+        for (name, tap) in Tap::ALL {
+            assert_eq!(name.parse::<Tap>(), Ok(tap));
+        }
+        assert_eq!("features".parse::<Tap>(), Ok(Tap::Features));
+        assert!("2049".parse::<Tap>().unwrap_err().contains("expected one of 2048, 64"));
+    }
+}
