@@ -235,7 +235,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::new(dir.path(), Shard::WHOLE);
         write(&store, std::slice::from_ref(&row)).unwrap();
-        assert_eq!(read(&store).unwrap(), [row.clone()]);
+        assert_eq!(read(&store).unwrap(), std::slice::from_ref(&row));
         let csv = String::from_utf8(store.read("results.csv").unwrap().unwrap()).unwrap();
         let expected = "model,scale,width,height,method,protocol,n_images,n_reference,\
             fid_r,fid_r_lo,fid_r_hi,kid_b,kid_b_lo,kid_b_hi,\

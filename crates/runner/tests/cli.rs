@@ -149,7 +149,7 @@ fn interrupted_and_sharded_sweeps_equal_an_undisturbed_one() {
     let lines: Vec<&str> = csv.lines().collect();
     assert_eq!(lines[0], HEADER);
     assert_eq!(lines.len(), 3);
-    assert!(lines[1].starts_with("tiny,0.25,128,128,direct-inf,3,6,") && lines[2].contains(",other,"), "{csv}");
+    assert!(lines[1].starts_with("tiny,0.25,128,128,direct-inf,scalecrafter,3,6,") && lines[2].contains(",other,"), "{csv}");
     assert!(csv.contains(",0.0,0.0,0.0,"), "equal images have no paired difference: {csv}");
     for file in ["results.parquet", "timings.csv", "report/fid_r.svg", "report/grid-tiny-0.25x.png", "report/table.md"] {
         assert!(whole.join(file).is_file(), "{file}");
@@ -293,7 +293,7 @@ fn a_protocol_is_the_sum_of_its_flags() {
     assert_ne!(found["fid_r"]["value"], found["fid_b"]["value"]);
     let cropped = json_of(&[&score[..], &["--metrics", "fid", "--fake-crops", "4x16,grid", "--real-crops", "2x16,shared,seed=3"]].concat());
     assert_eq!((&cropped["fid"]["n"], cropped["fid"] == whole["fid"]), (&serde_json::json!(6), false), "{cropped}");
-    check_failure(scalebench(&["score", "--fake", &fake, "--extractor", &extractor, "--protocol", "pocket"]), &["--base-size"]);
+    check_failure(scalebench(&["score", "--real", &real, "--fake", &fake, "--extractor", &extractor, "--protocol", "pocket"]), &["--base-size"]);
     let bad = ["score", "--real", &real, "--fake", &fake, "--extractor", &extractor, "--fake-crops", "4by16"];
     let output = scalebench(&bad).output().unwrap();
     assert_eq!(output.status.code(), Some(2));
