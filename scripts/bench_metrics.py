@@ -10,7 +10,7 @@ Ours and theirs take turns (ours, theirs, ours, theirs, ...), each in a process 
 machine that is busy with other things is busy for both; what counts is the ratio of the medians. Ours
 runs on RAYON_NUM_THREADS threads (2 unless set), theirs on their defaults. Times exclude imports and
 reading the arrays. CPU seconds, of all threads together, are the steadier figure on a busy machine.
-Where a tool needs more than --slow seconds, it is run once or twice less, down to a single time.
+A metric's runs end early once the other tool has taken --slow seconds in all.
 """
 
 import argparse
@@ -31,7 +31,7 @@ def parse():
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--rows", type=int, default=10_000)
     parser.add_argument("--only", default="fid,kid,prdc,resize")
-    parser.add_argument("--slow", type=float, default=600.0, help="seconds that one tool may take for all its runs of a metric")
+    parser.add_argument("--slow", type=float, default=600.0, help="stop repeating a metric after so many seconds of the other tool")
     parser.add_argument("--theirs", help=argparse.SUPPRESS)
     parser.add_argument("files", nargs="*", help=argparse.SUPPRESS)
     return parser.parse_args()

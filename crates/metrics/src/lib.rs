@@ -3,8 +3,13 @@
 //! | metric | function | needs | compares across n | reference |
 //! | --- | --- | --- | --- | --- |
 //! | FID | [`fid`], [`fid_from_statistics`] | features or mean and covariance | no, biased by c/n | arXiv:1706.08500 |
-//! | KID, subsets | [`kid`] | features | yes | torch-fidelity 0.4.0 |
+//! | FID at infinity | [`fid_infinity`] | features | yes, on the generated side | arXiv:1911.07023 |
+//! | KID, subsets | [`kid`] | features | yes | torch-fidelity 0.4.0, clean-fid 0.1.35 |
 //! | KID, all pairs | [`kid_u`] | features | yes | arXiv:1801.01401 |
+//! | CMMD | [`cmmd`] | CLIP embeddings | no, biased by c/n | arXiv:2401.09603 |
+//! | precision, recall, density, coverage | [`prdc()`] | features | no | arXiv:1904.06991, arXiv:2002.09797 |
+//! | realism of every image | [`realism`] | features | no | arXiv:1904.06991 |
+//! | Inception score | [`inception_score()`] | logits | no | torch-fidelity 0.4.0, OpenAI |
 //! | interval of FID or KID | [`estimate()`] | features with group ids | | block jackknife |
 //! | interval of a difference | [`paired_difference`] | two feature sets of the same groups | | block jackknife |
 //!

@@ -364,13 +364,11 @@ impl<A: Arithmetic, T: Copy + Into<A::Pixel>, const C: usize> Pass for Passes<'_
         let blank = [A::Pixel::default(); C];
         let mut band = vec![[[A::Sum::default(); LANES]; C]; if across.is_some() { from } else { 0 }];
         let mut bands = pixels.chunks(LANES * from);
-        let mut narrow = |rows: &[[T; C]], out: &mut [[A::Pixel; C]]| match &across {
-            Some(windows) => narrow_band::<A, T, C>(rows, from, windows, &mut band, out, width),
-            None => out.iter_mut().zip(rows).for_each(|(to, pixel)| *to = pixel.map(Into::into)),
-        };
         let Some(down) = down else {
             let mut out = vec![blank; pixels.len() / from * width];
-            bands.zip(out.chunks_mut(LANES * width)).for_each(|(rows, out)| narrow(rows, out));
+            for (rows, out) in bands.zip(out.chunks_mut(LANES * width)) {
+                narrow_band::<A, T, C>(rows, from, across.as_ref(), &mut band, out, width);
+            }
             return out;
         };
         // A ring of whole bands: a window's rows and the band that its last row comes with.
@@ -384,7 +382,8 @@ impl<A: Arithmetic, T: Copy + Into<A::Pixel>, const C: usize> Pass for Passes<'_
             while done < first + weights.len() {
                 let Some(rows) = bands.next() else { break };
                 let count = rows.len() / from;
-                narrow(rows, &mut ring[done % kept * width..][..count * width]);
+                let out = &mut ring[done % kept * width..][..count * width];
+                narrow_band::<A, T, C>(rows, from, across.as_ref(), &mut band, out, width);
                 done += count;
             }
             sums.fill(A::Sum::default());
@@ -400,18 +399,25 @@ impl<A: Arithmetic, T: Copy + Into<A::Pixel>, const C: usize> Pass for Passes<'_
     }
 }
 
-/// The horizontal pass over up to [`LANES`] rows.
+/// The horizontal pass over up to [`LANES`] rows; without windows it only converts.
 ///
-/// `band` holds them with the rows innermost, so that the sums of all of them run in one vector.
+/// `band` holds them with the rows innermost, so that the sums of all of them run in one vector. A
+/// function and not a closure: closures would not be compiled for the vectors of [`wide`].
 #[inline(always)]
 fn narrow_band<A: Arithmetic, T: Copy + Into<A::Pixel>, const C: usize>(
     rows: &[[T; C]],
     from: usize,
-    windows: &Windows<A::Sum>,
+    windows: Option<&Windows<A::Sum>>,
     band: &mut [[[A::Sum; LANES]; C]],
     out: &mut [[A::Pixel; C]],
     width: usize,
 ) {
+    let Some(windows) = windows else {
+        for (to, pixel) in out.iter_mut().zip(rows) {
+            *to = pixel.map(Into::into);
+        }
+        return;
+    };
     // Lanes beyond the last row repeat it and are not stored.
     let last = rows.len() / from - 1;
     let rows: [&[[T; C]]; LANES] = std::array::from_fn(|lane| &rows[lane.min(last) * from..][..from]);
