@@ -8,6 +8,7 @@
 //! network bit-identical to the unmodified one. All tensors are f32; maps are
 //! `(batch, channels, height, width)`.
 
+mod bench;
 mod checkpoint;
 mod config;
 mod disperse;
@@ -27,6 +28,7 @@ mod unet;
 mod vae;
 mod weights;
 
+pub use bench::{BenchStep, UNetBench};
 pub use candle_core::Tensor;
 pub use checkpoint::{Dtype, FAMILIES, Family, LoadOptions, locate};
 pub use disperse::{Dispersion, disperse};

@@ -44,7 +44,7 @@ impl Generator {
     }
 
     /// In [0, 1), 24 bits.
-    fn uniform_f32(&mut self) -> f32 {
+    pub(crate) fn uniform_f32(&mut self) -> f32 {
         (self.u32() & 0x00ff_ffff) as f32 / 16_777_216.0
     }
 

@@ -239,14 +239,9 @@ impl Pipeline {
 
     /// The family whose architecture this is, if it is a known one.
     pub fn family(&self) -> Option<&'static Family> {
-        let config = &self.unet.config;
-        let name = match (config.cross_attention_dim, config.sample_size) {
-            (2048, _) if config.added.is_some() => "sdxl",
-            (1024, _) if self.schedule.prediction == Prediction::V => "sd21-768",
-            (1024, _) => "sd21",
-            (768, _) => "sd15",
-            (96, 16) => "pocket",
-            _ => return None,
+        let name = match self.unet.config.family()? {
+            "sd21" if self.schedule.prediction == Prediction::V => "sd21-768",
+            name => name,
         };
         FAMILIES.iter().find(|f| f.name == name)
     }
@@ -438,7 +433,14 @@ impl Pipeline {
             let start = Instant::now();
             let passes = method.passes(self.sites(), moment);
             let shown = walk.scale_input(i, &latents)?;
-            let predictions = self.predict(&shown, request, moment, &passes, &text, &empty)?;
+            let mut told = |conditionings: &[Conditioning]| {
+                let embeddings = conditionings.iter().map(|conditioning| match conditioning {
+                    Conditioning::Text => &text,
+                    Conditioning::Empty => &empty,
+                });
+                self.told(request, &embeddings.collect::<Vec<_>>())
+            };
+            let predictions = self.unet.predict(&shown, moment.timestep, &passes, &mut told)?;
             for (j, prediction) in predictions.iter().enumerate() {
                 record(format!("pass{j}.{i}"), prediction);
             }
@@ -475,37 +477,6 @@ impl Pipeline {
         let image = kernels::enlarge_bicubic(&image, request.height as usize, request.width as usize)?.clamp(-1f32, 1f32)?;
         let (mean, _) = self.vae.encode(&image)?;
         Ok((mean * self.vae.scaling_factor)?)
-    }
-
-    /// The prediction of each pass, `(1, c, h, w)` each; passes with equal plans run as one batch.
-    fn predict(
-        &self,
-        latents: &Tensor,
-        request: &Request,
-        moment: &Moment,
-        passes: &[Pass],
-        text: &Embedding,
-        empty: &Embedding,
-    ) -> Result<Vec<Tensor>> {
-        let mut predictions: Vec<Option<Tensor>> = vec![None; passes.len()];
-        for first in 0..passes.len() {
-            if predictions[first].is_some() {
-                continue;
-            }
-            let same: Vec<usize> =
-                (first..passes.len()).filter(|&j| predictions[j].is_none() && passes[j].plan == passes[first].plan).collect();
-            let embeddings = same.iter().map(|&j| match passes[j].conditioning {
-                Conditioning::Text => text,
-                Conditioning::Empty => empty,
-            });
-            let told = self.told(request, &embeddings.collect::<Vec<_>>())?;
-            let batch = Tensor::cat(&vec![latents; same.len()], 0)?;
-            let out = self.unet.forward(&batch, moment.timestep, &told, &passes[first].plan)?;
-            for (row, j) in same.into_iter().enumerate() {
-                predictions[j] = Some(out.narrow(0, row, 1)?.contiguous()?);
-            }
-        }
-        Ok(predictions.into_iter().flatten().collect())
     }
 
     /// What the network is told in a batch with these embeddings.

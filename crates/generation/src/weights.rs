@@ -2,6 +2,7 @@
 
 use crate::checkpoint::{Dtype, LoadOptions, weight_files};
 use crate::error::{Error, Result};
+use crate::noise::Generator;
 use candle_core::safetensors::MmapedSafetensors;
 use candle_core::{DType, Device, Tensor};
 use std::cell::RefCell;
@@ -12,9 +13,15 @@ use std::path::{Path, PathBuf};
 pub(crate) struct Weights {
     /// For messages: the file, or the folder of several.
     file: PathBuf,
-    tensors: MmapedSafetensors,
+    source: Source,
     dtype: DType,
     unused: RefCell<BTreeSet<String>>,
+}
+
+enum Source {
+    Files(MmapedSafetensors),
+    /// Whatever is asked for is drawn.
+    Random(Box<RefCell<Generator>>),
 }
 
 impl Weights {
@@ -37,7 +44,14 @@ impl Weights {
             Dtype::F16 => DType::F16,
         };
         let file = if let [file] = &files[..] { file.clone() } else { folder.to_owned() };
-        Ok(Self { file, tensors, dtype, unused: RefCell::new(unused) })
+        Ok(Self { file, source: Source::Files(tensors), dtype, unused: RefCell::new(unused) })
+    }
+
+    /// Weights for any shape that is asked for, the same in every process: speed does not depend on values, but
+    /// denormal numbers and infinities would.
+    pub(crate) fn random() -> Self {
+        let source = Source::Random(Box::new(RefCell::new(Generator::new(0))));
+        Self { file: PathBuf::from("random weights"), source, dtype: DType::F32, unused: RefCell::default() }
     }
 
     pub(crate) fn root(&self) -> Scope<'_> {
@@ -70,23 +84,39 @@ impl Scope<'_> {
     }
 
     pub(crate) fn has(&self, name: &str) -> bool {
-        self.weights.tensors.get(&self.pp(name).prefix).is_ok()
+        match &self.weights.source {
+            Source::Files(tensors) => tensors.get(&self.pp(name).prefix).is_ok(),
+            Source::Random(_) => false,
+        }
     }
 
     /// The tensor `name` as f32, checked against `shape`.
     pub(crate) fn get(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
         let name = self.pp(name).prefix;
         let file = || self.weights.file.clone();
-        let view = self.weights.tensors.get(&name).map_err(|_| Error::MissingTensor {
-            file: file(),
-            name: name.clone(),
-            expected: shape.to_vec(),
-        })?;
+        let tensors = match &self.weights.source {
+            Source::Files(tensors) => tensors,
+            Source::Random(generator) => return random(&name, shape, &mut generator.borrow_mut()),
+        };
+        let view = tensors.get(&name).map_err(|_| Error::MissingTensor { file: file(), name: name.clone(), expected: shape.to_vec() })?;
         if view.shape() != shape {
             return Err(Error::TensorShape { file: file(), name, expected: shape.to_vec(), found: view.shape().to_vec() });
         }
-        let tensor = self.weights.tensors.load(&name, &Device::Cpu)?.to_dtype(self.weights.dtype)?.to_dtype(DType::F32)?;
+        let tensor = tensors.load(&name, &Device::Cpu)?.to_dtype(self.weights.dtype)?.to_dtype(DType::F32)?;
         self.weights.unused.borrow_mut().remove(&name);
         Ok(tensor)
     }
+}
+
+/// Kernels and matrices of variance 1/fan-in, biases of zero, and ones for what scales a norm.
+fn random(name: &str, shape: &[usize], generator: &mut Generator) -> Result<Tensor> {
+    if let [n] = *shape {
+        let value = if name.ends_with(".bias") { 0f32 } else { 1f32 };
+        return Ok(Tensor::full(value, n, &Device::Cpu)?);
+    }
+    // Uniform numbers: a network of a billion weights is drawn in seconds.
+    let fan_in: usize = shape[1..].iter().product();
+    let (width, n) = ((12.0 / fan_in as f32).sqrt(), shape.iter().product());
+    let values: Vec<f32> = (0..n).map(|_| (generator.uniform_f32() - 0.5) * width).collect();
+    Ok(Tensor::from_vec(values, shape, &Device::Cpu)?)
 }

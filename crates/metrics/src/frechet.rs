@@ -208,7 +208,9 @@ impl Conditioning {
         let largest = singular.iter().copied().fold(0.0, f64::max);
         // As numpy's `matrix_rank`.
         let noise = largest * set.len().max(dim) as f64 * f64::EPSILON;
-        let rank = singular.iter().filter(|v| **v > noise).count();
+        // Centring takes one dimension exactly; what rounding leaves of it can pass for more than noise where the
+        // mean is large.
+        let rank = singular.iter().filter(|v| **v > noise).count().min(set.len() - 1);
         // Fewer rows than columns leave out eigenvalues that are zero.
         let smallest = if singular.len() < dim { 0.0 } else { singular.iter().copied().fold(largest, f64::min) };
         Ok(Self { n: Some(set.len()), dim, rank, smallest: smallest * smallest / degrees, largest: largest * largest / degrees })

@@ -43,6 +43,8 @@ pub(crate) enum Command {
     Reconstruct(Reconstruct),
     /// Work on files with the weights of feature networks
     Weights(Weights),
+    /// Time parts of the program on random weights
+    Bench(Bench),
 }
 
 #[derive(Debug, Args)]
@@ -430,6 +432,43 @@ pub(crate) struct Reconstruct {
     pub(crate) images: PathBuf,
     #[arg(long, value_name = "DIR")]
     pub(crate) out: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Bench {
+    #[command(subcommand)]
+    pub(crate) what: BenchWhat,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum BenchWhat {
+    /// The U-Net of a diffusers configuration file
+    Unet(BenchUnet),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct BenchUnet {
+    /// unet/config.json of a diffusers checkpoint; weights are drawn
+    #[arg(long, value_name = "UNET_CONFIG.json")]
+    pub(crate) config: PathBuf,
+    /// Size of the latents, not of the image
+    #[arg(long, value_name = "WxH", default_value = "64x64")]
+    pub(crate) size: Size,
+    /// Samples of a plain guided step: two for each image
+    #[arg(long, value_name = "N", default_value_t = 2)]
+    pub(crate) batch: usize,
+    /// Precision of weights and arithmetic
+    #[arg(long, value_name = "f32", default_value = "f32")]
+    pub(crate) dtype: Dtype,
+    /// Time a guided step under this method, with all the passes it makes, instead of the plain network's
+    #[arg(long, value_name = "NAME|FILE")]
+    pub(crate) method: Option<String>,
+    /// Runs to time, after one to warm up
+    #[arg(long, value_name = "K", default_value_t = 5)]
+    pub(crate) steps: usize,
+    /// Print one JSON object
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 #[derive(Debug, Args)]

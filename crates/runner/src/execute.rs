@@ -224,7 +224,7 @@ fn write_manifests(plan: &Plan, store: &Store) -> Result<usize> {
 }
 
 /// Starts a new high-water mark; where the system has none, the peak is that of the process so far.
-fn reset_peak_memory() {
+pub(crate) fn reset_peak_memory() {
     let _ = std::fs::write("/proc/self/clear_refs", "5");
 }
 

@@ -202,11 +202,11 @@ fn small_commands_work() {
     check_failure(scalebench(&["protocols", "freescal"]), &["did you mean `freescale`?"]);
 }
 
-/// Two folders of six small images, `real` and `fake`, and the tiny Inception.
+/// Two folders of twelve small images, `real` and `fake`, and the tiny Inception.
 fn write_images(dir: &Path) -> (String, String, String) {
     let path = |name: &str| dir.join(name).to_str().unwrap().to_owned();
     for (split, folder) in [("reference", "real"), ("train", "fake")] {
-        succeed(scalebench(&["dataset", "--split", split, "--views", "6", "--size", "24", "--png", "--out", &path(folder)]));
+        succeed(scalebench(&["dataset", "--split", split, "--views", "12", "--size", "24", "--png", "--out", &path(folder)]));
     }
     (path("real"), path("fake"), crates().join("runner/tests/data/tiny-inception").to_str().unwrap().to_owned())
 }
@@ -236,7 +236,7 @@ fn sides_of_every_kind_give_one_number() {
         json_of(&["score", "--real", real, "--fake", &fake, "--extractor", &extractor, "--metrics", metrics, "--json"])
     };
     let whole = score(&real, "fid,kid,is,precision,recall,density,coverage");
-    assert!(whole["fid"]["value"].as_f64().unwrap() > 0.0 && whole["fid"]["n"] == 6, "{whole}");
+    assert!(whole["fid"]["value"].as_f64().unwrap() > 0.0 && whole["fid"]["n"] == 12, "{whole}");
     for metric in ["fid", "kid", "is", "precision", "recall", "density", "coverage"] {
         let bounds = ["lo", "value", "hi"].map(|key| whole[metric][key].as_f64().unwrap());
         assert!(bounds.is_sorted(), "{metric}: {bounds:?}");
@@ -248,9 +248,9 @@ fn sides_of_every_kind_give_one_number() {
     for statistics in ["real.npz", "statistics.safetensors"] {
         let file = path(statistics);
         let printed = String::from_utf8(succeed(scalebench(&["stats", &features, "--out", &file])).stdout).unwrap();
-        assert!(printed.contains("rank 5"), "{printed}");
+        assert!(printed.contains("rank 11"), "{printed}");
         let found = score(&file, "fid");
-        // Six images: the statistics' route carries noise from eigenvalues of rounding size.
+        // Twelve images: the statistics' route carries noise from eigenvalues of rounding size.
         let (value, expected) = (found["fid"]["value"].as_f64().unwrap(), whole["fid"]["value"].as_f64().unwrap());
         assert!((value / expected - 1.0).abs() < 1e-4, "{statistics}: {value} {expected}");
         check_failure(scalebench(&["score", "--real", &file, "--fake", &fake, "--extractor", &extractor]), &["kid", "not statistics"]);
@@ -274,7 +274,7 @@ fn corrupt_files_are_listed_or_left_out() {
         std::fs::write(Path::new(&real).join(name), b"no image").unwrap();
     }
     let score = ["score", "--real", &real, "--fake", &fake, "--extractor", &extractor, "--json"];
-    check_failure(scalebench(&score), &["2 of 8 images cannot be decoded", "a.png", "b.jpg"]);
+    check_failure(scalebench(&score), &["2 of 14 images cannot be decoded", "a.png", "b.jpg"]);
     let found = json_of(&[&score[..], &["--skip-corrupt"]].concat());
     assert_eq!(found["skipped"], serde_json::json!(["a.png", "b.jpg"]));
 }
@@ -292,8 +292,11 @@ fn a_protocol_is_the_sum_of_its_flags() {
     assert_eq!(found["fid_r"], whole["fid"]);
     assert_ne!(found["fid_r"]["value"], found["fid_b"]["value"]);
     let cropped = json_of(&[&score[..], &["--metrics", "fid", "--fake-crops", "4x16,grid", "--real-crops", "2x16,shared,seed=3"]].concat());
-    assert_eq!((&cropped["fid"]["n"], cropped["fid"] == whole["fid"]), (&serde_json::json!(6), false), "{cropped}");
-    check_failure(scalebench(&["score", "--real", &real, "--fake", &fake, "--extractor", &extractor, "--protocol", "pocket"]), &["--base-size"]);
+    assert_eq!((&cropped["fid"]["n"], cropped["fid"] == whole["fid"]), (&serde_json::json!(12), false), "{cropped}");
+    check_failure(
+        scalebench(&["score", "--real", &real, "--fake", &fake, "--extractor", &extractor, "--protocol", "pocket"]),
+        &["--base-size"],
+    );
     let bad = ["score", "--real", &real, "--fake", &fake, "--extractor", &extractor, "--fake-crops", "4by16"];
     let output = scalebench(&bad).output().unwrap();
     assert_eq!(output.status.code(), Some(2));

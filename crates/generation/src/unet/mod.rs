@@ -12,7 +12,7 @@ use crate::checkpoint::LoadOptions;
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::layers::{GroupNorm, Linear};
-use crate::plan::{ConvAction, Plan, SkipAction};
+use crate::plan::{Conditioning, ConvAction, Pass, Plan, SkipAction};
 use crate::site::SiteTable;
 use crate::weights::{Scope, Weights};
 use candle_core::{Device, Tensor};
@@ -140,6 +140,17 @@ impl UNetConfig {
     pub(crate) fn time_width(&self) -> usize {
         4 * self.channels[0]
     }
+
+    /// The family with this architecture, as far as the network alone tells: 2.1 at 768 pixels is as 2.1 base.
+    pub(crate) fn family(&self) -> Option<&'static str> {
+        match (self.cross_attention_dim, self.sample_size) {
+            (2048, _) if self.added.is_some() => Some("sdxl"),
+            (1024, _) => Some("sd21"),
+            (768, _) => Some("sd15"),
+            (96, 16) => Some("pocket"),
+            _ => None,
+        }
+    }
 }
 
 /// What loading threads through: the configuration, and the sites found so far.
@@ -208,6 +219,12 @@ impl UNet {
         let unet = Self::load(&mut build, &weights.root())?;
         weights.finish()?;
         Ok(unet)
+    }
+
+    /// The network of a `config.json` on random weights.
+    pub(crate) fn random(config: &Path) -> Result<Self> {
+        let mut build = Build { config: UNetConfig::open(config)?, sites: SiteTable::default() };
+        Self::load(&mut build, &Weights::random().root())
     }
 
     fn load(build: &mut Build, root: &Scope<'_>) -> Result<Self> {
@@ -283,6 +300,34 @@ impl UNet {
             conv_norm_out,
             conv_out,
         })
+    }
+
+    /// The prediction of each pass, `(images, c, h, w)` each, from the same `latents` of that shape; passes with equal
+    /// plans run as one batch. `told` says what a batch with these conditionings is told, all images of the first before
+    /// those of the second.
+    pub(crate) fn predict(
+        &self,
+        latents: &Tensor,
+        timestep: f64,
+        passes: &[Pass],
+        told: &mut dyn FnMut(&[Conditioning]) -> Result<Told>,
+    ) -> Result<Vec<Tensor>> {
+        let images = latents.dim(0)?;
+        let mut predictions: Vec<Option<Tensor>> = vec![None; passes.len()];
+        for first in 0..passes.len() {
+            if predictions[first].is_some() {
+                continue;
+            }
+            let same: Vec<usize> =
+                (first..passes.len()).filter(|&j| predictions[j].is_none() && passes[j].plan == passes[first].plan).collect();
+            let told = told(&same.iter().map(|&j| passes[j].conditioning).collect::<Vec<_>>())?;
+            let batch = Tensor::cat(&vec![latents; same.len()], 0)?;
+            let out = self.forward(&batch, timestep, &told, &passes[first].plan)?;
+            for (row, j) in same.into_iter().enumerate() {
+                predictions[j] = Some(out.narrow(0, row * images, images)?.contiguous()?);
+            }
+        }
+        Ok(predictions.into_iter().flatten().collect())
     }
 
     /// Predicts from `latents` `(batch, in_channels, h, w)` at `timestep` under `plan`. Same shape out.

@@ -1,5 +1,6 @@
 //! One module per subcommand with work of its own.
 
+mod bench;
 mod dataset;
 mod disperse;
 mod generate;
@@ -33,6 +34,7 @@ pub(crate) fn run(cli: Cli) -> Result<()> {
         Command::Models(args) => list::models(&args),
         Command::Dataset(args) => dataset::run(&args),
         Command::Reconstruct(args) => reconstruct::run(&args),
+        Command::Bench(args) => bench::run(&args),
         Command::Weights(args) => weights::run(&args),
     }
 }

@@ -19,11 +19,11 @@ pub(super) fn run(args: &Sweep) -> Result<()> {
         let distinct: BTreeSet<&String> = inputs.prompts.iter().collect();
         distinct.into_iter().try_for_each(|prompt| super::warn_of_overflow(pipeline, prompt))?;
     }
-    warn_of_counts(&resolved, &plan);
     let out = args.out.clone().unwrap_or_else(|| PathBuf::from("runs").join(&resolved.name));
     let store = Store::new(&out, args.shard);
+    execute::check_same_experiment(&store, &resolved)?;
+    warn_of_counts(&resolved, &plan);
     if args.dry_run {
-        execute::check_same_experiment(&store, &resolved)?;
         return execute::dry_run(&plan, &inputs, &store, args.shard);
     }
     execute::run(&resolved, &inputs, &plan, &store, args.shard, command(args, &resolved.name))
