@@ -10,7 +10,7 @@
 //! | precision, recall, density, coverage | [`prdc()`] | features | no | arXiv:1904.06991, arXiv:2002.09797 |
 //! | realism of every image | [`realism`] | features | no | arXiv:1904.06991 |
 //! | Inception score | [`inception_score()`] | logits | no | torch-fidelity 0.4.0, OpenAI |
-//! | interval of FID or KID | [`estimate()`] | features with group ids | | block jackknife |
+//! | interval of any of them | [`estimate()`] | features with group ids | | block jackknife |
 //! | interval of a difference | [`paired_difference`] | two feature sets of the same groups | | block jackknife |
 //!
 //! The way from files to a number:
@@ -29,11 +29,13 @@
 //! let real = extractor.features(Sample::folder("real".as_ref())?, &whole, |_| {})?;
 //! let patches = extractor.features(Sample::folder("generated".as_ref())?, &crops, |_| {})?;
 //! let value = fid(&patches, &real)?;
-//! let interval = estimate(Metric::Fid, &patches, &real, &Jackknife::STANDARD)?;
+//! let interval = estimate(Metric::Fid, &patches, Some(&real), &Jackknife::STANDARD)?;
 //! assert_eq!(value, interval.value);
 //! # Ok(())
 //! # }
 //! ```
+//!
+//! Definitions to the digit, and what differs from which tool: this crate's `README.md`.
 //!
 //! What is *not* promised: JPEG files decode to within rounding of libjpeg-turbo, not to its bits; and
 //! distances depend on the machine's vector width in the last few bits. Features do not depend on the

@@ -160,7 +160,7 @@ pub(crate) fn compact(rows: &[Row]) -> Vec<Vec<String>> {
             None => none(),
             // Undecided differences say so: they are the ones that get quoted as findings.
             Some(Difference { interval, verdict: Verdict::Undecided, n_to_decide }) => {
-                let needed = n_to_decide.map_or_else(String::new, |n| format!(", n ≈ {n} would tell"));
+                let needed = n_to_decide.map_or_else(String::new, |n| format!(", n ≈ {n} decides"));
                 format!("{} (undecided{needed})", shown(*i, Some(interval)))
             }
             Some(Difference { interval, verdict, .. }) => format!("{} ({})", shown(*i, Some(interval)), word(verdict)),

@@ -253,8 +253,11 @@ fn sides_of_every_kind_give_one_number() {
         // Twelve images: the statistics' route carries noise from eigenvalues of rounding size.
         let (value, expected) = (found["fid"]["value"].as_f64().unwrap(), whole["fid"]["value"].as_f64().unwrap());
         assert!((value / expected - 1.0).abs() < 1e-4, "{statistics}: {value} {expected}");
-        check_failure(scalebench(&["score", "--real", &file, "--fake", &fake, "--extractor", &extractor]), &["kid", "not statistics"]);
     }
+    check_failure(
+        scalebench(&["score", "--real", &path("statistics.safetensors"), "--fake", &fake, "--extractor", &extractor]),
+        &["kid", "not statistics"],
+    );
 
     let subsets = ["--metrics", "kid_subsets", "--kid-subsets", "3", "--kid-subset-size", "5"];
     let found = json_of(&[&["score", "--real", &features, "--fake", &fake, "--extractor", &extractor, "--json"][..], &subsets].concat());
