@@ -23,7 +23,7 @@
 //! let extractor = Extractor::load("inception.safetensors".as_ref())?;
 //! let whole = Preprocess::default();
 //! let crops = Preprocess {
-//!     crops: Some(Crops { count: 10, size: 512, seed: 0 }),
+//!     crops: Some(Crops::random(10, 512, 0)),
 //!     ..Preprocess::default()
 //! };
 //! let real = extractor.features(Sample::folder("real".as_ref())?, &whole, |_| {})?;

@@ -190,6 +190,11 @@ fn yes() -> bool {
 }
 
 impl Crops {
+    /// Random crops that are resized to the network.
+    pub fn random(count: u32, size: u32, seed: u64) -> Self {
+        Self { count, size, position: Position::Random, seed, resize: true }
+    }
+
     /// Top left corners `(left, top)` of the crops of image `index`.
     pub fn positions(&self, index: u64, width: usize, height: usize) -> Vec<(usize, usize)> {
         let room = |side: usize| side.saturating_sub(self.size as usize);
