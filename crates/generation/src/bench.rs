@@ -4,6 +4,7 @@ use std::path::Path;
 
 use candle_core::Tensor;
 
+use crate::checkpoint::Dtype;
 use crate::error::{Error, Result};
 use crate::methods::{Method, MethodSpec};
 use crate::noise::Generator;
@@ -30,9 +31,9 @@ pub struct BenchStep {
 }
 
 impl UNetBench {
-    /// Reads the configuration and draws the weights: f32, uniform, of a variance that keeps activations of order one.
-    pub fn open(config: &Path) -> Result<Self> {
-        Ok(Self { unet: UNet::random(config)?, generator: Generator::new(0) })
+    /// Reads the configuration and draws the weights: uniform, of a variance that keeps activations of order one.
+    pub fn open(config: &Path, dtype: Dtype) -> Result<Self> {
+        Ok(Self { unet: UNet::random(config, dtype.products())?, generator: Generator::new(0) })
     }
 
     /// Where methods may act.
@@ -93,7 +94,7 @@ mod tests {
             std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../../experiments/methods/scalecrafter.yaml")).unwrap();
         let spec = MethodSpec::parse(&spec, Path::new("scalecrafter.yaml")).unwrap();
         let run = |method: Option<&MethodSpec>, size| {
-            let mut bench = UNetBench::open(&config).unwrap();
+            let mut bench = UNetBench::open(&config, Dtype::F32).unwrap();
             let step = bench.step(2, size, 50, method).unwrap();
             let samples = bench.samples_per_image(&step);
             let out = bench.run(&step).unwrap();

@@ -4,12 +4,12 @@ use crate::error::Result;
 use crate::weights::Scope;
 use candle_core::Tensor;
 use scalebench_kernels as kernels;
-use scalebench_kernels::{Activation, ConvGeometry};
+use scalebench_kernels::{Activation, ConvGeometry, ConvWeight, LinearWeight};
 
 /// A convolution with bias.
 #[derive(Debug)]
 pub(crate) struct Conv {
-    pub(crate) weight: Tensor,
+    pub(crate) weight: ConvWeight,
     pub(crate) bias: Tensor,
     geometry: ConvGeometry,
 }
@@ -19,7 +19,7 @@ impl Conv {
     pub(crate) fn load(at: &Scope<'_>, c_in: usize, c_out: usize, kernel: usize, stride: usize) -> Result<Self> {
         let padding = kernel / 2;
         Ok(Self {
-            weight: at.get("weight", &[c_out, c_in, kernel, kernel])?,
+            weight: at.conv("weight", &[c_out, c_in, kernel, kernel])?,
             bias: at.get("bias", &[c_out])?,
             geometry: ConvGeometry { stride, padding: (padding, padding), dilation: 1 },
         })
@@ -49,21 +49,59 @@ impl Conv {
 /// A linear layer; the bias may be absent.
 #[derive(Debug)]
 pub(crate) struct Linear {
-    pub(crate) weight: Tensor,
+    pub(crate) weight: LinearWeight,
     pub(crate) bias: Option<Tensor>,
 }
 
 impl Linear {
     pub(crate) fn load(at: &Scope<'_>, c_in: usize, c_out: usize) -> Result<Self> {
-        Ok(Self { weight: at.get("weight", &[c_out, c_in])?, bias: Some(at.get("bias", &[c_out])?) })
+        Ok(Self { weight: at.linear("weight", &[c_out, c_in])?, bias: Some(at.get("bias", &[c_out])?) })
     }
 
     pub(crate) fn load_no_bias(at: &Scope<'_>, c_in: usize, c_out: usize) -> Result<Self> {
-        Ok(Self { weight: at.get("weight", &[c_out, c_in])?, bias: None })
+        Ok(Self { weight: at.linear("weight", &[c_out, c_in])?, bias: None })
     }
 
     pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
         Ok(kernels::linear(x, &self.weight, self.bias.as_ref())?)
+    }
+}
+
+/// A projection of a map's pixels to tokens.
+#[derive(Debug)]
+pub(crate) struct IntoTokens {
+    weight: LinearWeight,
+    bias: Tensor,
+}
+
+impl IntoTokens {
+    /// `shape` is `(c_out, c_in)`, or the same with 1×1 kernels.
+    pub(crate) fn load(at: &Scope<'_>, shape: &[usize]) -> Result<Self> {
+        Ok(Self { weight: at.linear("weight", shape)?, bias: at.get("bias", &shape[..1])? })
+    }
+
+    /// `(batch, c_in, h, w)` → `(batch, h · w, c_out)`.
+    pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        Ok(kernels::map_to_tokens(x, &self.weight, &self.bias)?)
+    }
+}
+
+/// A projection of tokens to a map's pixels.
+#[derive(Debug)]
+pub(crate) struct IntoMap {
+    weight: ConvWeight,
+    bias: Tensor,
+}
+
+impl IntoMap {
+    /// `shape` is `(c_out, c_in)`, or the same with 1×1 kernels.
+    pub(crate) fn load(at: &Scope<'_>, shape: &[usize]) -> Result<Self> {
+        Ok(Self { weight: at.conv("weight", shape)?, bias: at.get("bias", &shape[..1])? })
+    }
+
+    /// `(batch, h · w, c_in)` → `residual` `(batch, c_out, h, w)` plus the projection.
+    pub(crate) fn forward(&self, x: &Tensor, residual: &Tensor) -> Result<Tensor> {
+        Ok(kernels::tokens_to_map(x, &self.weight, &self.bias, residual)?)
     }
 }
 

@@ -347,7 +347,7 @@ fn freeu() {
 
 #[test]
 fn convolutions() {
-    let conv = |weight: &Tensor, bias: &Tensor, stride: usize| crate::unet::SiteConv::bare(weight.clone(), bias.clone(), stride);
+    let conv = |weight: &Tensor, bias: &Tensor, stride: usize| crate::unet::SiteConv::bare(weight, bias.clone(), stride);
     let want = golden("scalecrafter/redilate_conv");
     let mut n = 0;
     for (name, want_y) in want.iter().filter(|(k, _)| k.starts_with('s')) {

@@ -137,7 +137,7 @@ impl TextEncoder {
 
     /// Channels of the pooled embedding, if there is one.
     pub(crate) fn pooled_width(&self) -> Option<usize> {
-        self.second.as_ref().and_then(|s| s.projection.as_ref()).map(|p| p.weight.dims()[0])
+        self.second.as_ref().and_then(|s| s.projection.as_ref()).map(|p| p.weight.outputs())
     }
 
     /// The prompt's embedding: final hidden states of SD 1.x and 2.x, penultimate ones of both

@@ -5,6 +5,7 @@ use crate::error::{Error, Result};
 use crate::noise::Generator;
 use candle_core::safetensors::MmapedSafetensors;
 use candle_core::{DType, Device, Tensor};
+use scalebench_kernels::{ConvWeight, LinearWeight, Precision};
 use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -15,6 +16,8 @@ pub(crate) struct Weights {
     file: PathBuf,
     source: Source,
     dtype: DType,
+    /// Of the products with the weights.
+    precision: Precision,
     unused: RefCell<BTreeSet<String>>,
 }
 
@@ -44,14 +47,19 @@ impl Weights {
             Dtype::F16 => DType::F16,
         };
         let file = if let [file] = &files[..] { file.clone() } else { folder.to_owned() };
-        Ok(Self { file, source: Source::Files(tensors), dtype, unused: RefCell::new(unused) })
+        Ok(Self { file, source: Source::Files(tensors), dtype, precision: Precision::F32, unused: RefCell::new(unused) })
+    }
+
+    /// For a network that multiplies in `precision`.
+    pub(crate) fn multiplied_in(self, precision: Precision) -> Self {
+        Self { precision, ..self }
     }
 
     /// Weights for any shape that is asked for, the same in every process: speed does not depend on values, but
     /// denormal numbers and infinities would.
     pub(crate) fn random() -> Self {
         let source = Source::Random(Box::new(RefCell::new(Generator::new(0))));
-        Self { file: PathBuf::from("random weights"), source, dtype: DType::F32, unused: RefCell::default() }
+        Self { file: PathBuf::from("random weights"), source, dtype: DType::F32, precision: Precision::F32, unused: RefCell::default() }
     }
 
     pub(crate) fn root(&self) -> Scope<'_> {
@@ -83,11 +91,27 @@ impl Scope<'_> {
         &self.prefix
     }
 
+    /// Of products with weights from here.
+    pub(crate) fn precision(&self) -> Precision {
+        self.weights.precision
+    }
+
     pub(crate) fn has(&self, name: &str) -> bool {
         match &self.weights.source {
             Source::Files(tensors) => tensors.get(&self.pp(name).prefix).is_ok(),
             Source::Random(_) => false,
         }
+    }
+
+    /// The kernels `name`, checked against `shape`: (outputs, inputs, height, width), or (outputs, inputs) for 1×1.
+    pub(crate) fn conv(&self, name: &str, shape: &[usize]) -> Result<ConvWeight> {
+        Ok(ConvWeight::new(&self.get(name, shape)?, self.precision())?)
+    }
+
+    /// The matrix `name`, checked against `shape`: (outputs, inputs), or the same with 1×1 kernels.
+    pub(crate) fn linear(&self, name: &str, shape: &[usize]) -> Result<LinearWeight> {
+        let matrix = self.get(name, shape)?.reshape((shape[0], shape[1]))?;
+        Ok(LinearWeight::new(&matrix, self.precision())?)
     }
 
     /// The tensor `name` as f32, checked against `shape`.

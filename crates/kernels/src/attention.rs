@@ -1,17 +1,32 @@
 //! Softmax attention that never holds more than one tile of scores.
 
-use crate::simd::{LANES, dispatch, exp, exp_simd};
-use crate::view::{Matrix, SharedMut, gemm, tensor, with_slice};
+use crate::product::{Left, PANEL, Precision, Product, Right};
+use crate::simd::{LANES, exp, exp_simd};
+use crate::view::{SharedMut, Unwritten, tensor, with_slice};
+use crate::weight::transpose;
+use crate::words;
 use candle_core::{Result, Tensor, bail};
 use rayon::prelude::*;
 use std::cell::RefCell;
 
-/// Queries and keys of one tile: 64 × 512 scores are 128 KiB.
-const QUERY_TILE: usize = 64;
-const KEY_TILE: usize = 512;
+/// Queries and keys of one tile: 48 × 256 scores are 48 KiB.
+const QUERY_TILE: usize = 48;
+const KEY_TILE: usize = 4 * PANEL;
+
+#[derive(Default)]
+struct Scratch {
+    /// Queries of one tile, and their probabilities, as words.
+    query: Vec<u32>,
+    words: Vec<u32>,
+    scores: Vec<f32>,
+    /// One query, times the scale.
+    scaled: Vec<f32>,
+    /// Weighted sums of values.
+    acc: Vec<f32>,
+}
 
 thread_local! {
-    static SCORES: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+    static SCRATCH: RefCell<Scratch> = RefCell::default();
 }
 
 /// Multi-head attention, `softmax(scale · Q Kᵀ) V` per head.
@@ -19,8 +34,9 @@ thread_local! {
 /// `q` is `(batch, n, heads · d)`, `k` and `v` `(batch, m, heads · d)`, heads side by side in the
 /// channels as the projections leave them; returns `(batch, n, heads · d)`. Memory beyond the
 /// operands is one tile per thread, whatever `n` and `m` (the running softmax of Milakov and
-/// Gimelshein, 2018).
-pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize, scale: f64) -> Result<Tensor> {
+/// Gimelshein, 2018). With [`Precision::Bf16`], heads of more than 32 channels round queries, keys, values and
+/// probabilities; smaller ones gain nothing by it and stay `f32`.
+pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize, scale: f64, precision: Precision) -> Result<Tensor> {
     let (batch, _, width) = q.dims3()?;
     let (kb, m, kw) = k.dims3()?;
     if heads == 0 || width % heads != 0 || (kb, kw) != (batch, width) || v.dims() != k.dims() || m == 0 {
@@ -37,100 +53,186 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize, scale: f64) -
         (24, false) => narrow::<24, 32>,
         (32, true) => narrow::<32, 512>,
         (32, false) => narrow::<32, 32>,
-        _ => return wide(q, k, v, heads, scale),
+        _ => return wide(q, k, v, heads, scale, precision),
     };
     narrow(q, k, v, heads, scale)
 }
 
-/// Any head size: tiles of scores by matrix products.
-fn wide(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize, scale: f64) -> Result<Tensor> {
+/// Any head size: tiles of scores by matrix products. Keys and values are laid out for them once a call.
+fn wide(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize, scale: f64, precision: Precision) -> Result<Tensor> {
     let (batch, n, width) = q.dims3()?;
     let (m, d) = (k.dims()[1], width / heads);
+    let (depth, key_words) = (precision.words(d), precision.words(m));
+    let key_size = m.div_ceil(PANEL) * depth * PANEL;
+    let value_size = d.div_ceil(PANEL) * key_words * PANEL;
     let tiles = n.div_ceil(QUERY_TILE);
     with_slice(q, |q| {
-        with_slice(k, |k| {
-            with_slice(v, |v| {
-                let mut output = vec![0f32; batch * n * width];
-                let out = SharedMut::new(&mut output);
-                (0..batch * heads * tiles).into_par_iter().for_each(|task| {
-                    let (b, rest) = (task / (heads * tiles), task % (heads * tiles));
-                    let (head, tile) = (rest / tiles, rest % tiles);
-                    let first = tile * QUERY_TILE;
-                    let rows = QUERY_TILE.min(n - first);
-                    let at = |t: usize| (b * n + t) * width + head * d;
-                    let kv = b * m * width + head * d;
-                    let query = Matrix { ptr: q[at(first)..].as_ptr(), row: width, col: 1 };
-                    SCORES.with_borrow_mut(|scores| {
-                        scores.resize(QUERY_TILE * KEY_TILE, 0.0);
-                        let mut peak = [f32::NEG_INFINITY; QUERY_TILE];
-                        let mut sum = [0f32; QUERY_TILE];
-                        for start in (0..m).step_by(KEY_TILE) {
-                            let columns = KEY_TILE.min(m - start);
-                            let key = Matrix { ptr: k[kv + start * width..].as_ptr(), row: 1, col: width };
-                            let value = Matrix { ptr: v[kv + start * width..].as_ptr(), row: width, col: 1 };
-                            // SAFETY: the tile holds rows × columns scores; q and k are inside their slices.
-                            unsafe {
-                                gemm(rows, columns, d, scores.as_mut_ptr(), columns, false, query, key, scale as f32);
+        let keys =
+            with_slice(k, |k| Ok(panels(batch * heads * key_size, key_size, |i, to| lay_out_keys(k, i, m, heads, d, precision, to))))?;
+        let values = with_slice(v, |v| {
+            Ok(panels(batch * heads * value_size, value_size, |i, to| lay_out_values(v, i, m, heads, d, precision, to)))
+        })?;
+        let mut output = Unwritten::new(batch * n * width);
+        let out = output.shared();
+        (0..batch * heads * tiles).into_par_iter().for_each(|task| {
+            let (panel, tile) = (task / tiles, task % tiles);
+            let (b, head) = (panel / heads, panel % heads);
+            let queries = tile * QUERY_TILE..n.min((tile + 1) * QUERY_TILE);
+            let rows = queries.len();
+            let at = |t: usize| (b * n + t) * width + head * d;
+            SCRATCH.with_borrow_mut(|Scratch { query, words, scores, scaled, acc }| {
+                query.resize(QUERY_TILE * depth, 0);
+                words.resize(QUERY_TILE * precision.words(KEY_TILE), 0);
+                scores.resize(QUERY_TILE * KEY_TILE, 0.0);
+                acc.resize(QUERY_TILE * d, 0.0);
+                for (t, to) in queries.clone().zip(query.chunks_exact_mut(depth)) {
+                    scaled.clear();
+                    scaled.extend(q[at(t)..][..d].iter().map(|v| v * scale as f32));
+                    words::rows(scaled, d, precision, to);
+                }
+                let mut peak = [f32::NEG_INFINITY; QUERY_TILE];
+                let mut sum = [0f32; QUERY_TILE];
+                for start in (0..m).step_by(KEY_TILE) {
+                    let columns = KEY_TILE.min(m - start);
+                    let product = Product {
+                        m: rows,
+                        n: columns,
+                        depth,
+                        left: Left { ptr: query.as_ptr(), row: depth },
+                        right: Right { ptr: keys[panel * key_size + start / PANEL * depth * PANEL..].as_ptr(), panel: depth * PANEL },
+                        out: scores.as_mut_ptr(),
+                        out_row: KEY_TILE,
+                        accumulate: false,
+                    };
+                    // SAFETY: the tile holds rows × columns scores, the keys have whole panels.
+                    unsafe { product.run(precision) };
+                    pulp::Arch::new().dispatch(Soften { scores, columns, d, rows, peak: &mut peak, sum: &mut sum, acc });
+                    let (spent, row) = match precision {
+                        Precision::F32 => (scores.as_ptr().cast(), KEY_TILE),
+                        Precision::Bf16 => {
+                            let row = precision.words(columns);
+                            for (scores, words) in scores.chunks_exact(KEY_TILE).zip(words.chunks_exact_mut(row)).take(rows) {
+                                words::rows(&scores[..columns], columns, precision, words);
                             }
-                            for i in 0..rows {
-                                let line = &mut scores[i * columns..][..columns];
-                                // SAFETY: this task owns head `head` of its query rows.
-                                let acc = unsafe { std::slice::from_raw_parts_mut(out.at(at(first + i)), d) };
-                                dispatch(
-                                    #[inline(always)]
-                                    || soften(line, &mut peak[i], &mut sum[i], acc),
-                                );
-                            }
-                            let probabilities = Matrix { ptr: scores.as_ptr(), row: columns, col: 1 };
-                            // SAFETY: as above; the output rows belong to this task.
-                            unsafe {
-                                gemm(rows, d, columns, out.at(at(first)), width, true, probabilities, value, 1.0);
-                            }
+                            (words.as_ptr(), row)
                         }
-                        for (i, sum) in sum[..rows].iter().enumerate() {
-                            // SAFETY: this task owns head `head` of its query rows.
-                            let acc = unsafe { std::slice::from_raw_parts_mut(out.at(at(first + i)), d) };
-                            let inverse = 1.0 / sum;
-                            acc.iter_mut().for_each(|a| *a *= inverse);
-                        }
-                    });
-                });
-                tensor(output, (batch, n, width))
-            })
-        })
+                    };
+                    let product = Product {
+                        m: rows,
+                        n: d,
+                        depth: precision.words(columns),
+                        left: Left { ptr: spent, row },
+                        right: Right {
+                            ptr: values[panel * value_size + precision.words(start) * PANEL..].as_ptr(),
+                            panel: key_words * PANEL,
+                        },
+                        out: acc.as_mut_ptr(),
+                        out_row: d,
+                        accumulate: start > 0,
+                    };
+                    // SAFETY: as above; the values have whole panels.
+                    unsafe { product.run(precision) };
+                }
+                for ((t, sum), acc) in queries.zip(sum).zip(acc.chunks_exact(d)) {
+                    let inverse = 1.0 / sum;
+                    // SAFETY: this task owns head `head` of its query rows.
+                    let to = unsafe { out.part(at(t), d) };
+                    acc.iter().zip(to).for_each(|(a, o)| _ = o.write(a * inverse));
+                }
+            });
+        });
+        // SAFETY: the tasks cover all heads of all queries.
+        unsafe { output.tensor((batch, n, width)) }
     })
 }
 
-/// Turns a line of scores into unnormalised probabilities under the running maximum, and rescales
-/// what has been accumulated under the old one.
-#[inline(always)]
-fn soften(line: &mut [f32], peak: &mut f32, sum: &mut f32, acc: &mut [f32]) {
-    let mut lanes = [f32::NEG_INFINITY; LANES];
-    let mut chunks = line.chunks_exact(LANES);
-    for chunk in &mut chunks {
-        for (lane, &x) in lanes.iter_mut().zip(chunk) {
-            *lane = if x > *lane { x } else { *lane };
+/// `len` words in parts of `size`, part `i` written by `f`; what it leaves out is 0.
+fn panels(len: usize, size: usize, f: impl Fn(usize, &mut [u32]) + Sync) -> Vec<u32> {
+    let mut words = Unwritten::new(len);
+    let shared = words.shared();
+    // SAFETY: every task owns one part.
+    (0..len / size).into_par_iter().for_each(|i| f(i, unsafe { shared.zeroed(i * size, size) }));
+    // SAFETY: the parts are all of it.
+    unsafe { words.vec(len) }
+}
+
+/// The rows `(m, d)` of image and head `i` in `x` `(batch, m, heads · d)`.
+fn head_rows(x: &[f32], i: usize, m: usize, heads: usize, d: usize) -> impl Iterator<Item = &[f32]> + Clone {
+    let (b, head) = (i / heads, i % heads);
+    (0..m).map(move |t| &x[((b * m + t) * heads + head) * d..][..d])
+}
+
+/// Keys for `Q Kᵀ`: panels of keys, summed over channels.
+fn lay_out_keys(k: &[f32], i: usize, m: usize, heads: usize, d: usize, precision: Precision, to: &mut [u32]) {
+    let rows = head_rows(k, i, m, heads, d);
+    for (j, panel) in to.chunks_exact_mut(precision.words(d) * PANEL).enumerate() {
+        transpose(rows.clone().skip(j * PANEL).take(PANEL), precision, panel);
+    }
+}
+
+/// Values for `P V`: panels of channels, summed over keys.
+fn lay_out_values(v: &[f32], i: usize, m: usize, heads: usize, d: usize, precision: Precision, to: &mut [u32]) {
+    let key_words = precision.words(m);
+    let mut rows = head_rows(v, i, m, heads, d);
+    for p in 0..key_words {
+        let low = rows.next().unwrap_or(&[]);
+        let high = if precision == Precision::Bf16 { rows.next().unwrap_or(&[]) } else { &[] };
+        for (j, panel) in to.chunks_exact_mut(key_words * PANEL).enumerate() {
+            let channels = j * PANEL..d.min((j + 1) * PANEL);
+            let (low, high, to) = (&low[channels.clone()], high.get(channels).unwrap_or(&[]), &mut panel[p * PANEL..]);
+            match precision {
+                Precision::F32 => words::bits(low, to),
+                Precision::Bf16 => words::joined(low, high, to),
+            }
         }
     }
-    let top = chunks.remainder().iter().chain(&lanes).fold(*peak, |a, &b| if b > a { b } else { a });
-    let shrink = exp(*peak - top);
-    *peak = top;
-    let mut lanes = [0f32; LANES];
-    let mut chunks = line.chunks_exact_mut(LANES);
-    for chunk in &mut chunks {
-        for (lane, x) in lanes.iter_mut().zip(chunk) {
-            *x = exp(*x - top);
-            *lane += *x;
+}
+
+/// Turns lines of scores into unnormalised probabilities under the running maximum, and rescales what has been
+/// accumulated under the old one.
+struct Soften<'a> {
+    /// `(rows, KEY_TILE)`, of which `columns` are scores; the rest of the last vector becomes 0.
+    scores: &'a mut [f32],
+    columns: usize,
+    rows: usize,
+    d: usize,
+    peak: &'a mut [f32],
+    sum: &'a mut [f32],
+    /// `(rows, d)`.
+    acc: &'a mut [f32],
+}
+
+impl pulp::WithSimd for Soften<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: pulp::Simd>(self, simd: S) {
+        let Self { scores, columns, rows, d, peak, sum, acc } = self;
+        let lines = scores.chunks_exact_mut(KEY_TILE).zip(acc.chunks_exact_mut(d)).zip(peak).zip(sum).take(rows);
+        for (((line, acc), peak), sum) in lines {
+            let padded = columns.next_multiple_of(LANES).min(KEY_TILE);
+            line[columns..padded].fill(f32::NEG_INFINITY);
+            let vectors = S::as_mut_simd_f32s(&mut line[..padded]).0;
+            // Four chains hide the latency of one.
+            let mut tops = [simd.splat_f32s(f32::NEG_INFINITY); 4];
+            for (i, score) in vectors.iter().enumerate() {
+                tops[i % 4] = simd.max_f32s(tops[i % 4], *score);
+            }
+            let top = simd.max_f32s(simd.max_f32s(tops[0], tops[1]), simd.max_f32s(tops[2], tops[3]));
+            let new_peak = peak.max(simd.reduce_max_f32s(top));
+            let shrink = exp(*peak - new_peak);
+            let shift = simd.splat_f32s(new_peak);
+            let mut total = simd.splat_f32s(0.0);
+            for score in &mut *vectors {
+                *score = exp_simd(simd, simd.sub_f32s(*score, shift));
+                total = simd.add_f32s(total, *score);
+            }
+            *peak = new_peak;
+            *sum = *sum * shrink + simd.reduce_sum_f32s(total);
+            if shrink != 1.0 {
+                acc.iter_mut().for_each(|a| *a *= shrink);
+            }
         }
-    }
-    let mut total: f32 = 0.0;
-    for x in chunks.into_remainder() {
-        *x = exp(*x - top);
-        total += *x;
-    }
-    *sum = *sum * shrink + total + lanes.iter().sum::<f32>();
-    if shrink != 1.0 {
-        acc.iter_mut().for_each(|a| *a *= shrink);
     }
 }
 
@@ -271,7 +373,7 @@ mod tests {
     #[test]
     fn large_scores_do_not_overflow() {
         let q = (random((1, 40, 16), 0.7) * 100.0).unwrap();
-        let got = attention(&q, &q, &q, 2, 1.0).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        let got = attention(&q, &q, &q, 2, 1.0, Precision::F32).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
         assert!(got.iter().all(|v| v.is_finite()));
     }
 
@@ -282,20 +384,35 @@ mod tests {
         let rows: Vec<f32> = (0..5).flat_map(|i| [if i == 4 { -124.0 } else { -125.0 }; 8]).collect();
         let k = Tensor::from_vec(rows, (1, 5, 8), &Device::Cpu).unwrap();
         let v = random((1, 5, 8), 0.7);
-        let got = attention(&ones, &k, &v, 1, 1.0).unwrap();
+        let got = attention(&ones, &k, &v, 1, 1.0, Precision::F32).unwrap();
         let error = (got - direct(&ones, &k, &v, 1, 1.0)).unwrap().abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap();
         assert!(error < 2e-5, "{error:e}");
     }
 
     #[test]
     fn matches_the_definition() {
-        for (n, m, heads, d) in [(71, 1100, 2, 8), (5, 3, 4, 16), (65, 600, 2, 24), (33, 77, 1, 32), (130, 513, 1, 40), (64, 77, 3, 160)] {
+        for (n, m, heads, d) in
+            [(71, 1100, 2, 8), (5, 3, 4, 16), (65, 600, 2, 24), (33, 77, 1, 32), (130, 513, 1, 40), (64, 77, 3, 160), (50, 300, 2, 33)]
+        {
             let (q, k, v) = (random((2, n, heads * d), 0.7), random((2, m, heads * d), 0.3), random((2, m, heads * d), 0.9));
             let scale = 1.0 / (d as f64).sqrt();
-            let got = attention(&q, &k, &v, heads, scale).unwrap();
+            let got = attention(&q, &k, &v, heads, scale, Precision::F32).unwrap();
             let want = direct(&q, &k, &v, heads, scale);
             let error = (got - want).unwrap().abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap();
             assert!(error < 2e-5, "{n} {m} {heads} {d}: {error:e}");
+        }
+    }
+
+    /// Operands rounded to eight bits: the deviation stays of that size, and shrinks where many values are averaged.
+    #[test]
+    fn bf16_stays_near() {
+        for (n, m, heads, d) in [(130, 513, 1, 40), (64, 77, 3, 160), (49, 1, 2, 64)] {
+            let (q, k, v) = (random((2, n, heads * d), 0.7), random((2, m, heads * d), 0.3), random((2, m, heads * d), 0.9));
+            let scale = 1.0 / (d as f64).sqrt();
+            let got = attention(&q, &k, &v, heads, scale, Precision::Bf16).unwrap();
+            let want = direct(&q, &k, &v, heads, scale);
+            let error = (got - want).unwrap().abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap();
+            assert!((1e-5..0.05).contains(&error), "{n} {m} {heads} {d}: {error:e}");
         }
     }
 }

@@ -1,13 +1,19 @@
 //! 2-D convolution with any stride, zero padding and integer dilation.
 //!
-//! Columns are gathered row by row (a dilation only moves where a row is read, so a dilated
-//! convolution costs what a plain one costs) into a strip that stays in the cache, and one matrix
-//! product per strip writes the output in place.
+//! The input is copied once, as words, with its zeros around it; then each tile of the output gathers
+//! what a few taps see, a part that stays in a second-level cache, and multiplies it, until all taps are
+//! through. A dilation only moves where the gather reads, so a dilated convolution costs what a plain
+//! one costs: the phase images of the algebra are never built.
 
-use crate::view::{Matrix, SharedMut, gemm, tensor, with_slice};
+use crate::product::{DEPTH, PANEL, Precision, Product, Right};
+use crate::simd::dispatch;
+use crate::view::{SharedMut, Unwritten, with_optional, with_slice};
+use crate::weight::ConvWeight;
+use crate::words;
 use candle_core::{Result, Tensor, bail};
 use rayon::prelude::*;
 use std::cell::RefCell;
+use std::ops::Range;
 
 /// Where a kernel's taps fall.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,24 +42,38 @@ pub enum Activation {
     Relu,
 }
 
-/// Columns of one strip: small enough for a second-level cache beside the packed operands.
-const STRIP_FLOATS: usize = 256 * 1024;
+/// Words of the padded input at a time; larger maps go in bands of rows.
+const BAND: usize = 8 << 20;
+/// Panels of output pixels in one tile.
+const PANELS: usize = 4;
+/// Output channels in one tile, at least and at most.
+const CHANNELS: Range<usize> = 96..384;
+/// Tiles that a call is cut into, if it is large enough: work for some threads.
+const TILES: usize = 16;
+/// Words that a copy moves at once.
+const CHUNK: usize = 8;
 
-thread_local! {
-    static COLUMNS: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+#[derive(Default)]
+struct Scratch {
+    columns: Vec<u32>,
+    tile: Vec<f32>,
 }
 
-/// Convolves `x` `(batch, c_in, h, w)` with `weight` `(c_out, c_in, kh, kw)` (a correlation, as in
+thread_local! {
+    static SCRATCH: RefCell<Scratch> = RefCell::default();
+}
+
+/// Convolves `x` `(batch, c_in, h, w)` with kernels `(c_out, c_in, kh, kw)` (a correlation, as in
 /// every deep-learning library) and adds `bias`, `(c_out)` or `(batch, c_out)`.
 ///
 /// Returns `(batch, c_out, (h + 2p − d(kh − 1) − 1) / stride + 1, …)`. Errors when the channel counts
 /// differ or the dilated kernel does not fit into the padded input.
-pub fn conv2d(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, geometry: ConvGeometry, activation: Activation) -> Result<Tensor> {
+pub fn conv2d(x: &Tensor, weight: &ConvWeight, bias: Option<&Tensor>, geometry: ConvGeometry, activation: Activation) -> Result<Tensor> {
     let (batch, c_in, h, w) = x.dims4()?;
-    let (c_out, w_in, kh, kw) = weight.dims4()?;
+    let (c_out, w_in, kh, kw) = weight.dims;
     let ConvGeometry { stride, padding: (ph, pw), dilation } = geometry;
     if c_in != w_in {
-        bail!("conv2d: input {:?} has {c_in} channels, weight {:?} expects {w_in}", x.dims(), weight.dims());
+        bail!("conv2d: input {:?} has {c_in} channels, weight {:?} expects {w_in}", x.dims(), weight.dims);
     }
     let (reach_h, reach_w) = (dilation * (kh - 1) + 1, dilation * (kw - 1) + 1);
     if stride == 0 || h + 2 * ph < reach_h || w + 2 * pw < reach_w {
@@ -66,116 +86,217 @@ pub fn conv2d(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, geometry: Conv
     {
         bail!("conv2d: bias {:?}, expected [{c_out}] or [{batch}, {c_out}]", bias.dims());
     }
-    let k = c_in * kh * kw;
-    let pointwise = kh == 1 && kw == 1 && stride == 1 && ph == 0 && pw == 0;
-    let strip_rows = (STRIP_FLOATS / (k * ow).max(1)).clamp(1, oh);
-    let strips = oh.div_ceil(strip_rows);
-
+    let channels = weight.precision.words(c_in);
+    let line = w + 2 * pw;
+    let rows_of = |band: usize| (band - 1) * stride + reach_h;
+    // Images side by side while they fit, else one image in bands of output rows.
+    let images = (BAND / (channels * rows_of(oh) * line).max(1)).clamp(1, batch.max(1));
+    let rows = (1..=oh).rev().find(|rows| channels * rows_of(*rows) * line <= BAND).unwrap_or(1);
+    let rows = if images > 1 { oh } else { rows };
     with_slice(x, |input| {
-        with_slice(weight, |taps| {
-            let zeros = vec![0f32; if bias.is_none() { c_out } else { 0 }];
-            let run = |bias: &[f32]| {
-                let mut output = vec![0f32; batch * c_out * oh * ow];
-                let out = SharedMut::new(&mut output);
-                (0..batch * strips).into_par_iter().for_each(|task| {
-                    let (b, strip) = (task / strips, task % strips);
-                    let rows = strip * strip_rows..((strip + 1) * strip_rows).min(oh);
-                    let pixels = rows.len() * ow;
-                    let first = b * c_out * oh * ow + rows.start * ow;
-                    for (c, &value) in bias[b * c_out % bias.len()..][..c_out].iter().enumerate() {
-                        // SAFETY: this strip owns rows `rows` of every channel of image `b`.
-                        let row = unsafe { std::slice::from_raw_parts_mut(out.at(first + c * oh * ow), pixels) };
-                        row.fill(value);
+        with_optional(bias, |bias| {
+            let mut output = Unwritten::new(batch * c_out * oh * ow);
+            for first in (0..batch).step_by(images) {
+                for start in (0..oh).step_by(rows) {
+                    Band {
+                        input,
+                        weight,
+                        bias,
+                        geometry,
+                        activation,
+                        images: first..batch.min(first + images),
+                        rows: start..oh.min(start + rows),
+                        size: (h, w),
+                        output_size: (oh, ow),
+                        line,
+                        plane: rows_of(oh.min(start + rows) - start) * line,
                     }
-                    let image = &input[b * c_in * h * w..][..c_in * h * w];
-                    let lhs = Matrix { ptr: taps.as_ptr(), row: k, col: 1 };
-                    let multiply = |rhs: Matrix| {
-                        // SAFETY: `dst` spans this strip of `c_out` channels, the operands their slices.
-                        unsafe { gemm(c_out, pixels, k, out.at(first), oh * ow, true, lhs, rhs, 1.0) }
-                    };
-                    if pointwise {
-                        multiply(Matrix { ptr: image[rows.start * ow..].as_ptr(), row: h * w, col: 1 });
-                    } else {
-                        COLUMNS.with_borrow_mut(|columns| {
-                            if columns.len() < k * pixels {
-                                columns.resize(k * pixels, 0.0);
-                            }
-                            let shape = Gather { c_in, h, w, kh, kw, ow, geometry };
-                            shape.gather(image, rows.clone(), &mut columns[..k * pixels]);
-                            multiply(Matrix { ptr: columns.as_ptr(), row: pixels, col: 1 });
-                        });
-                    }
-                    if activation == Activation::Relu {
-                        for c in 0..c_out {
-                            // SAFETY: as above.
-                            let row = unsafe { std::slice::from_raw_parts_mut(out.at(first + c * oh * ow), pixels) };
-                            row.iter_mut().for_each(|v| *v = v.max(0.0));
-                        }
-                    }
-                });
-                tensor(output, (batch, c_out, oh, ow))
-            };
-            match bias {
-                Some(bias) => with_slice(bias, run),
-                None => run(&zeros),
+                    .run(output.shared());
+                }
             }
+            // SAFETY: the bands cover all rows of all images.
+            unsafe { output.tensor((batch, c_out, oh, ow)) }
         })
     })
 }
 
-struct Gather {
-    c_in: usize,
-    h: usize,
-    w: usize,
-    kh: usize,
-    kw: usize,
-    ow: usize,
+/// Some output rows of some images.
+struct Band<'a> {
+    input: &'a [f32],
+    weight: &'a ConvWeight,
+    bias: Option<&'a [f32]>,
     geometry: ConvGeometry,
+    activation: Activation,
+    images: Range<usize>,
+    rows: Range<usize>,
+    /// Of the input and of the output, (height, width).
+    size: (usize, usize),
+    output_size: (usize, usize),
+    /// Width of a padded row, and words of one channel of the padded rows.
+    line: usize,
+    plane: usize,
 }
 
-impl Gather {
-    /// Fills `columns` `(c_in · kh · kw, rows · ow)` with what each tap sees.
-    fn gather(&self, image: &[f32], rows: std::ops::Range<usize>, columns: &mut [f32]) {
-        let &Gather { c_in, h, w, kh, kw, ow, geometry: ConvGeometry { stride, padding: (ph, pw), dilation } } = self;
-        let mut lines = columns.chunks_exact_mut(ow);
-        for c in 0..c_in {
-            let plane = &image[c * h * w..][..h * w];
-            for ky in 0..kh {
-                for kx in 0..kw {
-                    // Output columns whose tap falls inside the input row: x = ox · stride + shift.
-                    let shift = (kx * dilation) as isize - pw as isize;
-                    let lo = (-shift).max(0).unsigned_abs().div_ceil(stride).min(ow);
-                    let last = w as isize - 1 - shift;
-                    let hi = if last < 0 { lo } else { (last as usize / stride + 1).min(ow).max(lo) };
-                    for oy in rows.clone() {
-                        let line = lines.next().expect("one line per tap and row");
-                        let y = (oy * stride + ky * dilation) as isize - ph as isize;
-                        if y < 0 || y >= h as isize {
-                            line.fill(0.0);
-                            continue;
-                        }
-                        let source = &plane[y as usize * w..][..w];
-                        line[..lo].fill(0.0);
-                        line[hi..].fill(0.0);
-                        if lo == hi {
-                            continue;
-                        }
-                        let start = (lo * stride) as isize + shift;
-                        let source = &source[start as usize..];
-                        if stride == 1 {
-                            line[lo..hi].copy_from_slice(&source[..hi - lo]);
-                        } else {
-                            for (to, from) in line[lo..hi].iter_mut().zip(source.iter().step_by(stride)) {
-                                *to = *from;
-                            }
+/// Neighbouring pixels of one panel that lie in one row.
+struct Segment {
+    /// First column of the panel.
+    column: usize,
+    /// Where its first tap sees, in the padded plane.
+    source: usize,
+    pixels: usize,
+}
+
+impl Band<'_> {
+    fn run(&self, output: SharedMut<f32>) {
+        let padded = self.padded();
+        let (c_out, ..) = self.weight.dims;
+        let pixels = self.rows.len() * self.output_size.1;
+        let strips = pixels.div_ceil(PANELS * PANEL);
+        let tiles = strips * self.images.len();
+        let parts = TILES.div_ceil(tiles.max(1)).clamp(c_out.div_ceil(CHANNELS.end), c_out.div_ceil(CHANNELS.start));
+        let channels = c_out.div_ceil(parts).next_multiple_of(6);
+        (0..tiles * parts).into_par_iter().for_each(|task| {
+            let (tile, part) = (task / parts, task % parts);
+            let (image, strip) = (tile / strips, tile % strips);
+            let channels = part * channels..c_out.min((part + 1) * channels);
+            let pixels = strip * PANELS * PANEL..pixels.min((strip + 1) * PANELS * PANEL);
+            if !channels.is_empty() {
+                SCRATCH.with_borrow_mut(|scratch| self.tile(&padded, image, channels, pixels, scratch, output));
+            }
+        });
+    }
+
+    /// The rows of the input that the band sees, with zeros around them: `(images, channel words, plane)`, and some slack.
+    fn padded(&self) -> Vec<u32> {
+        let &Self { input, line, plane, size: (h, w), ref images, ref rows, .. } = self;
+        let ConvGeometry { stride, padding: (ph, pw), .. } = self.geometry;
+        let (_, c_in, ..) = self.weight.dims;
+        let precision = self.weight.precision;
+        let channels = precision.words(c_in);
+        let per_word = c_in.div_ceil(channels.max(1));
+        let len = images.len() * channels * plane + CHUNK;
+        let mut padded = Unwritten::new(len);
+        let to = padded.shared();
+        (0..images.len() * channels).into_par_iter().for_each(|task| {
+            let (image, word) = (task / channels, task % channels);
+            let channel = |c: usize| if c < c_in { &input[((images.start + image) * c_in + c) * h * w..][..h * w] } else { &[] };
+            let (low, high) = (channel(word * per_word), channel(word * per_word + 1));
+            // SAFETY: this task owns one plane of the buffer.
+            let to = unsafe { to.zeroed(task * plane, plane) };
+            dispatch(
+                #[inline(always)]
+                || {
+                    for (y, to) in to.chunks_exact_mut(line).enumerate() {
+                        let Some(y) = (rows.start * stride + y).checked_sub(ph).filter(|y| *y < h) else { continue };
+                        let to = &mut to[pw..][..w];
+                        match precision {
+                            Precision::F32 => words::bits(&low[y * w..][..w], to),
+                            Precision::Bf16 => words::joined(&low[y * w..][..w], high.get(y * w..(y + 1) * w).unwrap_or(&[]), to),
                         }
                     }
+                },
+            );
+        });
+        // SAFETY: as above, past the last plane.
+        unsafe { to.zeroed(len - CHUNK, CHUNK) };
+        // SAFETY: the planes and the slack are all of it.
+        unsafe { padded.vec(len) }
+    }
+
+    /// Output `channels` of `pixels`, counted along the rows of the band.
+    fn tile(
+        &self,
+        padded: &[u32],
+        image: usize,
+        channels: Range<usize>,
+        pixels: Range<usize>,
+        scratch: &mut Scratch,
+        output: SharedMut<f32>,
+    ) {
+        let (oh, ow) = self.output_size;
+        let (c_out, ..) = self.weight.dims;
+        let (depth, width) = (self.weight.row(), pixels.len());
+        let panels: Vec<Vec<Segment>> = pixels.clone().step_by(PANEL).map(|p| self.segments(p..pixels.end.min(p + PANEL))).collect();
+        let image_words = self.weight.precision.words(self.weight.dims.1) * self.plane;
+        let source = &padded[image * image_words..];
+        scratch.columns.resize(PANELS * DEPTH * PANEL + CHUNK, 0);
+        let size = channels.len() * width;
+        if scratch.tile.len() < size {
+            scratch.tile.resize(size, 0.0);
+        }
+        for start in (0..depth).step_by(DEPTH) {
+            let words = start..depth.min(start + DEPTH);
+            for (i, segments) in panels.iter().enumerate() {
+                let to = &mut scratch.columns[i * DEPTH * PANEL..][..DEPTH * PANEL + CHUNK];
+                dispatch(
+                    #[inline(always)]
+                    || self.gather(source, segments, words.clone(), to),
+                );
+            }
+            let product = Product {
+                m: channels.len(),
+                n: width,
+                depth: words.len(),
+                left: self.weight.left(channels.start, start),
+                right: Right { ptr: scratch.columns.as_ptr(), panel: DEPTH * PANEL },
+                out: scratch.tile.as_mut_ptr(),
+                out_row: width,
+                accumulate: start > 0,
+            };
+            // SAFETY: the columns hold a whole panel for every `PANEL` pixels, the tile all sums.
+            unsafe { product.run(self.weight.precision) };
+        }
+        let image = self.images.start + image;
+        for (c, sums) in channels.zip(scratch.tile[..size].chunks_exact(width)) {
+            // A bias of `(c_out)` serves all images.
+            let bias = self.bias.map_or(0.0, |bias| bias[(image * c_out + c) % bias.len()]);
+            let first = (image * c_out + c) * oh * ow + self.rows.start * ow + pixels.start;
+            // SAFETY: this tile owns these pixels of this channel.
+            let pixels = sums.iter().zip(unsafe { output.part(first, width) });
+            match self.activation {
+                Activation::Identity => pixels.for_each(|(s, o)| _ = o.write(s + bias)),
+                Activation::Relu => pixels.for_each(|(s, o)| _ = o.write((s + bias).max(0.0))),
+            }
+        }
+    }
+
+    fn segments(&self, pixels: Range<usize>) -> Vec<Segment> {
+        let ((_, ow), stride) = (self.output_size, self.geometry.stride);
+        let mut segments = Vec::new();
+        let mut at = pixels.start;
+        while at < pixels.end {
+            let (y, x) = (at / ow, at % ow);
+            let end = pixels.end.min((y + 1) * ow);
+            segments.push(Segment { column: at - pixels.start, source: y * stride * self.line + x * stride, pixels: end - at });
+            at = end;
+        }
+        segments
+    }
+
+    /// What the taps `words` see at the pixels of a panel, `(words, PANEL)`.
+    ///
+    /// Copies whole chunks: what they write too much is written over by the next segment, word or panel, or not read.
+    #[inline(always)]
+    fn gather(&self, source: &[u32], segments: &[Segment], words: Range<usize>, to: &mut [u32]) {
+        let (_, _, kh, kw) = self.weight.dims;
+        let ConvGeometry { stride, dilation, .. } = self.geometry;
+        for (i, word) in words.enumerate() {
+            let (channel, tap) = (word / (kh * kw), word % (kh * kw));
+            let first = channel * self.plane + (tap / kw * self.line + tap % kw) * dilation;
+            for segment in segments {
+                let from = &source[first + segment.source..];
+                let to = &mut to[i * PANEL + segment.column..];
+                if stride == 1 {
+                    let words = segment.pixels.next_multiple_of(CHUNK);
+                    let chunks = to[..words].chunks_exact_mut(CHUNK).zip(from[..words].chunks_exact(CHUNK));
+                    chunks.for_each(|(to, from)| to.copy_from_slice(from));
+                } else {
+                    to.iter_mut().zip(from.iter().step_by(stride)).take(segment.pixels).for_each(|(t, f)| *t = *f);
                 }
             }
         }
     }
 }
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -235,11 +356,12 @@ mod tests {
                         }
                         let g = ConvGeometry { stride, padding, dilation };
                         let (x, k, b) = (ramp(&[2, 3, h, w], 0.37), ramp(&[4, 3, kh, kw], 0.71), ramp(&[4], 1.3));
+                        let weight = ConvWeight::new(&k, Precision::F32).unwrap();
                         let got: Vec<f32> =
-                            conv2d(&x, &k, Some(&b), g, Activation::Identity).unwrap().flatten_all().unwrap().to_vec1().unwrap();
+                            conv2d(&x, &weight, Some(&b), g, Activation::Identity).unwrap().flatten_all().unwrap().to_vec1().unwrap();
                         let want = direct(&x, &k, &b, g);
                         assert_eq!(got.len(), want.len());
-                        let rectified = conv2d(&x, &k, Some(&b), g, Activation::Relu).unwrap().flatten_all().unwrap();
+                        let rectified = conv2d(&x, &weight, Some(&b), g, Activation::Relu).unwrap().flatten_all().unwrap();
                         let clamped: Vec<f32> = got.iter().map(|v| v.max(0.0)).collect();
                         assert_eq!(rectified.to_vec1::<f32>().unwrap(), clamped);
                         for (g, w) in got.iter().zip(want) {
@@ -256,7 +378,8 @@ mod tests {
         let (x, k) = (ramp(&[1, 64, 70, 66], 0.11), ramp(&[2, 64, 3, 3], 0.53));
         let b = Tensor::zeros(2, candle_core::DType::F32, &Device::Cpu).unwrap();
         let g = ConvGeometry::padded(1);
-        let got: Vec<f32> = conv2d(&x, &k, None, g, Activation::Identity).unwrap().flatten_all().unwrap().to_vec1().unwrap();
+        let weight = ConvWeight::new(&k, Precision::F32).unwrap();
+        let got: Vec<f32> = conv2d(&x, &weight, None, g, Activation::Identity).unwrap().flatten_all().unwrap().to_vec1().unwrap();
         for (g, w) in got.iter().zip(direct(&x, &k, &b, g)) {
             assert!((f64::from(*g) - w).abs() < 2e-4);
         }
@@ -265,6 +388,45 @@ mod tests {
     #[test]
     fn a_kernel_that_does_not_fit_is_an_error() {
         let (x, k) = (ramp(&[1, 1, 4, 4], 1.0), ramp(&[1, 1, 5, 5], 1.0));
-        assert!(conv2d(&x, &k, None, ConvGeometry::padded(0), Activation::Identity).is_err());
+        let weight = ConvWeight::new(&k, Precision::F32).unwrap();
+        assert!(conv2d(&x, &weight, None, ConvGeometry::padded(0), Activation::Identity).is_err());
+    }
+
+    /// With `bf16` operands, the definition on operands that candle has rounded; and the weight gives them back.
+    #[test]
+    fn bf16_rounds_the_operands_alone() {
+        let rounded = |t: &Tensor| t.to_dtype(candle_core::DType::BF16).unwrap().to_dtype(candle_core::DType::F32).unwrap();
+        for (c_in, c_out, size, stride, dilation) in [(3, 5, (9, 14), 1, 1), (64, 200, (16, 16), 1, 2), (33, 7, (40, 31), 2, 1)] {
+            let (x, k) = (ramp(&[2, c_in, size.0, size.1], 0.37), ramp(&[c_out, c_in, 3, 3], 0.71));
+            let g = ConvGeometry { stride, padding: (dilation, dilation), dilation };
+            let weight = ConvWeight::new(&k, Precision::Bf16).unwrap();
+            let back = (weight.tensor().unwrap() - rounded(&k)).unwrap().abs().unwrap().max_all().unwrap();
+            assert_eq!(back.to_scalar::<f32>().unwrap(), 0.0);
+            let b = ramp(&[2, c_out], 1.3);
+            let got: Vec<f32> = conv2d(&x, &weight, Some(&b), g, Activation::Identity).unwrap().flatten_all().unwrap().to_vec1().unwrap();
+            let zeros = Tensor::zeros(c_out, candle_core::DType::F32, &Device::Cpu).unwrap();
+            let want = direct(&rounded(&x), &rounded(&k), &zeros, g);
+            let bias: Vec<f32> = b.flatten_all().unwrap().to_vec1().unwrap();
+            let pixels = got.len() / (2 * c_out);
+            for (i, (g, w)) in got.iter().zip(want).enumerate() {
+                assert!((f64::from(*g) - w - f64::from(bias[i / pixels])).abs() < 1e-4);
+            }
+        }
+    }
+
+    /// Maps too large for one band, and several images in one, give what they give alone.
+    #[test]
+    fn bands_and_batches_change_nothing() {
+        let weight = ConvWeight::new(&ramp(&[8, 512, 3, 3], 0.53), Precision::F32).unwrap();
+        let large = ramp(&[1, 512, 160, 132], 0.11);
+        let whole = conv2d(&large, &weight, None, ConvGeometry::padded(1), Activation::Identity).unwrap();
+        let rows = conv2d(&large.narrow(2, 100, 40).unwrap(), &weight, None, ConvGeometry::padded(1), Activation::Identity).unwrap();
+        let values = |t: Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        let same = |a: Tensor, b: Tensor| assert_eq!(values(a), values(b));
+        same(whole.narrow(2, 101, 38).unwrap(), rows.narrow(2, 1, 38).unwrap());
+        let three = ramp(&[3, 512, 8, 8], 0.2);
+        let together = conv2d(&three, &weight, None, ConvGeometry::padded(1), Activation::Identity).unwrap();
+        let alone = conv2d(&three.narrow(0, 2, 1).unwrap(), &weight, None, ConvGeometry::padded(1), Activation::Identity).unwrap();
+        same(together.narrow(0, 2, 1).unwrap(), alone);
     }
 }

@@ -16,7 +16,7 @@ use candle_nn::VarBuilder;
 use candle_transformers::models::clip::text_model::{Activation, ClipTextConfig, ClipTextTransformer};
 use candle_transformers::models::clip::vision_model::{ClipVisionConfig, ClipVisionTransformer};
 use rayon::prelude::*;
-use scalebench_kernels::linear;
+use scalebench_kernels::{LinearWeight, Precision, linear};
 use tokenizers::models::bpe::BPE;
 use tokenizers::normalizers::{Lowercase, NFC, Replace, Sequence, replace::ReplacePattern};
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
@@ -41,9 +41,9 @@ const WORDS: &str = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|
 /// Both towers with their projections, on the CPU in `f32`.
 pub struct Clip {
     vision: ClipVisionTransformer,
-    visual_projection: Tensor,
+    visual_projection: LinearWeight,
     text: ClipTextTransformer,
-    text_projection: Tensor,
+    text_projection: LinearWeight,
     tokenizer: Option<Tokenizer>,
     folder: PathBuf,
     side: usize,
@@ -121,8 +121,9 @@ impl Clip {
         take("vision_model.embeddings.patch_embedding.weight".to_owned(), &[width, 3, patch, patch])?;
         take("vision_model.embeddings.position_embedding.weight".to_owned(), &[patches + 1, width])?;
         vision_tower.take("vision_model", &["pre_layrnorm", "post_layernorm"], &mut take)?;
-        let text_projection = weights.take("text_projection.weight", &[dim, text_tower.width])?;
-        let visual_projection = weights.take("visual_projection.weight", &[dim, vision_tower.width])?;
+        let mut projection = |key: &str, from: usize| Ok::<_, Error>(LinearWeight::new(&weights.take(key, &[dim, from])?, Precision::F32)?);
+        let text_projection = projection("text_projection.weight", text_tower.width)?;
+        let visual_projection = projection("visual_projection.weight", vision_tower.width)?;
         let digest = weights.digest().to_owned();
         // The temperature of training, and buffers that old versions wrote.
         weights.finish(|key| key == "logit_scale" || key.ends_with(".embeddings.position_ids"))?;

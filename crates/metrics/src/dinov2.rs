@@ -12,6 +12,7 @@ use std::path::Path;
 
 use candle_core::{Device, Tensor};
 use scalebench_kernels as kernels;
+use scalebench_kernels::{LinearWeight, Precision};
 
 use crate::model_folder::{Section, Weights};
 use crate::resize::{Filter, Raster, pillow_f32, pillow_u8};
@@ -47,11 +48,23 @@ pub struct Dinov2 {
 
 #[derive(Debug)]
 struct Linear {
-    weight: Tensor,
+    weight: LinearWeight,
     bias: Tensor,
 }
 
 impl Linear {
+    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        Ok(kernels::linear(x, &self.weight, Some(&self.bias))?)
+    }
+}
+
+/// A linear layer as the file has it.
+struct Stored {
+    weight: Tensor,
+    bias: Tensor,
+}
+
+impl Stored {
     fn take(weights: &mut Weights, key: &str, from: usize, to: usize) -> Result<Self> {
         Ok(Self { weight: weights.take(&format!("{key}.weight"), &[to, from])?, bias: weights.take(&format!("{key}.bias"), &[to])? })
     }
@@ -66,8 +79,8 @@ impl Linear {
         Ok(Self { weight: self.weight.narrow(0, first, n)?.contiguous()?, bias: self.bias.narrow(0, first, n)?.contiguous()? })
     }
 
-    fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        Ok(kernels::linear(x, &self.weight, Some(&self.bias))?)
+    fn linear(self) -> Result<Linear> {
+        Ok(Linear { weight: LinearWeight::new(&self.weight, Precision::F32)?, bias: self.bias })
     }
 }
 
@@ -110,19 +123,20 @@ impl Block {
     fn take(weights: &mut Weights, at: &str, dim: usize, inner: usize, swiglu: bool) -> Result<Self> {
         let scale1 = weights.take(&format!("{at}.layer_scale1.lambda1"), &[dim])?;
         let scale2 = weights.take(&format!("{at}.layer_scale2.lambda1"), &[dim])?;
-        let mut linear = |name: &str, from, to| Linear::take(weights, &format!("{at}.{name}"), from, to);
+        let mut stored = |name: &str, from, to| Stored::take(weights, &format!("{at}.{name}"), from, to);
         let feed_forward = if swiglu {
-            let both = linear("mlp.weights_in", dim, 2 * inner)?;
-            let out = linear("mlp.weights_out", inner, dim)?.scaled(&scale2)?;
-            FeedForward::SwiGlu { gate: both.part(0, inner)?, value: both.part(inner, inner)?, out }
+            let both = stored("mlp.weights_in", dim, 2 * inner)?;
+            let out = stored("mlp.weights_out", inner, dim)?.scaled(&scale2)?.linear()?;
+            FeedForward::SwiGlu { gate: both.part(0, inner)?.linear()?, value: both.part(inner, inner)?.linear()?, out }
         } else {
-            FeedForward::Gelu { into: linear("mlp.fc1", dim, inner)?, out: linear("mlp.fc2", inner, dim)?.scaled(&scale2)? }
+            let into = stored("mlp.fc1", dim, inner)?.linear()?;
+            FeedForward::Gelu { into, out: stored("mlp.fc2", inner, dim)?.scaled(&scale2)?.linear()? }
         };
         Ok(Self {
-            query: linear("attention.attention.query", dim, dim)?,
-            key: linear("attention.attention.key", dim, dim)?,
-            value: linear("attention.attention.value", dim, dim)?,
-            out: linear("attention.output.dense", dim, dim)?.scaled(&scale1)?,
+            query: stored("attention.attention.query", dim, dim)?.linear()?,
+            key: stored("attention.attention.key", dim, dim)?.linear()?,
+            value: stored("attention.attention.value", dim, dim)?.linear()?,
+            out: stored("attention.output.dense", dim, dim)?.scaled(&scale1)?.linear()?,
             feed_forward,
             norm1: Norm::take(weights, &format!("{at}.norm1"), dim)?,
             norm2: Norm::take(weights, &format!("{at}.norm2"), dim)?,
@@ -134,7 +148,7 @@ impl Block {
         let h = self.norm1.forward(x, epsilon)?;
         let (q, k, v) = (self.query.forward(&h)?, self.key.forward(&h)?, self.value.forward(&h)?);
         let scale = 1.0 / ((h.dim(2)? / heads) as f64).sqrt();
-        let x = (x + self.out.forward(&kernels::attention(&q, &k, &v, heads, scale)?)?)?;
+        let x = (x + self.out.forward(&kernels::attention(&q, &k, &v, heads, scale, Precision::F32)?)?)?;
         let h = self.norm2.forward(&x, epsilon)?;
         let h = match &self.feed_forward {
             FeedForward::Gelu { into, out } => out.forward(&kernels::gelu(&into.forward(&h)?)?)?,
@@ -181,7 +195,8 @@ impl Dinov2 {
         let mut weights = Weights::open(folder)?;
         let at = "embeddings.patch_embeddings.projection";
         let convolution = weights.take(&format!("{at}.weight"), &[dim, 3, patch, patch])?;
-        let patches = Linear { weight: convolution.reshape((dim, 3 * patch * patch))?, bias: weights.take(&format!("{at}.bias"), &[dim])? };
+        let weight = convolution.reshape((dim, 3 * patch * patch))?;
+        let patches = Stored { weight, bias: weights.take(&format!("{at}.bias"), &[dim])? }.linear()?;
         let m = side / patch;
         let positions = weights.take("embeddings.position_embeddings", &[1, 1 + m * m, dim])?.squeeze(0)?;
         let class = weights.take("embeddings.cls_token", &[1, 1, dim])?.squeeze(0)?;

@@ -15,7 +15,7 @@ use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
 use candle_core::{D, Device, Tensor};
-use scalebench_kernels::{Activation, ConvGeometry, Pool, conv2d, pool3x3};
+use scalebench_kernels::{Activation, ConvGeometry, ConvWeight, Pool, Precision, conv2d, pool3x3};
 use serde::{Deserialize, Serialize};
 
 use crate::files::read;
@@ -103,7 +103,7 @@ pub struct Taps {
 /// Convolution, batch normalisation (folded into it) and ReLU.
 #[derive(Debug)]
 struct ConvBlock {
-    weight: Tensor,
+    weight: ConvWeight,
     bias: Tensor,
     stride: usize,
     padding: (usize, usize),
@@ -428,7 +428,7 @@ impl<'a> Loader<'a> {
             bias.push((f64::from(beta[o]) - scale * f64::from(mean[o])) as f32);
         }
         Ok(ConvBlock {
-            weight: Tensor::from_vec(weight, &shape, &Device::Cpu)?,
+            weight: ConvWeight::new(&Tensor::from_vec(weight, &shape, &Device::Cpu)?, Precision::F32)?,
             bias: Tensor::from_vec(bias, to, &Device::Cpu)?,
             stride,
             padding,

@@ -13,7 +13,7 @@ use crate::cli::Shard;
 use crate::plan::{Cell, Plan};
 use crate::resolve::{Inputs, Resolved, difference};
 use crate::store::{ManifestLine, Store, Timing};
-use crate::{report, score, tables};
+use crate::{memory, report, score, tables};
 
 /// `run.yaml`.
 #[derive(Debug, Serialize, Deserialize)]
@@ -152,6 +152,7 @@ fn make_images(inputs: &Inputs, plan: &Plan, store: &Store, shard: Shard, jpeg_q
     let start = Instant::now();
     let mut done = 0;
     for (cell, missing) in &todo {
+        memory::release();
         let cell_start = Instant::now();
         let mut timings: Vec<Timing> = match missing.len() {
             0 => continue,
@@ -169,12 +170,12 @@ fn make_images(inputs: &Inputs, plan: &Plan, store: &Store, shard: Shard, jpeg_q
             }
             bar.set_message(format!("{message}, {}", cell.name));
             let job = &cell.jobs[i];
-            reset_peak_memory();
+            memory::reset_peak();
             let image_start = Instant::now();
             let image = inputs.pipelines[cell.model]
                 .generate(&job.request, &cell.method, None)
                 .with_context(|| format!("cell {}, image {i}", cell.name))?;
-            let timing = Timing { index: i, seconds: image_start.elapsed().as_secs_f64(), peak_memory_bytes: peak_memory() };
+            let timing = Timing { index: i, seconds: image_start.elapsed().as_secs_f64(), peak_memory_bytes: memory::peak() };
             timings.retain(|timing| timing.index != i);
             timings.push(timing);
             let mut image = Image::new(image.width as usize, image.height as usize, image.data)?;
@@ -221,17 +222,4 @@ fn write_manifests(plan: &Plan, store: &Store) -> Result<usize> {
         }
     }
     Ok(n_missing)
-}
-
-/// Starts a new high-water mark; where the system has none, the peak is that of the process so far.
-pub(crate) fn reset_peak_memory() {
-    let _ = std::fs::write("/proc/self/clear_refs", "5");
-}
-
-/// Largest resident size since the last reset, where the system tells.
-pub(crate) fn peak_memory() -> Option<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find(|line| line.starts_with("VmHWM:"))?;
-    let kib: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
-    Some(kib * 1024)
 }

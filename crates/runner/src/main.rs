@@ -4,7 +4,7 @@
 //! | --- | --- |
 //! | what was asked | [`cli`], [`spec`] (as written), [`resolve`] (as it will run) |
 //! | what will be made | [`methods`], [`protocol`], [`plan`] |
-//! | making it | [`execute`], [`score`], [`store`], [`png`] |
+//! | making it | [`execute`], [`score`], [`store`], [`png`], [`memory`] |
 //! | showing it | [`results`], [`tables`] (polars), [`figures`] (plotters), [`grid`], [`report`] |
 //!
 //! Data goes to stdout, talk to stderr. Every failure is one line on stderr and exit status 2.
@@ -16,6 +16,7 @@ mod commands;
 mod execute;
 mod figures;
 mod grid;
+mod memory;
 mod methods;
 mod plan;
 mod png;
@@ -33,6 +34,7 @@ use std::process::ExitCode;
 use clap::Parser;
 
 fn main() -> ExitCode {
+    memory::keep_freed();
     match commands::run(cli::Cli::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -6,25 +6,27 @@ use crate::error::{Error, Result};
 use crate::plan::{ConvAction, Kernel};
 use crate::weights::Scope;
 use candle_core::Tensor;
-use scalebench_kernels::{Activation, ConvGeometry, conv2d, resize_bilinear};
-use std::sync::Mutex;
+#[cfg(test)]
+use scalebench_kernels::Precision;
+use scalebench_kernels::{Activation, ConvGeometry, ConvWeight, conv2d, resize_bilinear};
+use std::sync::{Arc, Mutex};
 
 /// A 3×3 convolution of the U-Net, at a site.
 #[derive(Debug)]
 pub(crate) struct SiteConv {
     pub(crate) site: usize,
-    weight: Tensor,
+    weight: ConvWeight,
     bias: Tensor,
     stride: usize,
     /// Dispersed kernels by transform, made when first asked for.
-    dispersed: Mutex<Vec<(Dispersion, Tensor)>>,
+    dispersed: Mutex<Vec<(Dispersion, Arc<ConvWeight>)>>,
 }
 
 impl SiteConv {
     pub(crate) fn load(build: &mut Build, at: &Scope<'_>, c_in: usize, c_out: usize, stride: usize) -> Result<Self> {
         Ok(Self {
             site: build.sites.add_conv(at.path(), stride),
-            weight: at.get("weight", &[c_out, c_in, 3, 3])?,
+            weight: at.conv("weight", &[c_out, c_in, 3, 3])?,
             bias: at.get("bias", &[c_out])?,
             stride,
             dispersed: Mutex::new(Vec::new()),
@@ -33,7 +35,8 @@ impl SiteConv {
 
     /// A convolution that belongs to no network.
     #[cfg(test)]
-    pub(crate) fn bare(weight: Tensor, bias: Tensor, stride: usize) -> Self {
+    pub(crate) fn bare(weight: &Tensor, bias: Tensor, stride: usize) -> Self {
+        let weight = ConvWeight::new(weight, Precision::F32).unwrap();
         Self { site: 0, weight, bias, stride, dispersed: Mutex::new(Vec::new()) }
     }
 
@@ -50,8 +53,8 @@ impl SiteConv {
             Kernel::Trained => None,
             Kernel::Dispersed(transform) => Some(self.dispersed(transform)?),
         };
-        let weight = dispersed.as_ref().unwrap_or(&self.weight);
-        let reach = weight.dims()[2] / 2;
+        let weight = dispersed.as_deref().unwrap_or(&self.weight);
+        let reach = weight.kernel().0 / 2;
         let geometry = |dilation: usize| {
             let padding = dilation * reach;
             ConvGeometry { stride: self.stride, padding: (padding, padding), dilation }
@@ -68,13 +71,13 @@ impl SiteConv {
         Ok(resize_bilinear(&y, h / self.stride, w / self.stride)?)
     }
 
-    fn dispersed(&self, transform: Dispersion) -> Result<Tensor> {
+    fn dispersed(&self, transform: Dispersion) -> Result<Arc<ConvWeight>> {
         let mut cache = self.dispersed.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         if let Some((_, weight)) = cache.iter().find(|(t, _)| *t == transform) {
-            return Ok(weight.clone());
+            return Ok(Arc::clone(weight));
         }
-        let weight = spread(&self.weight, transform)?;
-        cache.push((transform, weight.clone()));
+        let weight = Arc::new(ConvWeight::new(&spread(&self.weight.tensor()?, transform)?, self.weight.precision())?);
+        cache.push((transform, Arc::clone(&weight)));
         Ok(weight)
     }
 }

@@ -17,6 +17,7 @@ use crate::site::SiteTable;
 use crate::weights::{Scope, Weights};
 use candle_core::{Device, Tensor};
 use scalebench_kernels as kernels;
+use scalebench_kernels::Precision;
 use serde_json::json;
 use std::path::Path;
 
@@ -214,17 +215,17 @@ impl UNet {
     /// Reads `config.json` and the weights of a diffusers `unet/` folder.
     pub(crate) fn open(folder: &Path, options: &LoadOptions) -> Result<Self> {
         let config = UNetConfig::open(&folder.join("config.json"))?;
-        let weights = Weights::open(folder, "diffusion_pytorch_model", options)?;
+        let weights = Weights::open(folder, "diffusion_pytorch_model", options)?.multiplied_in(options.dtype.products());
         let mut build = Build { config, sites: SiteTable::default() };
         let unet = Self::load(&mut build, &weights.root())?;
         weights.finish()?;
         Ok(unet)
     }
 
-    /// The network of a `config.json` on random weights.
-    pub(crate) fn random(config: &Path) -> Result<Self> {
+    /// The network of a `config.json` on random weights, multiplying in `precision`.
+    pub(crate) fn random(config: &Path, precision: Precision) -> Result<Self> {
         let mut build = Build { config: UNetConfig::open(config)?, sites: SiteTable::default() };
-        Self::load(&mut build, &Weights::random().root())
+        Self::load(&mut build, &Weights::random().multiplied_in(precision).root())
     }
 
     fn load(build: &mut Build, root: &Scope<'_>) -> Result<Self> {

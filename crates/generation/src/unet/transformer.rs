@@ -2,10 +2,11 @@
 
 use super::{Build, Context};
 use crate::error::Result;
-use crate::layers::{GroupNorm, LayerNorm, Linear};
+use crate::layers::{GroupNorm, IntoMap, IntoTokens, LayerNorm, Linear};
 use crate::weights::Scope;
 use candle_core::Tensor;
 use scalebench_kernels as kernels;
+use scalebench_kernels::Precision;
 
 /// An attention layer over `(batch, tokens, width)`.
 #[derive(Debug)]
@@ -17,6 +18,7 @@ struct Attention {
     heads: usize,
     /// `1 / √d` of one head.
     scale: f64,
+    precision: Precision,
 }
 
 impl Attention {
@@ -28,12 +30,13 @@ impl Attention {
             to_out: Linear::load(&at.pp("to_out.0"), width, width)?,
             heads,
             scale: 1.0 / ((width / heads) as f64).sqrt(),
+            precision: at.precision(),
         })
     }
 
     fn forward(&self, x: &Tensor, context: &Tensor, temperature: f64) -> Result<Tensor> {
         let (q, k, v) = (self.to_q.forward(x)?, self.to_k.forward(context)?, self.to_v.forward(context)?);
-        self.to_out.forward(&kernels::attention(&q, &k, &v, self.heads, self.scale * temperature)?)
+        self.to_out.forward(&kernels::attention(&q, &k, &v, self.heads, self.scale * temperature, self.precision)?)
     }
 }
 
@@ -80,40 +83,33 @@ impl Block {
 pub(crate) struct Transformer {
     norm: GroupNorm,
     /// `(width, width)`; 1×1 convolutions in SD 1.x, linear layers in SD 2 and SDXL: the same product.
-    proj_in: Linear,
+    proj_in: IntoTokens,
     blocks: Vec<Block>,
-    proj_out: Linear,
+    proj_out: IntoMap,
 }
 
 impl Transformer {
     pub(crate) fn load(build: &mut Build, at: &Scope<'_>, width: usize, level: usize) -> Result<Self> {
         let (heads, depth) = (build.config.heads[level], build.config.transformer_depth[level]);
         let linear = build.config.use_linear_projection;
-        let projection = |at: Scope<'_>| -> Result<Linear> {
-            if linear {
-                return Linear::load(&at, width, width);
-            }
-            let weight = at.get("weight", &[width, width, 1, 1])?.reshape((width, width))?;
-            Ok(Linear { weight, bias: Some(at.get("bias", &[width])?) })
-        };
+        let shape: &[usize] = if linear { &[width, width] } else { &[width, width, 1, 1] };
         Ok(Self {
             norm: GroupNorm::load(&at.pp("norm"), width, build.config.norm_num_groups, 1e-6)?,
-            proj_in: projection(at.pp("proj_in"))?,
+            proj_in: IntoTokens::load(&at.pp("proj_in"), shape)?,
             blocks: (0..depth)
                 .map(|i| Block::load(build, &at.pp("transformer_blocks").pp(i), width, heads, level))
                 .collect::<Result<_>>()?,
-            proj_out: projection(at.pp("proj_out"))?,
+            proj_out: IntoMap::load(&at.pp("proj_out"), shape)?,
         })
     }
 
     /// `x` `(batch, width, h, w)` → the same shape.
     pub(crate) fn forward(&self, x: &Tensor, cx: &Context<'_>) -> Result<Tensor> {
-        let bias = |l: &'_ Linear| l.bias.clone().expect("projections have a bias");
         let h = self.norm.forward(x)?;
-        let mut h = kernels::map_to_tokens(&h, &self.proj_in.weight, &bias(&self.proj_in))?;
+        let mut h = self.proj_in.forward(&h)?;
         for block in &self.blocks {
             h = block.forward(&h, cx)?;
         }
-        Ok(kernels::tokens_to_map(&h, &self.proj_out.weight, &bias(&self.proj_out), x)?)
+        self.proj_out.forward(&h, x)
     }
 }

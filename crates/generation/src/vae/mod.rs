@@ -6,10 +6,11 @@ mod tiles;
 use crate::checkpoint::LoadOptions;
 use crate::config::Config;
 use crate::error::Result;
-use crate::layers::{Conv, GroupNorm, Linear};
+use crate::layers::{Conv, GroupNorm, IntoMap, IntoTokens};
 use crate::weights::{Scope, Weights};
 use candle_core::Tensor;
 use scalebench_kernels as kernels;
+use scalebench_kernels::Precision;
 use serde_json::json;
 use std::path::Path;
 
@@ -53,33 +54,33 @@ impl ResnetBlock {
 #[derive(Debug)]
 struct Attention {
     norm: GroupNorm,
-    q: Linear,
-    k: Linear,
-    v: Linear,
-    out: Linear,
+    q: IntoTokens,
+    k: IntoTokens,
+    v: IntoTokens,
+    out: IntoMap,
+    precision: Precision,
 }
 
 impl Attention {
     fn load(at: &Scope<'_>, c: usize, groups: usize) -> Result<Self> {
         // Checkpoints of 2022 use the names in the second column.
         let legacy = at.has("query.weight");
-        let linear = |new: &str, old: &str| Linear::load(&at.pp(if legacy { old } else { new }), c, c);
+        let tokens = |new: &str, old: &str| IntoTokens::load(&at.pp(if legacy { old } else { new }), &[c, c]);
         Ok(Self {
             norm: GroupNorm::load(&at.pp("group_norm"), c, groups, EPS)?,
-            q: linear("to_q", "query")?,
-            k: linear("to_k", "key")?,
-            v: linear("to_v", "value")?,
-            out: linear("to_out.0", "proj_attn")?,
+            q: tokens("to_q", "query")?,
+            k: tokens("to_k", "key")?,
+            v: tokens("to_v", "value")?,
+            out: IntoMap::load(&at.pp(if legacy { "proj_attn" } else { "to_out.0" }), &[c, c])?,
+            precision: at.precision(),
         })
     }
 
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let (_, c, _, _) = x.dims4()?;
         let h = self.norm.forward(x)?;
-        let project = |l: &Linear| kernels::map_to_tokens(&h, &l.weight, l.bias.as_ref().expect("loaded with a bias"));
-        let (q, k, v) = (project(&self.q)?, project(&self.k)?, project(&self.v)?);
-        let h = kernels::attention(&q, &k, &v, 1, 1.0 / (c as f64).sqrt())?;
-        Ok(kernels::tokens_to_map(&h, &self.out.weight, self.out.bias.as_ref().expect("loaded with a bias"), x)?)
+        let (q, k, v) = (self.q.forward(&h)?, self.k.forward(&h)?, self.v.forward(&h)?);
+        self.out.forward(&kernels::attention(&q, &k, &v, 1, 1.0 / (c as f64).sqrt(), self.precision)?, x)
     }
 }
 

@@ -8,7 +8,7 @@ use scalebench_metrics::Image;
 
 use super::write_file;
 use crate::cli::Generate;
-use crate::{execute, methods, png};
+use crate::{memory, methods, png};
 
 pub(super) fn run(args: Generate) -> Result<()> {
     let method = methods::find(&args.method, Path::new("")).context("--method")?;
@@ -62,7 +62,7 @@ fn times(trace: &Trace) -> String {
     let of = |name: &str| trace.seconds.iter().filter(|(n, _)| n.starts_with(name)).map(|(_, s)| *s).collect::<Vec<_>>();
     let (text, steps, decode) = (of("text"), of("step"), of("decode"));
     let (sum, n) = (steps.iter().sum::<f64>(), steps.len());
-    let peak = execute::peak_memory().map(|bytes| format!("; peak memory {:.2} GB", bytes as f64 / 1e9)).unwrap_or_default();
+    let peak = memory::peak().map(|bytes| format!("; peak memory {:.2} GB", bytes as f64 / 1e9)).unwrap_or_default();
     let mean = sum / n.max(1) as f64;
     format!(
         "text {:.2} s, {n} steps {sum:.2} s ({mean:.2} s each), decode {:.2} s{peak}",

@@ -1,0 +1,391 @@
+//! Matrix products over 32-bit words: all convolutions, linear layers and attentions end here.
+//!
+//! A word is an `f32`, or two `bf16` numbers that are neighbours in the summed dimension. Both kinds
+//! move through caches and registers alike; only the innermost instruction differs, a fused
+//! multiply-add or a `bf16` dot product (`vdpbf16ps`) that does twice the work. Sums are `f32`.
+
+/// What operands of products are rounded to; everything else stays `f32`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Precision {
+    /// Not at all.
+    #[default]
+    F32,
+    /// To the nearest `bf16`, ties to even. The products of two `bf16` numbers are exact, their sums are `f32`.
+    Bf16,
+}
+
+impl Precision {
+    /// Words that `n` numbers along the summed dimension take.
+    pub(crate) fn words(self, n: usize) -> usize {
+        match self {
+            Self::F32 => n,
+            Self::Bf16 => n.div_ceil(2),
+        }
+    }
+}
+
+/// Columns of one panel of the right operand.
+pub(crate) const PANEL: usize = 64;
+
+/// Rows of a register tile.
+const ROWS: usize = 6;
+
+/// Words of the summed dimension in one pass: this much of a panel stays in a first-level cache.
+pub(crate) const DEPTH: usize = 128;
+
+/// The left operand: word `(i, p)` is at `ptr + i · row + p`.
+#[derive(Clone, Copy)]
+pub(crate) struct Left {
+    pub(crate) ptr: *const u32,
+    pub(crate) row: usize,
+}
+
+/// The right operand in panels of [`PANEL`] columns: word `(p, j)` is at
+/// `ptr + j / PANEL · panel + p · PANEL + j % PANEL`.
+#[derive(Clone, Copy)]
+pub(crate) struct Right {
+    pub(crate) ptr: *const u32,
+    pub(crate) panel: usize,
+}
+
+/// `out = left · right`, or `+=`, on the calling thread; `out` `(m, n)` has rows `out_row` apart.
+#[derive(Clone, Copy)]
+pub(crate) struct Product {
+    pub(crate) m: usize,
+    pub(crate) n: usize,
+    /// Words of the summed dimension.
+    pub(crate) depth: usize,
+    pub(crate) left: Left,
+    pub(crate) right: Right,
+    pub(crate) out: *mut f32,
+    pub(crate) out_row: usize,
+    pub(crate) accumulate: bool,
+}
+
+impl Product {
+    /// Multiplies.
+    ///
+    /// # Safety
+    /// The operands must hold `(m, depth)` and `(depth, n)` words, the last panel in full; `out` must be
+    /// writable for `(m, n)`, initialised if `accumulate`, and disjoint from the operands.
+    pub(crate) unsafe fn run(self, precision: Precision) {
+        #[cfg(target_arch = "x86_64")]
+        if precision == Precision::Bf16 && avx512_bf16::available() {
+            // SAFETY: the CPU has the instructions; the rest is the caller's promise.
+            return unsafe { avx512_bf16::run(self) };
+        }
+        let arch = pulp::Arch::new();
+        match precision {
+            Precision::F32 => arch.dispatch(Portable::<false>(self)),
+            Precision::Bf16 => arch.dispatch(Portable::<true>(self)),
+        }
+    }
+
+    /// # Safety
+    /// As [`run`](Self::run), and the CPU must have the kernel's instructions.
+    #[inline(always)]
+    unsafe fn tiles<K: Kernel>(self, kernel: K) {
+        let Self { m, n, depth, left, right, out, out_row, accumulate } = self;
+        let mut scratch = [0f32; ROWS * PANEL];
+        for start in (0..depth).step_by(DEPTH) {
+            let depth = DEPTH.min(depth - start);
+            let add = accumulate || start > 0;
+            for j in (0..n).step_by(PANEL) {
+                let width = PANEL.min(n - j);
+                for i in (0..m).step_by(ROWS) {
+                    let rows = ROWS.min(m - i);
+                    for q in (0..width).step_by(K::VECTORS * K::LANES) {
+                        let columns = (K::VECTORS * K::LANES).min(width - q);
+                        let vectors = columns.div_ceil(K::LANES);
+                        // SAFETY: all offsets stay inside the operands; a ragged tile goes through `scratch`.
+                        unsafe {
+                            let a = Left { ptr: left.ptr.add(i * left.row + start), row: left.row };
+                            let b = right.ptr.add(j / PANEL * right.panel + start * PANEL + q);
+                            let c = out.add(i * out_row + j + q);
+                            if columns == vectors * K::LANES {
+                                tile(kernel, rows, vectors, depth, a, b, c, out_row, add);
+                                continue;
+                            }
+                            tile(kernel, rows, vectors, depth, a, b, scratch.as_mut_ptr(), PANEL, false);
+                            for r in 0..rows {
+                                for (column, &v) in scratch[r * PANEL..][..columns].iter().enumerate() {
+                                    let c = c.add(r * out_row + column);
+                                    c.write(if add { c.read() + v } else { v });
+                                }
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// The instructions of one register tile.
+trait Kernel: Copy {
+    type Vector: Copy;
+    const LANES: usize;
+    /// Vectors side by side; with `ROWS` rows they fill the registers.
+    const VECTORS: usize;
+    fn zero(self) -> Self::Vector;
+    /// # Safety
+    /// `p` must be valid for `LANES` reads.
+    unsafe fn load(self, p: *const f32) -> Self::Vector;
+    /// # Safety
+    /// `p` must be valid for `LANES` writes.
+    unsafe fn store(self, p: *mut f32, v: Self::Vector);
+    fn add(self, a: Self::Vector, b: Self::Vector) -> Self::Vector;
+    /// `acc` plus the product of `word`, in every lane, with the words of `b`.
+    fn dot(self, word: u32, b: Self::Vector, acc: Self::Vector) -> Self::Vector;
+}
+
+/// # Safety
+/// As [`Product::run`], for `rows` rows and `vectors` whole vectors of one panel.
+#[inline(always)]
+#[allow(clippy::too_many_arguments)] // Sizes, then operands.
+unsafe fn tile<K: Kernel>(k: K, rows: usize, vectors: usize, depth: usize, a: Left, b: *const u32, c: *mut f32, c_row: usize, add: bool) {
+    macro_rules! by_size {
+        ($($r:literal: $($v:literal)*;)*) => {
+            match (rows, vectors) {
+                // SAFETY: the caller's promise.
+                $($(($r, $v) => unsafe { registers::<K, $r, $v>(k, depth, a, b, c, c_row, add) },)*)*
+                _ => unreachable!("a tile has 1 to {ROWS} rows and 1 to 4 vectors"),
+            }
+        };
+    }
+    by_size! { 6: 4 3 2 1; 5: 4 3 2 1; 4: 4 3 2 1; 3: 4 3 2 1; 2: 4 3 2 1; 1: 4 3 2 1; }
+}
+
+/// # Safety
+/// As [`tile`].
+#[inline(always)]
+unsafe fn registers<K: Kernel, const R: usize, const V: usize>(
+    k: K,
+    depth: usize,
+    a: Left,
+    mut b: *const u32,
+    c: *mut f32,
+    c_row: usize,
+    add: bool,
+) {
+    let mut acc = [[k.zero(); V]; R];
+    // SAFETY: all reads and writes stay inside what the caller promised.
+    unsafe {
+        let rows: [*const u32; R] = std::array::from_fn(|r| a.ptr.add(r * a.row));
+        for p in 0..depth {
+            let panel: [K::Vector; V] = std::array::from_fn(|v| k.load(b.add(v * K::LANES).cast()));
+            for r in 0..R {
+                let word = *rows[r].add(p);
+                for v in 0..V {
+                    acc[r][v] = k.dot(word, panel[v], acc[r][v]);
+                }
+            }
+            b = b.add(PANEL);
+        }
+        for (r, acc) in acc.iter().enumerate() {
+            for (v, &sum) in acc.iter().enumerate() {
+                let c = c.add(r * c_row + v * K::LANES);
+                k.store(c, if add { k.add(k.load(c), sum) } else { sum });
+            }
+        }
+    }
+}
+
+/// `vdpbf16ps`.
+#[cfg(target_arch = "x86_64")]
+mod avx512_bf16 {
+    use super::{Kernel, Product};
+    use std::arch::is_x86_feature_detected;
+    use std::arch::x86_64::{__m512, __m512bh, _mm512_add_ps, _mm512_dpbf16_ps, _mm512_set1_epi32};
+
+    pub(super) fn available() -> bool {
+        is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bf16")
+    }
+
+    /// # Safety
+    /// As [`Product::run`], on a CPU where [`available`].
+    #[target_feature(enable = "avx512f,avx512bf16")]
+    pub(super) unsafe fn run(product: Product) {
+        // SAFETY: the caller's promise.
+        unsafe { product.tiles(Dot) }
+    }
+
+    /// Only made in [`run`], where its instructions exist.
+    #[derive(Clone, Copy)]
+    struct Dot;
+
+    impl Kernel for Dot {
+        type Vector = __m512;
+        const LANES: usize = 16;
+        const VECTORS: usize = 4;
+
+        #[inline(always)]
+        fn zero(self) -> __m512 {
+            // SAFETY: all bits zero are sixteen zeros.
+            unsafe { std::mem::zeroed() }
+        }
+
+        #[inline(always)]
+        unsafe fn load(self, p: *const f32) -> __m512 {
+            // SAFETY: the caller's promise.
+            unsafe { p.cast::<__m512>().read_unaligned() }
+        }
+
+        #[inline(always)]
+        unsafe fn store(self, p: *mut f32, v: __m512) {
+            // SAFETY: the caller's promise.
+            unsafe { p.cast::<__m512>().write_unaligned(v) }
+        }
+
+        #[inline(always)]
+        fn add(self, a: __m512, b: __m512) -> __m512 {
+            // SAFETY: see [`Dot`].
+            unsafe { _mm512_add_ps(a, b) }
+        }
+
+        #[inline(always)]
+        fn dot(self, word: u32, b: __m512, acc: __m512) -> __m512 {
+            // SAFETY: see [`Dot`]; the vector types differ in name only.
+            unsafe {
+                let a: __m512bh = std::mem::transmute(_mm512_set1_epi32(word.cast_signed()));
+                _mm512_dpbf16_ps(acc, a, std::mem::transmute::<__m512, __m512bh>(b))
+            }
+        }
+    }
+}
+
+/// Fused multiply-adds of whatever vectors the CPU has. A pair of `bf16` numbers is taken apart first: a
+/// `bf16` is the upper half of an `f32`.
+struct Portable<const PAIRS: bool>(Product);
+
+impl<const PAIRS: bool> pulp::WithSimd for Portable<PAIRS> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: pulp::Simd>(self, simd: S) {
+        // SAFETY: `Product::run`'s caller made the promise.
+        unsafe { self.0.tiles(Fma::<S, PAIRS>(simd)) }
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Fma<S, const PAIRS: bool>(S);
+
+impl<S: pulp::Simd, const PAIRS: bool> Kernel for Fma<S, PAIRS> {
+    type Vector = S::f32s;
+    const LANES: usize = size_of::<S::f32s>() / size_of::<f32>();
+    // AVX2 has 16 registers, AVX-512 and NEON 32.
+    const VECTORS: usize = if PAIRS || Self::LANES == 8 { 2 } else { 4 };
+
+    #[inline(always)]
+    fn zero(self) -> S::f32s {
+        self.0.splat_f32s(0.0)
+    }
+
+    #[inline(always)]
+    unsafe fn load(self, p: *const f32) -> S::f32s {
+        // SAFETY: the caller's promise.
+        unsafe { p.cast::<S::f32s>().read_unaligned() }
+    }
+
+    #[inline(always)]
+    unsafe fn store(self, p: *mut f32, v: S::f32s) {
+        // SAFETY: the caller's promise.
+        unsafe { p.cast::<S::f32s>().write_unaligned(v) }
+    }
+
+    #[inline(always)]
+    fn add(self, a: S::f32s, b: S::f32s) -> S::f32s {
+        self.0.add_f32s(a, b)
+    }
+
+    #[inline(always)]
+    fn dot(self, word: u32, b: S::f32s, acc: S::f32s) -> S::f32s {
+        let simd = self.0;
+        if !PAIRS {
+            return simd.mul_add_f32s(simd.splat_f32s(f32::from_bits(word)), b, acc);
+        }
+        let words = simd.transmute_u32s_f32s(b);
+        let low = simd.transmute_f32s_u32s(simd.wrapping_dyn_shl_u32s(words, simd.splat_u32s(16)));
+        let high = simd.transmute_f32s_u32s(simd.and_u32s(words, simd.splat_u32s(0xffff_0000)));
+        let acc = simd.mul_add_f32s(simd.splat_f32s(f32::from_bits(word << 16)), low, acc);
+        simd.mul_add_f32s(simd.splat_f32s(f32::from_bits(word & 0xffff_0000)), high, acc)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// All tile sizes, ragged edges, several depths; integers, so that every order of summation gives the same.
+    #[test]
+    fn products_of_integers_are_exact_on_every_kernel() {
+        for (m, n, k) in [(1, 1, 1), (6, 64, 128), (7, 65, 3), (5, 100, 600), (12, 33, 257), (4, 17, 2)] {
+            let number = |i: usize| ((i * 37 + 11) % 17) as f32 - 8.0;
+            let (a, b): (Vec<f32>, Vec<f32>) = ((0..m * k).map(number).collect(), (0..k * n).map(|i| number(3 * i + 1)).collect());
+            for precision in [Precision::F32, Precision::Bf16] {
+                let depth = precision.words(k);
+                let mut left = vec![0u32; m * depth];
+                crate::words::rows(&a, k, precision, &mut left);
+                let mut right = vec![0u32; n.div_ceil(PANEL) * depth * PANEL];
+                for p in 0..k {
+                    for j in 0..n {
+                        let (word, shift) = if precision == Precision::F32 { (p, 0) } else { (p / 2, p % 2 * 16) };
+                        let bits = if precision == Precision::F32 { b[p * n + j].to_bits() } else { b[p * n + j].to_bits() >> 16 };
+                        right[(j / PANEL * depth + word) * PANEL + j % PANEL] |= bits << shift;
+                    }
+                }
+                let run = |accumulate: bool, portable: bool| {
+                    let mut out = vec![1f32; m * (n + 3)];
+                    let product = Product {
+                        m,
+                        n,
+                        depth,
+                        left: Left { ptr: left.as_ptr(), row: depth },
+                        right: Right { ptr: right.as_ptr(), panel: depth * PANEL },
+                        out: out.as_mut_ptr(),
+                        out_row: n + 3,
+                        accumulate,
+                    };
+                    // SAFETY: the buffers have the sizes that the product names.
+                    unsafe {
+                        match (portable, precision) {
+                            (false, _) => product.run(precision),
+                            (true, Precision::F32) => product.tiles(Fma::<_, false>(pulp::Scalar)),
+                            (true, Precision::Bf16) => product.tiles(Fma::<_, true>(pulp::Scalar)),
+                        }
+                    }
+                    out
+                };
+                for (accumulate, portable) in [(false, false), (true, false), (false, true), (true, true)] {
+                    let out = run(accumulate, portable);
+                    for i in 0..m {
+                        for j in 0..n {
+                            let sum: f32 = (0..k).map(|p| a[i * k + p] * b[p * n + j]).sum();
+                            assert_eq!(out[i * (n + 3) + j], sum + f32::from(accumulate as u8), "{m} {n} {k} {precision:?} at {i}, {j}");
+                        }
+                        assert_eq!(out[i * (n + 3) + n..][..3], [1.0; 3], "the gap between rows is not touched");
+                    }
+                }
+                // The kernels of other machines that run on this one too.
+                let want = run(false, false);
+                let mut out = vec![1f32; m * (n + 3)];
+                let product = Product {
+                    m,
+                    n,
+                    depth,
+                    left: Left { ptr: left.as_ptr(), row: depth },
+                    right: Right { ptr: right.as_ptr(), panel: depth * PANEL },
+                    out: out.as_mut_ptr(),
+                    out_row: n + 3,
+                    accumulate: false,
+                };
+                match precision {
+                    Precision::F32 => pulp::Arch::new().dispatch(Portable::<false>(product)),
+                    Precision::Bf16 => pulp::Arch::new().dispatch(Portable::<true>(product)),
+                }
+                assert_eq!(out, want);
+            }
+        }
+    }
+}

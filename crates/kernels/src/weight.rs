@@ -1,0 +1,152 @@
+//! Weights laid out once, at load, for the products that use them.
+
+use crate::product::{DEPTH, Left, PANEL, Precision, Right};
+use crate::view::{tensor, with_slice};
+use crate::words;
+use candle_core::{Result, Tensor};
+use rayon::prelude::*;
+use std::fmt;
+
+/// The weight of [`conv2d`](crate::conv2d), or of [`tokens_to_map`](crate::tokens_to_map) if its kernels are 1×1.
+#[derive(Clone)]
+pub struct ConvWeight {
+    /// (outputs, inputs, height, width) of the kernels.
+    pub(crate) dims: (usize, usize, usize, usize),
+    pub(crate) precision: Precision,
+    /// `(outputs, words of the inputs, height, width)`: with [`Precision::Bf16`], a word joins a tap of two input channels.
+    words: Vec<u32>,
+}
+
+impl ConvWeight {
+    /// From `weight` `(c_out, c_in, kh, kw)`, or `(c_out, c_in)` for 1×1 kernels, `f32`.
+    pub fn new(weight: &Tensor, precision: Precision) -> Result<Self> {
+        let dims = match *weight.dims() {
+            [c_out, c_in] => (c_out, c_in, 1, 1),
+            _ => weight.dims4()?,
+        };
+        let (_, c_in, kh, kw) = dims;
+        let (taps, from) = (kh * kw, c_in * kh * kw);
+        let words = with_slice(weight, |weight| {
+            if precision == Precision::F32 {
+                return Ok(weight.iter().map(|v| v.to_bits()).collect());
+            }
+            let to = precision.words(c_in) * taps;
+            let mut words = vec![0u32; weight.len() / from.max(1) * to];
+            words.par_chunks_exact_mut(to.max(1)).zip(weight.par_chunks_exact(from.max(1))).for_each(|(words, weight)| {
+                for (word, pair) in words.chunks_exact_mut(taps).zip(weight.chunks(2 * taps)) {
+                    let (low, high) = pair.split_at(taps);
+                    words::joined(low, high, word);
+                }
+            });
+            Ok(words)
+        })?;
+        Ok(Self { dims, precision, words })
+    }
+
+    /// The kernels, `(c_out, c_in, kh, kw)`, `f32`; rounded if the precision is [`Precision::Bf16`].
+    pub fn tensor(&self) -> Result<Tensor> {
+        let (c_out, c_in, kh, kw) = self.dims;
+        let (taps, row) = (kh * kw, self.row());
+        let mut values = Vec::with_capacity(c_out * c_in * taps);
+        for words in self.words.chunks_exact(row) {
+            for c in 0..c_in {
+                values.extend((0..taps).map(|t| match self.precision {
+                    Precision::F32 => f32::from_bits(words[c * taps + t]),
+                    Precision::Bf16 => {
+                        let word = words[c / 2 * taps + t];
+                        f32::from_bits(if c % 2 == 0 { word << 16 } else { word & 0xffff_0000 })
+                    }
+                }));
+            }
+        }
+        tensor(values, self.dims)
+    }
+
+    /// Words of the kernels of one output.
+    pub(crate) fn row(&self) -> usize {
+        let (_, c_in, kh, kw) = self.dims;
+        self.precision.words(c_in) * kh * kw
+    }
+
+    /// The kernels of the outputs from `first` on, from word `start` on.
+    pub(crate) fn left(&self, first: usize, start: usize) -> Left {
+        Left { ptr: self.words[first * self.row() + start..].as_ptr(), row: self.row() }
+    }
+
+    /// Of the products with it.
+    pub fn precision(&self) -> Precision {
+        self.precision
+    }
+
+    /// Kernel size, (height, width).
+    pub fn kernel(&self) -> (usize, usize) {
+        (self.dims.2, self.dims.3)
+    }
+}
+
+impl fmt::Debug for ConvWeight {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "ConvWeight({:?}, {:?})", self.dims, self.precision)
+    }
+}
+
+/// The weight of [`linear`](crate::linear) and [`map_to_tokens`](crate::map_to_tokens).
+#[derive(Clone)]
+pub struct LinearWeight {
+    /// (outputs, inputs).
+    pub(crate) dims: (usize, usize),
+    pub(crate) precision: Precision,
+    /// The transposed matrix in panels, `(⌈outputs / PANEL⌉, words of the inputs, PANEL)`.
+    words: Vec<u32>,
+}
+
+impl LinearWeight {
+    /// From `weight` `(n, k)`, `f32`.
+    pub fn new(weight: &Tensor, precision: Precision) -> Result<Self> {
+        let dims @ (n, k) = weight.dims2()?;
+        let words = with_slice(weight, |weight| Ok(panels(weight, n, k, k, precision)))?;
+        Ok(Self { dims, precision, words })
+    }
+
+    /// Number of outputs.
+    pub fn outputs(&self) -> usize {
+        self.dims.0
+    }
+
+    /// The matrix for the outputs from `first`, a multiple of [`PANEL`], on.
+    pub(crate) fn right(&self, first: usize) -> Right {
+        let panel = self.precision.words(self.dims.1) * PANEL;
+        Right { ptr: self.words[first / PANEL * panel..].as_ptr(), panel }
+    }
+}
+
+impl fmt::Debug for LinearWeight {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "LinearWeight({:?}, {:?})", self.dims, self.precision)
+    }
+}
+
+/// The transpose of a matrix as a right operand: `from` holds `n` rows of `k` numbers, `stride` apart.
+fn panels(from: &[f32], n: usize, k: usize, stride: usize, precision: Precision) -> Vec<u32> {
+    let depth = precision.words(k);
+    let mut words = vec![0u32; n.div_ceil(PANEL) * depth * PANEL];
+    words.par_chunks_exact_mut((depth * PANEL).max(1)).enumerate().for_each(|(i, panel)| {
+        let rows = (i * PANEL..n.min((i + 1) * PANEL)).map(|row| &from[row * stride..][..k]);
+        transpose(rows, precision, panel);
+    });
+    words
+}
+
+/// Writes rows of numbers as the columns of one panel, whose other columns stay as they are.
+pub(crate) fn transpose<'a>(rows: impl Iterator<Item = &'a [f32]>, precision: Precision, panel: &mut [u32]) {
+    let mut line = [0u32; DEPTH];
+    for (column, row) in rows.enumerate() {
+        let per_word = row.len().div_ceil(precision.words(row.len()).max(1));
+        for (block, row) in row.chunks(per_word * DEPTH).enumerate() {
+            let line = &mut line[..precision.words(row.len())];
+            words::rows(row, row.len(), precision, line);
+            let panel = panel[block * DEPTH * PANEL..].iter_mut().skip(column).step_by(PANEL);
+            panel.zip(line).for_each(|(to, word)| *to = *word);
+        }
+    }
+}

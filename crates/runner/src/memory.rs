@@ -1,0 +1,36 @@
+//! The allocator's habits and what the process has used.
+
+/// Asks the C library to keep freed memory. A network frees and allocates the same hundreds of megabytes in every
+/// step; given back to the system each time, their pages have to be zeroed and mapped anew, which took a tenth of a
+/// U-Net step in `f32` and a fifth in `bf16`.
+pub(crate) fn keep_freed() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    // SAFETY: `mallopt` only sets parameters; no thread that could allocate meanwhile has been started.
+    unsafe {
+        libc::mallopt(libc::M_MMAP_MAX, 0);
+        libc::mallopt(libc::M_TRIM_THRESHOLD, -1);
+        libc::mallopt(libc::M_TOP_PAD, 256 << 20);
+    }
+}
+
+/// Gives back what is kept, so that the next high-water mark is that of the next task alone.
+pub(crate) fn release() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    // SAFETY: returns free pages to the system and touches nothing that is in use.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
+
+/// Starts a new high-water mark; where the system has none, the peak is that of the process so far.
+pub(crate) fn reset_peak() {
+    let _ = std::fs::write("/proc/self/clear_refs", "5");
+}
+
+/// Largest resident size since the last reset, where the system tells.
+pub(crate) fn peak() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find(|line| line.starts_with("VmHWM:"))?;
+    let kib: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
+    Some(kib * 1024)
+}
