@@ -1,4 +1,4 @@
-//! A U-Net of a given shape on random weights: what speed comparisons run, without a checkpoint.
+//! Networks of a given shape on random weights: what speed comparisons run, without a checkpoint.
 
 use std::path::Path;
 
@@ -11,6 +11,7 @@ use crate::noise::Generator;
 use crate::plan::{Conditioning, Moment};
 use crate::site::SiteTable;
 use crate::unet::{SIZE_NUMBERS, Told, UNet};
+use crate::vae::Vae;
 
 /// Tokens of a text embedding, as CLIP has them.
 const TOKENS: usize = 77;
@@ -79,6 +80,32 @@ impl UNetBench {
         };
         let predictions = self.unet.predict(&step.latents, step.moment.timestep, &passes, &mut told)?;
         predictions.into_iter().next_back().ok_or_else(|| Error::method(step.method.name(), "makes no pass"))
+    }
+}
+
+/// The autoencoder of a diffusers `vae/config.json`, with weights drawn for its shapes.
+#[derive(Debug)]
+pub struct VaeBench {
+    vae: Vae,
+    latent_channels: usize,
+    generator: Generator,
+}
+
+impl VaeBench {
+    /// Reads the configuration and draws the weights, f32.
+    pub fn open(config: &Path) -> Result<Self> {
+        let vae = Vae::random(config)?;
+        Ok(Self { latent_channels: vae.latent_channels(), vae, generator: Generator::new(0) })
+    }
+
+    /// Unit normal latents of `images` images, `(images, c, height, width)`.
+    pub fn latents(&mut self, images: usize, (height, width): (usize, usize)) -> Result<Tensor> {
+        Ok(self.generator.randn((images, self.latent_channels, height, width))?)
+    }
+
+    /// Decodes them whole, as a sweep does by default: `(images, 3, H, W)`.
+    pub fn decode(&self, latents: &Tensor) -> Result<Tensor> {
+        self.vae.decode(latents)
     }
 }
 

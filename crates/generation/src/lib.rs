@@ -28,7 +28,7 @@ mod unet;
 mod vae;
 mod weights;
 
-pub use bench::{BenchStep, UNetBench};
+pub use bench::{BenchStep, UNetBench, VaeBench};
 pub use candle_core::Tensor;
 pub use checkpoint::{Dtype, FAMILIES, Family, LoadOptions, locate};
 pub use disperse::{Dispersion, disperse};

@@ -51,7 +51,7 @@ const CHANNELS: Range<usize> = 96..384;
 /// Tiles that a call is cut into, if it is large enough: work for some threads.
 const TILES: usize = 16;
 /// Words that a copy moves at once.
-const CHUNK: usize = 8;
+const CHUNK: usize = 16;
 
 #[derive(Default)]
 struct Scratch {
@@ -139,19 +139,25 @@ struct Band<'a> {
 
 /// Neighbouring pixels of one panel that lie in one row.
 struct Segment {
-    /// First column of the panel.
+    /// Where they go, in the first line of the columns.
     column: usize,
     /// Where its first tap sees, in the padded plane.
     source: usize,
     pixels: usize,
 }
 
+/// Words of one panel of columns. The gap takes what the last copy writes too much.
+const PANEL_STRIDE: usize = DEPTH * PANEL + CHUNK;
+
 impl Band<'_> {
     fn run(&self, output: SharedMut<f32>) {
         let padded = self.padded();
         let (c_out, ..) = self.weight.dims;
         let pixels = self.rows.len() * self.output_size.1;
-        let strips = pixels.div_ceil(PANELS * PANEL);
+        // Even strips of whole panels.
+        let panels = pixels.div_ceil(PANEL);
+        let width = panels.div_ceil(panels.div_ceil(PANELS).max(1)) * PANEL;
+        let strips = pixels.div_ceil(width.max(1));
         let tiles = strips * self.images.len();
         let parts = TILES.div_ceil(tiles.max(1)).clamp(c_out.div_ceil(CHANNELS.end), c_out.div_ceil(CHANNELS.start));
         let channels = c_out.div_ceil(parts).next_multiple_of(6);
@@ -159,7 +165,7 @@ impl Band<'_> {
             let (tile, part) = (task / parts, task % parts);
             let (image, strip) = (tile / strips, tile % strips);
             let channels = part * channels..c_out.min((part + 1) * channels);
-            let pixels = strip * PANELS * PANEL..pixels.min((strip + 1) * PANELS * PANEL);
+            let pixels = strip * width..pixels.min((strip + 1) * width);
             if !channels.is_empty() {
                 SCRATCH.with_borrow_mut(|scratch| self.tile(&padded, image, channels, pixels, scratch, output));
             }
@@ -216,29 +222,26 @@ impl Band<'_> {
         let (oh, ow) = self.output_size;
         let (c_out, ..) = self.weight.dims;
         let (depth, width) = (self.weight.row(), pixels.len());
-        let panels: Vec<Vec<Segment>> = pixels.clone().step_by(PANEL).map(|p| self.segments(p..pixels.end.min(p + PANEL))).collect();
+        let segments = self.segments(pixels.clone());
         let image_words = self.weight.precision.words(self.weight.dims.1) * self.plane;
         let source = &padded[image * image_words..];
-        scratch.columns.resize(PANELS * DEPTH * PANEL + CHUNK, 0);
+        scratch.columns.resize(PANELS * PANEL_STRIDE, 0);
         let size = channels.len() * width;
         if scratch.tile.len() < size {
             scratch.tile.resize(size, 0.0);
         }
         for start in (0..depth).step_by(DEPTH) {
             let words = start..depth.min(start + DEPTH);
-            for (i, segments) in panels.iter().enumerate() {
-                let to = &mut scratch.columns[i * DEPTH * PANEL..][..DEPTH * PANEL + CHUNK];
-                dispatch(
-                    #[inline(always)]
-                    || self.gather(source, segments, words.clone(), to),
-                );
-            }
+            dispatch(
+                #[inline(always)]
+                || self.gather(source, &segments, words.clone(), &mut scratch.columns),
+            );
             let product = Product {
                 m: channels.len(),
                 n: width,
                 depth: words.len(),
                 left: self.weight.left(channels.start, start),
-                right: Right { ptr: scratch.columns.as_ptr(), panel: DEPTH * PANEL },
+                right: Right { ptr: scratch.columns.as_ptr(), panel: PANEL_STRIDE },
                 out: scratch.tile.as_mut_ptr(),
                 out_row: width,
                 accumulate: start > 0,
@@ -266,30 +269,48 @@ impl Band<'_> {
         let mut at = pixels.start;
         while at < pixels.end {
             let (y, x) = (at / ow, at % ow);
-            let end = pixels.end.min((y + 1) * ow);
-            segments.push(Segment { column: at - pixels.start, source: y * stride * self.line + x * stride, pixels: end - at });
+            let column = at - pixels.start;
+            let (panel, first) = (column / PANEL, column % PANEL);
+            let end = pixels.end.min((y + 1) * ow).min(at + PANEL - first);
+            segments.push(Segment { column: panel * PANEL_STRIDE + first, source: y * stride * self.line + x * stride, pixels: end - at });
             at = end;
         }
         segments
     }
 
-    /// What the taps `words` see at the pixels of a panel, `(words, PANEL)`.
+    /// What the taps `words` see at the pixels of some panels, `(panels, words, PANEL)`.
     ///
-    /// Copies whole chunks: what they write too much is written over by the next segment, word or panel, or not read.
+    /// Copies whole chunks: what they write too much is written over by the next segment or word, or not read.
     #[inline(always)]
     fn gather(&self, source: &[u32], segments: &[Segment], words: Range<usize>, to: &mut [u32]) {
         let (_, _, kh, kw) = self.weight.dims;
         let ConvGeometry { stride, dilation, .. } = self.geometry;
-        for (i, word) in words.enumerate() {
-            let (channel, tap) = (word / (kh * kw), word % (kh * kw));
-            let first = channel * self.plane + (tap / kw * self.line + tap % kw) * dilation;
+        // Counted along: four divisions a word would take longer than its copies.
+        let (mut channel, tap) = (words.start / (kh * kw), words.start % (kh * kw));
+        let (mut ky, mut kx) = (tap / kw, tap % kw);
+        for i in 0..words.len() {
+            let first = channel * self.plane + (ky * self.line + kx) * dilation;
+            let new_channel = (ky, kx) == (0, 0);
+            kx += 1;
+            if kx == kw {
+                (kx, ky) = (0, ky + 1);
+            }
+            if ky == kh {
+                (ky, channel) = (0, channel + 1);
+            }
             for segment in segments {
+                // A channel's rows lie far from the last one's: no hardware expects them.
+                if new_channel {
+                    prefetch(source, first + AHEAD * self.plane + segment.source, segment.pixels);
+                }
                 let from = &source[first + segment.source..];
                 let to = &mut to[i * PANEL + segment.column..];
                 if stride == 1 {
                     let words = segment.pixels.next_multiple_of(CHUNK);
-                    let chunks = to[..words].chunks_exact_mut(CHUNK).zip(from[..words].chunks_exact(CHUNK));
-                    chunks.for_each(|(to, from)| to.copy_from_slice(from));
+                    let (from, to) = (&from[..words], &mut to[..words]);
+                    for chunk in 0..words / CHUNK {
+                        to[chunk * CHUNK..][..CHUNK].copy_from_slice(&from[chunk * CHUNK..][..CHUNK]);
+                    }
                 } else {
                     to.iter_mut().zip(from.iter().step_by(stride)).take(segment.pixels).for_each(|(t, f)| *t = *f);
                 }
@@ -297,6 +318,27 @@ impl Band<'_> {
         }
     }
 }
+
+/// Channels that a gather looks ahead.
+const AHEAD: usize = 4;
+
+/// Asks for `words` words from `start` on, if they are there.
+#[inline(always)]
+fn prefetch(source: &[u32], start: usize, words: usize) {
+    #[cfg(target_arch = "x86_64")]
+    if start + words <= source.len() {
+        for line in 0..words.div_ceil(CHUNK) {
+            // SAFETY: a prefetch reads nothing; the address is inside the slice.
+            unsafe {
+                let address = source.as_ptr().add(start + line * CHUNK);
+                std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(address.cast());
+            }
+        }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = (source, start, words);
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,5 +1,6 @@
 //! 3×3 pooling.
 
+use crate::simd::dispatch;
 use crate::view::{tensor, with_slice};
 use candle_core::{Result, Tensor, bail};
 use rayon::prelude::*;
@@ -22,41 +23,86 @@ pub fn pool3x3(x: &Tensor, pool: Pool, stride: usize, padding: usize) -> Result<
     let out = |side: usize| (side + 2 * padding - 3) / stride + 1;
     let (out_height, out_width) = (out(height), out(width));
     // The real positions of a window, first and one past the last.
-    let window = |i: usize, side: usize| {
-        let first = (i * stride).saturating_sub(padding);
-        (first, (i * stride + 3 - padding).min(side))
+    let window = |i: usize, side: usize| ((i * stride).saturating_sub(padding), (i * stride + 3 - padding).min(side));
+    let columns: Vec<f32> = (0..out_width).map(|x| window(x, width)).map(|(left, right)| (right - left) as f32).collect();
+    let neutral = match pool {
+        Pool::Max => f32::NEG_INFINITY,
+        Pool::Average => 0.0,
     };
     with_slice(x, |x| {
-        let mut output = vec![0f32; batch * channels * out_height * out_width];
+        let size = out_height * out_width;
+        let mut output = vec![0f32; batch * channels * size];
         let planes = x.par_chunks_exact(height * width);
-        output.par_chunks_exact_mut(out_height * out_width).zip(planes).for_each_init(
-            || vec![0f32; width],
-            |column, (output, plane)| {
-                for (y, output) in output.chunks_exact_mut(out_width).enumerate() {
-                    let (top, bottom) = window(y, height);
-                    // Vertically first: whole rows, which the compiler vectorises.
-                    column.copy_from_slice(&plane[top * width..][..width]);
-                    for row in plane[(top + 1) * width..bottom * width].chunks_exact(width) {
-                        for (c, v) in column.iter_mut().zip(row) {
-                            *c = match pool {
-                                Pool::Max => c.max(*v),
-                                Pool::Average => *c + v,
-                            };
+        output.par_chunks_exact_mut(size).zip(planes).for_each_init(
+            || vec![neutral; width + 2 * padding],
+            |line, (output, plane)| {
+                dispatch(
+                    #[inline(always)]
+                    || {
+                        for (y, output) in output.chunks_exact_mut(out_width).enumerate() {
+                            let (top, bottom) = window(y, height);
+                            let rows = &plane[top * width..bottom * width];
+                            // Vertically first, whole rows; the padding of the line stays neutral.
+                            join_rows(pool, rows, &mut line[padding..][..width]);
+                            join_columns(pool, line, stride, output);
+                            if pool == Pool::Average {
+                                let rows = (bottom - top) as f32;
+                                for x in 0..out_width {
+                                    output[x] /= rows * columns[x];
+                                }
+                            }
                         }
-                    }
-                    for (x, output) in output.iter_mut().enumerate() {
-                        let (left, right) = window(x, width);
-                        let values = column[left..right].iter().copied();
-                        *output = match pool {
-                            Pool::Max => values.fold(f32::NEG_INFINITY, f32::max),
-                            Pool::Average => values.sum::<f32>() / ((bottom - top) * (right - left)) as f32,
-                        };
-                    }
-                }
+                    },
+                );
             },
         );
         tensor(output, (batch, channels, out_height, out_width))
     })
+}
+
+#[inline(always)]
+fn join(pool: Pool, a: f32, b: f32) -> f32 {
+    match pool {
+        // Not `f32::max`, which is several instructions for the sake of NaNs.
+        Pool::Max => {
+            if b > a {
+                b
+            } else {
+                a
+            }
+        }
+        Pool::Average => a + b,
+    }
+}
+
+/// Joins rows of `line`'s width into one.
+#[inline(always)]
+fn join_rows(pool: Pool, rows: &[f32], line: &mut [f32]) {
+    let width = line.len();
+    line.copy_from_slice(&rows[..width]);
+    for row in 1..rows.len() / width {
+        let row = &rows[row * width..][..width];
+        for x in 0..width {
+            line[x] = join(pool, line[x], row[x]);
+        }
+    }
+}
+
+/// Joins three neighbours at every `stride`.
+#[inline(always)]
+fn join_columns(pool: Pool, line: &[f32], stride: usize, output: &mut [f32]) {
+    let n = output.len();
+    if stride == 1 {
+        let line = &line[..n + 2];
+        for x in 0..n {
+            output[x] = join(pool, join(pool, line[x], line[x + 1]), line[x + 2]);
+        }
+    } else {
+        let line = &line[..(n - 1) * stride + 3];
+        for x in 0..n {
+            output[x] = join(pool, join(pool, line[x * stride], line[x * stride + 1]), line[x * stride + 2]);
+        }
+    }
 }
 
 #[cfg(test)]
@@ -70,5 +116,32 @@ mod tests {
         let y = pool3x3(&x, Pool::Average, 1, 1).unwrap();
         assert_eq!(y.dims(), [1, 2, 4, 5]);
         assert!(y.flatten_all().unwrap().to_vec1::<f32>().unwrap().iter().all(|v| *v == 1.0));
+    }
+
+    /// Against the definition, at both strides, with and without padding.
+    #[test]
+    fn matches_the_definition() {
+        let (height, width) = (9, 22);
+        let data: Vec<f32> = (0..2 * height * width).map(|i| ((i * 37) % 101) as f32).collect();
+        let x = Tensor::from_vec(data.clone(), (1, 2, height, width), &Device::Cpu).unwrap();
+        for (pool, stride, padding) in [(Pool::Max, 2, 0), (Pool::Max, 1, 1), (Pool::Average, 1, 1), (Pool::Average, 2, 0)] {
+            let y = pool3x3(&x, pool, stride, padding).unwrap();
+            let (_, _, out_height, out_width) = y.dims4().unwrap();
+            let got = y.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+            for (i, got) in got.into_iter().enumerate() {
+                let (c, oy, ox) = (i / (out_height * out_width), i / out_width % out_height, i % out_width);
+                let near =
+                    |o: usize, side: usize| (0..3).filter_map(move |k| (o * stride + k).checked_sub(padding)).filter(move |p| *p < side);
+                let seen: Vec<f32> = near(oy, height)
+                    .flat_map(|y| near(ox, width).map(move |x| (y, x)))
+                    .map(|(y, x)| data[(c * height + y) * width + x])
+                    .collect();
+                let want = match pool {
+                    Pool::Max => seen.iter().copied().fold(f32::NEG_INFINITY, f32::max),
+                    Pool::Average => seen.iter().sum::<f32>() / seen.len() as f32,
+                };
+                assert_eq!(got, want, "{pool:?} {stride} {padding} at {i}");
+            }
+        }
     }
 }

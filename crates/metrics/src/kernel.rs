@@ -34,6 +34,9 @@ use crate::{Error, FeatureSet, Result};
 /// Rows and columns of a tile of a kernel matrix: 1 MiB of `f32` per thread.
 const TILE: usize = 512;
 
+/// Columns of a strip under the diagonal of a subset's matrix.
+const STRIP: usize = 128;
+
 /// Multiplications up to which products are `f64`, about a tenth of a second.
 const EXACT_LIMIT: f64 = 4e9;
 
@@ -223,8 +226,9 @@ fn discrepancies<T: Real>([x, y]: [Rows<T>; 2], kernel: Kernel, subsets: &[[Vec<
         Route::Gathered => {
             let one = |[i, j]: &[Vec<usize>; 2]| {
                 let (x, y) = (x.select(i), y.select(j));
-                let within = |x: &Rows<T>| tile_pairs(x.len(), None).map(|(i, j)| tile_sum(kernel, x, i, None, j)).sum::<f64>();
-                let between = tile_pairs(x.len(), Some(y.len())).map(|(i, j)| tile_sum(kernel, &x, i, Some(&y), j)).sum();
+                // Narrow columns under the diagonal: little of the upper half is computed in vain.
+                let within = |x: &Rows<T>| tiles(x.len(), STRIP).map(|j| tile_sum(kernel, x, j.start..x.len(), None, j)).sum::<f64>();
+                let between = tiles(y.len(), TILE).map(|j| tile_sum(kernel, &x, 0..x.len(), Some(&y), j)).sum();
                 assemble([within(&x), within(&y), between])
             };
             subsets.par_iter().map(one).collect()
@@ -264,12 +268,12 @@ fn each_row<T: Real>(
     }
 }
 
-/// Σ k over a tile; a tile below the diagonal of a symmetric matrix counts for its mirror image, too.
+/// Σ k over a tile; what lies below the diagonal of a symmetric matrix counts for its mirror image, too.
 fn tile_sum<T: Real>(kernel: Kernel, x: &Rows<T>, rows: Range<usize>, y: Option<&Rows<T>>, columns: Range<usize>) -> f64 {
-    let factor = if y.is_none() && columns.start != rows.start { 2.0 } else { 1.0 };
     let mut sum = 0.0;
-    each_row(kernel, x, rows, y, columns, |_, values| sum += lanes(values));
-    factor * sum
+    let mirrored = |i: usize| y.is_none() && !columns.contains(&i);
+    each_row(kernel, x, rows, y, columns.clone(), |i, values| sum += if mirrored(i) { 2.0 } else { 1.0 } * lanes(values));
+    sum
 }
 
 /// A sum in eight interleaved parts, which the compiler can vectorise.

@@ -10,25 +10,39 @@
 use std::ops::Range;
 
 use faer::linalg::matmul::matmul;
-use faer::traits::ComplexField;
 use faer::{Accum, Mat, MatMut, MatRef, Par};
+
+use scalebench_kernels::inner_products;
 
 use crate::{Error, FeatureSet, Result};
 
 /// The two precisions of a tile.
-pub(crate) trait Real: ComplexField + Copy + Into<f64> + Send + Sync {
+pub(crate) trait Real: Copy + Into<f64> + Send + Sync {
     fn rounded(value: f64) -> Self;
+
+    /// Products of the rows of `x` `(n, dim)` and `y` `(m, dim)`: `(n, m)` in `out`, on the calling thread.
+    fn products(x: &[Self], y: &[Self], dim: usize, out: &mut [Self]);
 }
 
 impl Real for f32 {
     fn rounded(value: f64) -> Self {
         value as f32
     }
+
+    fn products(x: &[f32], y: &[f32], dim: usize, out: &mut [f32]) {
+        inner_products(x, y, dim, out);
+    }
 }
 
 impl Real for f64 {
     fn rounded(value: f64) -> Self {
         value
+    }
+
+    fn products(x: &[f64], y: &[f64], dim: usize, out: &mut [f64]) {
+        let (n, m) = (x.len() / dim, y.len() / dim);
+        let (x, y) = (MatRef::from_row_major_slice(x, n, dim), MatRef::from_row_major_slice(y, m, dim));
+        matmul(MatMut::from_row_major_slice_mut(out, n, m), Accum::Replace, x, y.transpose(), 1.0, Par::Seq);
     }
 }
 
@@ -160,11 +174,8 @@ impl<T: Real> Rows<T> {
         let (height, width) = (rows.len(), columns.len());
         out.clear();
         out.resize(height * width, T::rounded(0.0));
-        let part = |set: &Self, range: Range<usize>| (set.dim * range.start)..(set.dim * range.end);
-        let x = MatRef::from_row_major_slice(&self.values[part(self, rows)], height, self.dim);
-        let y = MatRef::from_row_major_slice(&other.values[part(other, columns)], width, self.dim);
-        let out = MatMut::from_row_major_slice_mut(out, height, width);
-        matmul(out, Accum::Replace, x, y.transpose(), T::rounded(1.0), Par::Seq);
+        let part = |range: Range<usize>| (self.dim * range.start)..(self.dim * range.end);
+        T::products(&self.values[part(rows)], &other.values[part(columns)], self.dim, out);
     }
 }
 

@@ -444,6 +444,48 @@ pub(crate) struct Bench {
 pub(crate) enum BenchWhat {
     /// The U-Net of a diffusers configuration file
     Unet(BenchUnet),
+    /// The decoder of a diffusers configuration file
+    Vae(BenchVae),
+    /// The feature network of FID, on noise
+    Inception(BenchInception),
+}
+
+/// How often, and how it is told.
+#[derive(Debug, Args)]
+pub(crate) struct Timed {
+    /// Runs to time, after one to warm up
+    #[arg(long, value_name = "K", default_value_t = 5)]
+    pub(crate) steps: usize,
+    /// Print one JSON object
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct BenchVae {
+    /// vae/config.json of a diffusers checkpoint; weights are drawn
+    #[arg(long, value_name = "VAE_CONFIG.json")]
+    pub(crate) config: PathBuf,
+    /// Size of the latents, not of the image
+    #[arg(long, value_name = "WxH", default_value = "64x64")]
+    pub(crate) size: Size,
+    /// Images
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub(crate) batch: usize,
+    #[command(flatten)]
+    pub(crate) timed: Timed,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct BenchInception {
+    /// The network's weights
+    #[arg(long, value_name = "FILE")]
+    pub(crate) weights: PathBuf,
+    /// Images of 299 × 299
+    #[arg(long, value_name = "N", default_value_t = 32)]
+    pub(crate) batch: usize,
+    #[command(flatten)]
+    pub(crate) timed: Timed,
 }
 
 #[derive(Debug, Args)]
@@ -457,18 +499,14 @@ pub(crate) struct BenchUnet {
     /// Samples of a plain guided step: two for each image
     #[arg(long, value_name = "N", default_value_t = 2)]
     pub(crate) batch: usize,
-    /// Precision of weights and arithmetic
-    #[arg(long, value_name = "f32", default_value = "f32")]
+    /// Precision of weights and products
+    #[arg(long, value_name = "f32|bf16", default_value = "f32")]
     pub(crate) dtype: Dtype,
     /// Time a guided step under this method, with all the passes it makes, instead of the plain network's
     #[arg(long, value_name = "NAME|FILE")]
     pub(crate) method: Option<String>,
-    /// Runs to time, after one to warm up
-    #[arg(long, value_name = "K", default_value_t = 5)]
-    pub(crate) steps: usize,
-    /// Print one JSON object
-    #[arg(long)]
-    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) timed: Timed,
 }
 
 #[derive(Debug, Args)]

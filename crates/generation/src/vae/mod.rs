@@ -158,7 +158,20 @@ pub(crate) struct Vae {
 impl Vae {
     /// Reads `config.json` and the weights of a diffusers `vae/` folder.
     pub(crate) fn open(folder: &Path, options: &LoadOptions) -> Result<Self> {
-        let mut c = Config::open(&folder.join("config.json"))?;
+        Self::load(&folder.join("config.json"), || Weights::open(folder, "diffusion_pytorch_model", options))
+    }
+
+    pub(crate) fn latent_channels(&self) -> usize {
+        self.post_quant.out_channels()
+    }
+
+    /// The network of a `config.json` on random weights.
+    pub(crate) fn random(config: &Path) -> Result<Self> {
+        Self::load(config, || Ok(Weights::random()))
+    }
+
+    fn load(config: &Path, weights: impl FnOnce() -> Result<Weights>) -> Result<Self> {
+        let mut c = Config::open(config)?;
         let channels = c.usizes("block_out_channels", None, None)?;
         let n = channels.len();
         c.only("act_fn", &[json!("silu")])?;
@@ -176,7 +189,7 @@ impl Vae {
         let scaling_factor = c.f64("scaling_factor", 0.18215)?;
         c.finish()?;
 
-        let weights = Weights::open(folder, "diffusion_pytorch_model", options)?;
+        let weights = weights()?;
         let (root, last) = (weights.root(), channels[n - 1]);
         let norm_out = |at: &Scope<'_>, c| GroupNorm::load(&at.pp("conv_norm_out"), c, groups, EPS);
 

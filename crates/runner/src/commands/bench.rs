@@ -4,9 +4,12 @@ use std::path::Path;
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
-use scalebench_generation::{Dtype, UNetBench};
+use candle_core::{Device, Tensor};
+use scalebench_generation::{Dtype, UNetBench, VaeBench};
+use scalebench_metrics::Inception;
+use serde_json::{Value, json};
 
-use crate::cli::{Bench, BenchUnet, BenchWhat};
+use crate::cli::{Bench, BenchInception, BenchUnet, BenchVae, BenchWhat, Timed};
 use crate::{memory, methods};
 
 /// Steps of the run that the timed step is the first of.
@@ -15,37 +18,61 @@ const RUN: usize = 50;
 pub(super) fn run(args: &Bench) -> Result<()> {
     match &args.what {
         BenchWhat::Unet(args) => unet(args),
+        BenchWhat::Vae(args) => vae(args),
+        BenchWhat::Inception(args) => inception(args),
     }
 }
 
 fn unet(args: &BenchUnet) -> Result<()> {
     ensure!(args.batch >= 2 && args.batch.is_multiple_of(2), "--batch: expected two samples for each image, found {}", args.batch);
-    ensure!(args.steps >= 1, "--steps: expected at least 1");
     ensure!(args.dtype != Dtype::F16, "--dtype: expected f32 or bf16, found f16, which a CPU multiplies as f32");
     let method = args.method.as_deref().map(|name| methods::find(name, Path::new(""))).transpose().context("--method")?;
     let mut bench = UNetBench::open(&args.config, args.dtype).context("--config")?;
     let (width, height) = (args.size.width as usize, args.size.height as usize);
     let step = bench.step(args.batch / 2, (height, width), RUN, method.as_ref())?;
-    bench.run(&step)?;
+    let samples = bench.samples_per_image(&step);
+    time(&args.timed, json!({ "samples_per_image": samples, "dtype": args.dtype }), || Ok(bench.run(&step).map(drop)?))
+}
+
+fn vae(args: &BenchVae) -> Result<()> {
+    ensure!(args.batch >= 1, "--batch: expected at least 1");
+    let mut bench = VaeBench::open(&args.config).context("--config")?;
+    let latents = bench.latents(args.batch, (args.size.height as usize, args.size.width as usize))?;
+    time(&args.timed, json!({ "images": args.batch, "dtype": Dtype::F32 }), || Ok(bench.decode(&latents).map(drop)?))
+}
+
+fn inception(args: &BenchInception) -> Result<()> {
+    ensure!(args.batch >= 1, "--batch: expected at least 1");
+    let network = Inception::load(&args.weights).context("--weights")?;
+    let side = Inception::SIDE;
+    let images = Tensor::rand(-1f32, 1f32, (args.batch, 3, side, side), &Device::Cpu)?;
+    time(&args.timed, json!({ "images": args.batch, "dtype": Dtype::F32 }), || Ok(network.forward(&images).map(drop)?))
+}
+
+/// Runs `f` once to warm up, then times it, and prints what was found beside `about`.
+fn time(timed: &Timed, about: Value, mut f: impl FnMut() -> Result<()>) -> Result<()> {
+    ensure!(timed.steps >= 1, "--steps: expected at least 1");
+    f()?;
     memory::reset_peak();
     let mut seconds = Vec::new();
-    for _ in 0..args.steps {
+    for _ in 0..timed.steps {
         let start = Instant::now();
-        bench.run(&step)?;
+        f()?;
         seconds.push(start.elapsed().as_secs_f64());
     }
     let mut sorted = seconds.clone();
     sorted.sort_by(f64::total_cmp);
     let median = (sorted[(sorted.len() - 1) / 2] + sorted[sorted.len() / 2]) / 2.0;
-    let (memory, samples) = (memory::peak(), bench.samples_per_image(&step));
-    if args.json {
-        let found = serde_json::json!({
-            "seconds": median, "all_seconds": seconds, "peak_memory_bytes": memory, "samples_per_image": samples, "dtype": args.dtype,
-        });
+    let peak = memory::peak();
+    if timed.json {
+        let mut found = about;
+        found["seconds"] = json!(median);
+        found["all_seconds"] = json!(seconds);
+        found["peak_memory_bytes"] = json!(peak);
         println!("{found}");
     } else {
-        let memory = memory.map_or_else(|| "unknown".to_owned(), |bytes| format!("{:.2} GB", bytes as f64 / 1e9));
-        println!("{median:.3} s (median of {}), {samples} samples an image, peak memory {memory}", seconds.len());
+        let peak = peak.map_or_else(|| "unknown".to_owned(), |bytes| format!("{:.2} GB", bytes as f64 / 1e9));
+        println!("{median:.3} s (median of {}), peak memory {peak}, {about}", seconds.len());
     }
     Ok(())
 }
