@@ -147,6 +147,8 @@ def main():
     parser.add_argument("--screenshots", type=Path)
     parser.add_argument("--chromium", help="the browser [default: the one on the PATH, else playwright's own]")
     arguments = parser.parse_args()
+    if not arguments.page.is_file():
+        parser.error(f"{arguments.page}: expected a report's index.html")
     if arguments.screenshots:
         arguments.screenshots.mkdir(parents=True, exist_ok=True)
     executable = arguments.chromium or shutil.which("chromium")

@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 
+use crate::methods::BASELINE;
 use crate::resolve::Resolved;
 use crate::results::{Row, Score, Standing, label, lower_is_better, standings};
 use crate::tables::{figure, value_and_half_width};
@@ -82,11 +83,12 @@ pub(crate) fn table(resolved: &Resolved, rows: &[Row], note: &str) -> String {
     };
     let protocol = &resolved.metrics.protocol;
     let mut caption = format!(
-        "{} Protocol {}, {} images per cell, \\(\\pm\\) 95\\,\\% intervals. Bold: best of its scale; \\(\\dagger\\): paired difference \
-         to the best undecided.",
+        "{} Protocol {}, {} images per cell, \\(\\pm\\) 95\\,\\% intervals. Bold: best of its scale; \\(\\dagger\\): its paired \
+         difference to the best is undecided, which is known where one of the two is {}.",
         resolved.question.as_deref().map(escape).unwrap_or_default(),
         escape(&protocol.name),
-        resolved.images
+        resolved.images,
+        title(BASELINE)
     );
     if rows.iter().any(|row| row.scores.iter().any(|score| score.published.is_some())) {
         caption += " In parentheses: published.";
@@ -95,7 +97,7 @@ pub(crate) fn table(resolved: &Resolved, rows: &[Row], note: &str) -> String {
         let _ = write!(caption, " {}.", escape(note));
     }
     let mut tex = format!(
-        "% {}; \\usepackage{{booktabs}}\n\\begin{{table}}\n\\centering\n\\caption{{{}}}\n\\label{{tab:{}}}\n\\begin{{tabular}}{{{}ll{}}}\n\\toprule\n",
+        "% {}; \\usepackage{{booktabs}}\n\\begin{{table}}\n\\centering\n\\caption{{{}}}\n\\label{{tab:{}}}\n\\small\n\\begin{{tabular}}{{{}ll{}}}\n\\toprule\n",
         resolved.tool,
         caption.trim(),
         resolved.name.replace(|c: char| !c.is_ascii_alphanumeric(), "-"),

@@ -12,7 +12,6 @@ use crate::figures::Chart;
 use crate::grid;
 use crate::html::escape;
 use crate::methods::BASELINE;
-use crate::protocol::Comparison;
 use crate::resolve::{Prompts, Reference, Resolved};
 use crate::results::{Difference, Row, Score, Standing, label, lower_is_better, standings};
 use crate::tables::{figure, value_and_half_width};
@@ -259,7 +258,7 @@ impl Page<'_> {
             escape(&protocol.title)
         )?;
         for comparison in &protocol.compare {
-            let text = Comparison::describe(comparison);
+            let text = comparison.describe();
             let (id, what) = text.split_once(": ").unwrap_or(("", &text));
             writeln!(html, "<li><code>{}</code>: {}</li>", escape(id), escape(what))?;
         }
@@ -338,20 +337,27 @@ impl Page<'_> {
         }
         *html +=
             "<p>Dilation of every 3×3 convolution at every sampling step; step 1 is the noisiest. The passes of guidance may differ.</p>\n";
-        let mut place = "";
-        for map in self.schedules {
-            if place != map.place {
-                *html += if place.is_empty() { "" } else { "</div>\n" };
-                place = &map.place;
-                writeln!(html, "<h3>{}</h3>\n<div class=\"schedules\">", escape(place))?;
+        for maps in self.schedules.chunk_by(|a, b| a.place == b.place) {
+            writeln!(html, "<h3>{}</h3>", escape(&maps[0].place))?;
+            let (drawn, told): (Vec<_>, Vec<_>) = maps.iter().partition(|map| map.svg.is_some());
+            let caption = |map: &ScheduleMap| format!("<strong>{}</strong>: {}", escape(&map.method), escape(&map.description));
+            if !told.is_empty() {
+                let items: String = told.into_iter().map(|map| format!("<li>{}</li>\n", caption(map))).collect();
+                writeln!(html, "<ul>\n{items}</ul>")?;
             }
-            let (method, description) = (escape(&map.method), escape(&map.description));
-            let drawing = map.svg.as_ref().map_or_else(String::new, |svg| {
-                format!("<div class=\"drawing\" role=\"img\" aria-label=\"{method}: dilation by layer and step\">{svg}</div>")
-            });
-            writeln!(html, "<figure>{drawing}<figcaption><strong>{method}</strong>. {description}</figcaption></figure>")?;
+            *html += "<div class=\"schedules\">\n";
+            for map in drawn {
+                writeln!(
+                    html,
+                    "<figure><div class=\"drawing\" role=\"img\" aria-label=\"{}: dilation by layer and step\">{}</div>\
+                     <figcaption>{}</figcaption></figure>",
+                    escape(&map.method),
+                    map.svg.as_deref().unwrap_or_default(),
+                    caption(map)
+                )?;
+            }
+            *html += "</div>\n";
         }
-        *html += "</div>\n";
         Ok(())
     }
 

@@ -43,6 +43,7 @@ pub(crate) fn write(store: &Store) -> Result<()> {
     }
     let schedules = schedules(store, resolved)?;
     let mut markdown = tables::markdown(&rows);
+    markdown += "\nBold: best of its scale. †: its paired difference to the best is undecided, which is known where one of the two is direct-inf.\n";
     if !note.is_empty() {
         write!(markdown, "\n{note}\n")?;
     }

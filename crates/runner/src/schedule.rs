@@ -212,7 +212,7 @@ pub(crate) fn describe(schedule: &Schedule) -> String {
         sentences.push((same.join(", "), parts.join("; ")));
     }
     match sentences.as_slice() {
-        [(_, only)] => format!("All passes: {only}."),
+        [(_, only)] => format!("{only}."),
         several => several.iter().map(|(who, what)| format!("Pass of {who}: {what}.")).collect::<Vec<_>>().join(" "),
     }
 }
@@ -335,7 +335,7 @@ pub(crate) mod tests {
                 guidance_scale: 7.5,
             },
         )];
-        assert_eq!(describe(&Schedule::new(&sites(), &plain)), "All passes: the unmodified network.");
+        assert_eq!(describe(&Schedule::new(&sites(), &plain)), "the unmodified network.");
     }
 
     #[test]

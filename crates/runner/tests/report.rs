@@ -185,6 +185,18 @@ fn a_report_is_whole_safe_and_the_same_when_rebuilt() {
     let heads: Vec<String> = elements.iter().filter(|e| e.name == "h2").map(|e| e.text.clone()).collect();
     assert_eq!(heads, ["Results", "Scores against scale", "Samples", "What the methods do", "Provenance"]);
 
+    // The record: every input by its digest, and the machine.
+    let record = |name: &str| {
+        let head = elements.iter().position(|e| e.name == "th" && e.text == name).unwrap_or_else(|| panic!("no {name}"));
+        elements[head + 1].text.clone()
+    };
+    assert!(record("Machine").contains("thread") && record("Version").starts_with("scalebench "));
+    assert!(record("Sampler").contains("steps: 2") && record("Images and seeds").contains("3 a cell"));
+    let digest = |text: &str| text.split([' ', ',']).any(|word| word.len() >= 32 && word.chars().all(|c| c.is_ascii_hexdigit()));
+    for name in ["Checkpoint tiny", "Feature network", "Prompts"] {
+        assert!(digest(&record(name)), "{name}: {}", record(name));
+    }
+
     // Two scales with two methods each and the published figures of Table 1 at neither.
     let table: Vec<&Element> = elements.iter().filter(|e| e.name == "th" && e.attributes["scope"] == "rowgroup").collect();
     assert_eq!(table.len(), 2);
