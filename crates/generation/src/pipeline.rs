@@ -356,6 +356,16 @@ impl Pipeline {
         Ok(step * passes.iter().sum::<usize>() as f64 / passes[0] as f64 + decode)
     }
 
+    /// The passes of every step that [`generate`](Self::generate) would run at the request's size, in order.
+    pub fn passes(&self, request: &Request, method: &Method) -> Result<Vec<Vec<Pass>>> {
+        self.check(request, method)?;
+        let walk = self.walk(request)?;
+        let first = method.settings().sdedit.as_ref().map_or(0, |start| start.first_step(walk.timesteps().len()));
+        let mut moments = self.moments(request, walk.timesteps()).split_off(first);
+        moments.iter_mut().for_each(|moment| moment.step -= first);
+        Ok(moments.iter().map(|moment| method.passes(self.sites(), moment)).collect())
+    }
+
     fn walk(&self, request: &Request) -> Result<Walk> {
         self.schedule.walk(request.sampler, request.steps, request.eta, &request.schedule)
     }

@@ -10,16 +10,20 @@ use scalebench_metrics::{Image, jpeg};
 use serde::{Deserialize, Serialize};
 
 use crate::cli::Shard;
+use crate::machine::Machine;
 use crate::plan::{Cell, Plan};
 use crate::resolve::{Inputs, Resolved, difference};
 use crate::store::{ManifestLine, Store, Timing};
-use crate::{memory, report, score, tables};
+use crate::{memory, report, schedule, score, tables};
 
 /// `run.yaml`.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct RunFile {
     /// The command that began the run.
     pub(crate) command: String,
+    /// The machine that began it.
+    #[serde(default)]
+    pub(crate) machine: Option<Machine>,
     pub(crate) experiment: Resolved,
 }
 
@@ -121,7 +125,7 @@ pub(crate) fn check_same_experiment(store: &Store, resolved: &Resolved) -> Resul
 /// Runs what is left of a plan.
 pub(crate) fn run(resolved: &Resolved, inputs: &Inputs, plan: &Plan, store: &Store, shard: Shard, command: String) -> Result<()> {
     if !check_same_experiment(store, resolved)? {
-        let file = RunFile { command, experiment: resolved.clone() };
+        let file = RunFile { command, machine: Some(Machine::here()), experiment: resolved.clone() };
         store.write(RUN_FILE, serde_yaml::to_string(&file)?.as_bytes())?;
     }
     store.remove_leftovers()?;
@@ -131,6 +135,9 @@ pub(crate) fn run(resolved: &Resolved, inputs: &Inputs, plan: &Plan, store: &Sto
     if n_missing > 0 {
         eprintln!("shard {}/{} is done; other shards have {n_missing} images to make", shard.index, shard.count);
         return Ok(());
+    }
+    for cell in plan.cells.iter().filter(|cell| cell.asked_for) {
+        schedule::write(store, cell, &inputs.pipelines[cell.model])?;
     }
     let rows = score::score(resolved, inputs, plan, store, &progress)?;
     tables::write(store, &rows)?;

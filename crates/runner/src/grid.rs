@@ -1,6 +1,7 @@
 //! Sample grids: a row of reference images, then a row per method; a column per prompt.
 
-use anyhow::Result;
+use anyhow::{Context, Result};
+use jpeg_encoder::{ColorType, Encoder, SamplingFactor};
 use scalebench_metrics::Image;
 use scalebench_metrics::resize::{Filter, Raster, pillow_u8};
 
@@ -13,12 +14,38 @@ const TILE: usize = 112;
 /// Space between tiles in pixels.
 const GAP: usize = 4;
 
-/// One row of tiles, all images shrunk or enlarged to one tile size.
-pub(crate) fn row(images: &[Image]) -> Result<Image> {
-    let tiles: Vec<Image> = images.iter().map(tile).collect::<Result<_>>()?;
+/// Longer side in pixels, at most, of an image that is embedded in a page.
+pub(crate) const EMBEDDED: usize = 320;
+
+/// Quality of embedded images, without loss of colour resolution: about a fifth of the bytes of a PNG file.
+const EMBEDDED_QUALITY: u8 = 90;
+
+/// A JPEG file for a page, reduced if the image is large and never enlarged.
+pub(crate) fn embedded(image: &Image) -> Result<Vec<u8>> {
+    let longer = image.width.max(image.height);
+    let reduced = |side: usize| (side * EMBEDDED / longer).max(1);
+    let small = match longer > EMBEDDED {
+        false => None,
+        true => {
+            let (width, height) = (reduced(image.width), reduced(image.height));
+            let raster = pillow_u8(&Raster::from(image), width, height, Filter::Bicubic)?;
+            Some(Image::new(width, height, raster.pixels.into_flattened())?)
+        }
+    };
+    let image = small.as_ref().unwrap_or(image);
+    let mut bytes = Vec::new();
+    let mut encoder = Encoder::new(&mut bytes, EMBEDDED_QUALITY);
+    encoder.set_sampling_factor(SamplingFactor::R_4_4_4);
+    let side = |side: usize| u16::try_from(side).context("reduced to a side that fits");
+    encoder.encode(&image.rgb, side(image.width)?, side(image.height)?, ColorType::Rgb)?;
+    Ok(bytes)
+}
+
+/// One row of [`tile`]s.
+pub(crate) fn row(tiles: &[Image]) -> Result<Image> {
     let mut row = blank(tiles.iter().map(|tile| tile.width + GAP).sum::<usize>() - GAP, TILE)?;
     let mut left = 0;
-    for tile in &tiles {
+    for tile in tiles {
         paste(&mut row, tile, left, 0);
         left += tile.width + GAP;
     }
@@ -37,7 +64,8 @@ pub(crate) fn stack(rows: &[Image]) -> Result<Image> {
     Ok(grid)
 }
 
-fn tile(image: &Image) -> Result<Image> {
+/// An image shrunk or enlarged to the height of a grid's row.
+pub(crate) fn tile(image: &Image) -> Result<Image> {
     let width = (image.width * TILE).div_ceil(image.height);
     let raster = pillow_u8(&Raster::from(image), width, TILE, Filter::Bicubic)?;
     Ok(Image::new(width, TILE, raster.pixels.into_flattened())?)
@@ -59,8 +87,18 @@ mod tests {
     use super::*;
 
     #[test]
+    fn embedded_images_are_reduced_but_never_enlarged() {
+        for ((width, height), expected) in [((40, 20), (40, 20)), ((640, 320), (320, 160)), ((4, 3200), (1, 320))] {
+            let bytes = embedded(&Image::new(width, height, vec![90; 3 * width * height]).unwrap()).unwrap();
+            let decoded = Image::decode(std::io::Cursor::new(bytes), "a test".as_ref()).unwrap();
+            assert_eq!((decoded.width, decoded.height), expected);
+            assert!(decoded.rgb.iter().all(|v| v.abs_diff(90) <= 1));
+        }
+    }
+
+    #[test]
     fn tiles_have_one_height_and_keep_their_shape() {
-        let image = |width, height| Image::new(width, height, vec![0; 3 * width * height]).unwrap();
+        let image = |width, height| tile(&Image::new(width, height, vec![0; 3 * width * height]).unwrap()).unwrap();
         let wide = row(&[image(64, 32), image(64, 32)]).unwrap();
         assert_eq!((wide.width, wide.height), (4 * TILE + GAP, TILE));
         let square = row(&[image(32, 32)]).unwrap();

@@ -5,7 +5,8 @@
 //! | what was asked | [`cli`], [`spec`] (as written), [`resolve`] (as it will run) |
 //! | what will be made | [`methods`], [`protocol`], [`plan`] |
 //! | making it | [`execute`], [`score`], [`store`], [`png`], [`memory`] |
-//! | showing it | [`results`], [`tables`] (polars), [`figures`] (plotters), [`grid`], [`report`] |
+//! | its record | [`machine`], [`schedule`] (what methods do by layer and step) |
+//! | showing it | [`results`], [`tables`] (polars), [`latex`], [`figures`] (plotters), [`heatmap`], [`grid`], [`page`] (HTML), [`report`] |
 //!
 //! Data goes to stdout, talk to stderr. Every failure is one line on stderr and exit status 2.
 
@@ -16,14 +17,20 @@ mod commands;
 mod execute;
 mod figures;
 mod grid;
+mod heatmap;
+mod html;
+mod latex;
+mod machine;
 mod memory;
 mod methods;
+mod page;
 mod plan;
 mod png;
 mod protocol;
 mod report;
 mod resolve;
 mod results;
+mod schedule;
 mod score;
 mod spec;
 mod store;

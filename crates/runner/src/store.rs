@@ -1,10 +1,11 @@
 //! The run directory. Files appear by rename: whatever has its final name is whole.
 //!
 //! ```text
-//! DIR/run.yaml                         the resolved experiment
+//! DIR/run.yaml                         the command, the machine, the resolved experiment
 //! DIR/cells/<cell>/images/000000.png   the key of each image is in a text chunk
 //! DIR/cells/<cell>/manifest.jsonl      one line per image, once all are there
 //! DIR/cells/<cell>/timings*.jsonl      seconds and memory; one file per shard
+//! DIR/cells/<cell>/schedule.json       what the method does by layer and step
 //! DIR/features/<key>.safetensors
 //! DIR/results.csv, results.parquet, timings.csv
 //! DIR/report/

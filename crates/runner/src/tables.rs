@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use polars::prelude::{Column, CsvWriter, DataFrame, ParquetReader, ParquetWriter, SerReader, SerWriter};
 use scalebench_metrics::Verdict;
 
-use crate::results::{Difference, Interval, Row, Score, label};
+use crate::results::{Difference, Interval, Row, Score, Standing, label, standings};
 use crate::store::Store;
 
 const PARQUET: &str = "results.parquet";
@@ -167,15 +167,20 @@ pub(crate) fn compact(rows: &[Row]) -> Vec<Vec<String>> {
         }));
         line.push(row.seconds_per_image.map_or_else(none, |s| format!("{s:.2}")));
         line.push(row.peak_memory_bytes.map_or_else(none, |b| format!("{:.0}", b as f64 / 1048576.0)));
-        let figure = |i: &usize| row.scores[*i].published.map_or_else(none, |v| format!("{}", v * label(names[*i]).1));
-        line.extend(published.iter().map(figure));
+        line.extend(published.iter().map(|i| row.scores[*i].published.map_or_else(none, |v| figure(v, label(names[*i]).1))));
         lines.push(line);
     }
     lines
 }
 
+/// A published figure, as printed but for the factor.
+pub(crate) fn figure(value: f64, factor: f64) -> String {
+    // 0.0291 × 10³ is not 29.099999999999998.
+    format!("{}", (value * factor * 1e6).round() / 1e6)
+}
+
 /// `12.3 ± 4.5`: as many decimals as give the half-width two significant digits.
-fn value_and_half_width(x: Interval, factor: f64) -> String {
+pub(crate) fn value_and_half_width(x: Interval, factor: f64) -> String {
     let half_width = (x.hi - x.lo) / 2.0 * factor;
     let magnitude = if half_width > 0.0 { half_width.log10().floor() as i32 } else { 0 };
     let digits = (1 - magnitude).clamp(0, 6) as usize;
@@ -187,12 +192,23 @@ pub(crate) fn text(rows: &[Row]) -> String {
     aligned(&compact(rows))
 }
 
-/// The compact table in Markdown.
+/// The compact table in Markdown: the best of a model and scale is bold, † marks who cannot be told from it.
 pub(crate) fn markdown(rows: &[Row]) -> String {
     let mut lines = compact(rows);
-    let rule = vec!["---".to_owned(); lines[0].len()];
+    let first = CELL.len();
+    for (line, standings) in lines[1..].iter_mut().zip(standings(rows)) {
+        for (cell, standing) in line[first..].iter_mut().zip(standings) {
+            match standing {
+                Some(Standing::Best) => *cell = format!("**{cell}**"),
+                Some(Standing::Undecided) => *cell += "†",
+                None => {}
+            }
+        }
+    }
+    let rule = (0..lines[0].len()).map(|i| if i < first - 1 { "---" } else { "---:" }.to_owned()).collect();
     lines.insert(1, rule);
-    lines.iter().map(|line| format!("| {} |\n", line.join(" | "))).collect()
+    // A bar would begin another cell.
+    lines.iter().map(|line| format!("| {} |\n", line.iter().map(|cell| cell.replace('|', "\\|")).collect::<Vec<_>>().join(" | "))).collect()
 }
 
 /// Lines with columns of equal width, two spaces apart.
@@ -215,6 +231,7 @@ mod tests {
     #[test]
     fn rows_survive_the_files_and_the_header_is_the_contract() {
         let interval = Interval { value: 1.5, lo: 1.0, hi: 2.0 };
+        let shifted = |x: Interval| Interval { value: x.value + 1.0, lo: x.lo + 1.0, hi: x.hi + 1.0 };
         let difference = Difference { interval, verdict: Verdict::Worse, n_to_decide: Some(2) };
         let row = Row {
             model: "pocket".into(),
@@ -244,9 +261,19 @@ mod tests {
             published_fid_r,published_kid_b\n\
             pocket,6.25,160,160,attn-sf,pocket,3,8,1.5,1.0,2.0,,,,1.5,1.0,2.0,worse,2,,,,,,38.5,\n";
         assert_eq!(csv, expected);
-        let table = compact(&[row]);
+        let table = compact(std::slice::from_ref(&row));
         assert_eq!(table[0][5..], ["FID_r", "KID_b·10³", "ΔFID_r", "s/image", "MiB", "published FID_r"]);
         assert_eq!(table[1][5..], ["1.50 ± 0.50", "–", "1.50 ± 0.50 (worse)", "0.25", "–", "38.5"]);
+        let worse = Row {
+            method: "a|b".into(),
+            scores: row.scores.iter().map(|s| Score { value: s.value.map(shifted), ..s.clone() }).collect(),
+            ..row.clone()
+        };
+        let markdown = markdown(&[row, worse]);
+        assert!(
+            markdown.contains("| attn-sf | 3 | **1.50 ± 0.50** | – |") && markdown.contains("| a\\|b | 3 | 2.50 ± 0.50 | – |"),
+            "{markdown}"
+        );
         let timings = String::from_utf8(store.read("timings.csv").unwrap().unwrap()).unwrap();
         assert!(timings.starts_with("model,scale,width,height,method,seconds_per_image,peak_memory_bytes\n"));
     }
