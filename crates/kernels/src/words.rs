@@ -90,7 +90,7 @@ mod tests {
             let distance = |b: u16| (f64::from(value(b)) - f64::from(x)).abs();
             for other in [b.wrapping_sub(1), b.wrapping_add(1)] {
                 let nearer = distance(other) < distance(b);
-                assert!(!nearer && (distance(other) > distance(b) || b % 2 == 0), "{x:e}");
+                assert!(!nearer && (distance(other) > distance(b) || b.is_multiple_of(2)), "{x:e}");
             }
         }
         assert!(value(bf16(f32::NAN)).is_nan() && value(bf16(f32::from_bits(0x7f80_0001))).is_nan());

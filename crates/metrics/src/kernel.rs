@@ -521,7 +521,7 @@ impl KernelSums {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::test_data::{Gaussian, close, features, formula_features, golden, indices, json, tensors};
+    use crate::test_data::{Gaussian, close, features, formula_features, golden, indices, json, part, tensors};
 
     const SMALL: KidOptions = KidOptions { subsets: 10, subset_size: 50, ..KidOptions::TORCH_FIDELITY };
 
@@ -537,11 +537,6 @@ mod tests {
         };
         let cross: f64 = x.iter().flat_map(|x| y.iter().map(|y| kernel(x, y))).sum();
         within(&x) + within(&y) - 2.0 * cross / (x.len() * y.len()) as f64
-    }
-
-    fn part(set: &FeatureSet, keep: impl Fn(usize) -> bool) -> FeatureSet {
-        let rows: Vec<f32> = set.data.chunks(set.dim).enumerate().filter(|(i, _)| keep(*i)).flat_map(|(_, r)| r).copied().collect();
-        features(&(vec![rows.len() / set.dim, set.dim], rows), 1)
     }
 
     #[test]

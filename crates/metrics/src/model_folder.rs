@@ -8,6 +8,7 @@ use candle_core::{DType, Device, Tensor};
 use safetensors::{Dtype, SafeTensors};
 use serde_json::{Map, Value};
 
+use crate::files::read;
 use crate::{Error, Result};
 
 /// Largest count a configuration may hold: far above any network, far below an overflow.
@@ -183,10 +184,6 @@ fn shards(index: &Path) -> Result<BTreeSet<String>> {
         _ => Err(wrong(format!("`weight_map.{key}` should be a file name, found {file}"))),
     };
     map.iter().map(name).collect()
-}
-
-pub(crate) fn read(path: &Path) -> Result<Vec<u8>> {
-    std::fs::read(path).map_err(|source| Error::Io { action: "read", path: path.to_owned(), source })
 }
 
 #[cfg(test)]

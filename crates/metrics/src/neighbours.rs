@@ -515,7 +515,7 @@ impl Counts {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::test_data::{Gaussian, close, features, formula_features, golden};
+    use crate::test_data::{Gaussian, close, features, formula_features, golden, part};
 
     /// The definitions, word by word, in `f64`.
     fn naive(x: &FeatureSet, y: &FeatureSet, options: &NeighbourOptions) -> Prdc {
@@ -544,11 +544,6 @@ mod tests {
             density: open as f64 / (options.k * n) as f64,
             coverage: share((0..m).filter(|&j| (0..n).any(|i| d(i, j) < ry[j])).count(), m),
         }
-    }
-
-    fn part(set: &FeatureSet, keep: impl Fn(usize) -> bool) -> FeatureSet {
-        let rows: Vec<f32> = set.data.chunks(set.dim).enumerate().filter(|(i, _)| keep(*i)).flat_map(|(_, r)| r).copied().collect();
-        features(&(vec![rows.len() / set.dim, set.dim], rows), 1)
     }
 
     #[test]

@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::files::{RawTensor, read, safetensors, write_atomically};
 use crate::npz::{self, ArrayRef, Npz, Values};
+use crate::torch_file::ZIP_MAGIC;
 use crate::{Error, FeatureSet, Provenance, Result, Statistics};
 
 /// Version of the statistics file format.
@@ -83,11 +84,7 @@ impl StatisticsFile {
     ///
     /// Names the file and the array: missing, of another shape, not finite, not symmetric.
     pub fn load(path: &Path) -> Result<Self> {
-        // A look at the start only: ADM's files hold gigabytes of images.
-        let mut start = Vec::new();
-        let look = std::fs::File::open(path).and_then(|file| file.take(4).read_to_end(&mut start));
-        look.map_err(|source| Error::Io { action: "read", path: path.to_owned(), source })?;
-        if start == b"PK\x03\x04" { Self::from_npz(path) } else { Self::from_safetensors(&read(path)?, path) }
+        if is_zip(path)? { Self::from_npz(path) } else { Self::from_safetensors(&read(path)?, path) }
     }
 
     fn from_npz(path: &Path) -> Result<Self> {
@@ -306,13 +303,18 @@ pub enum Stored {
     Statistics(StatisticsFile),
 }
 
+/// Whether a file is an archive, by a look at its start only: ADM's files hold gigabytes of images.
+fn is_zip(path: &Path) -> Result<bool> {
+    let mut start = Vec::new();
+    let look = std::fs::File::open(path).and_then(|file| file.take(4).read_to_end(&mut start));
+    look.map_err(|source| Error::Io { action: "read", path: path.to_owned(), source })?;
+    Ok(start == ZIP_MAGIC)
+}
+
 impl Stored {
     /// Reads whatever of these a file is; the content decides, not the name.
     pub fn load(path: &Path) -> Result<Self> {
-        let mut start = Vec::new();
-        let look = std::fs::File::open(path).and_then(|file| file.take(4).read_to_end(&mut start));
-        look.map_err(|source| Error::Io { action: "read", path: path.to_owned(), source })?;
-        if start == b"PK\x03\x04" {
+        if is_zip(path)? {
             let is_array = Npz::open(path)?.names().contains(&FEATURES_KEY);
             return match is_array {
                 true => FeatureArray::load_npz(path).map(Self::Array),

@@ -67,6 +67,12 @@ pub(crate) fn max_difference(values: &[f32], expected: &[f32]) -> f32 {
     values.iter().zip(expected).map(|(v, e)| (v - e).abs()).fold(0.0, f32::max)
 }
 
+/// The rows of `set` whose index `keep` takes.
+pub(crate) fn part(set: &FeatureSet, keep: impl Fn(usize) -> bool) -> FeatureSet {
+    let rows: Vec<f32> = set.data.chunks(set.dim).enumerate().filter(|(i, _)| keep(*i)).flat_map(|(_, r)| r).copied().collect();
+    features(&(vec![rows.len() / set.dim, set.dim], rows), 1)
+}
+
 /// A feature set of the given rows; `crops` consecutive rows share a group.
 pub(crate) fn features((shape, data): &Array, crops: usize) -> FeatureSet {
     let n = shape[0];

@@ -27,7 +27,7 @@ const LEGACY_MAGIC: [u8; 15] = *b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\x
 const LEGACY_VERSION: i64 = 1001;
 
 /// How a zip file starts.
-const ZIP_MAGIC: [u8; 4] = *b"PK\x03\x04";
+pub(crate) const ZIP_MAGIC: [u8; 4] = *b"PK\x03\x04";
 
 /// The state dict in a torch file: names, shapes and where the elements are. Elements are read on demand.
 #[derive(Debug)]
