@@ -23,6 +23,16 @@ pub(crate) struct RunFile {
     pub(crate) experiment: Resolved,
 }
 
+impl RunFile {
+    /// The description of a run, which must be there.
+    pub(crate) fn read(store: &Store) -> Result<RunFile> {
+        let path = store.path(RUN_FILE);
+        let bytes = store.read(RUN_FILE)?;
+        let bytes = bytes.with_context(|| format!("{}: expected the description of a run", path.display()))?;
+        serde_yaml::from_slice(&bytes).with_context(|| format!("{}: not a run description", path.display()))
+    }
+}
+
 /// Name of the run's description in its directory.
 pub(crate) const RUN_FILE: &str = "run.yaml";
 
@@ -98,7 +108,8 @@ pub(crate) fn dry_run(plan: &Plan, inputs: &Inputs, store: &Store, shard: Shard)
     Ok(())
 }
 
-fn duration(seconds: f64) -> String {
+/// Seconds as people say them.
+pub(crate) fn duration(seconds: f64) -> String {
     let s = seconds.round() as u64;
     match s {
         0..60 => format!("{s} s"),

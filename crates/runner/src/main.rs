@@ -6,16 +6,20 @@
 //! | what will be made | [`methods`], [`protocol`], [`plan`] |
 //! | making it | [`execute`], [`score`], [`store`], [`png`] |
 //! | showing it | [`results`], [`tables`] (polars), [`figures`] (plotters), [`grid`], [`report`] |
+//! | run against run | [`compare`], [`stats`], [`history`] (polars), [`trend`] (plotters) |
 //!
-//! Data goes to stdout, talk to stderr. Every failure is one line on stderr and exit status 2.
+//! Data goes to stdout, talk to stderr. Every failure is one line on stderr and exit status 2;
+//! 1 is left for what was measured and found worse.
 
 #![allow(clippy::print_stdout, reason = "stdout is this program's data channel")]
 
 mod cli;
 mod commands;
+mod compare;
 mod execute;
 mod figures;
 mod grid;
+mod history;
 mod methods;
 mod plan;
 mod png;
@@ -25,8 +29,10 @@ mod resolve;
 mod results;
 mod score;
 mod spec;
+mod stats;
 mod store;
 mod tables;
+mod trend;
 
 use std::process::ExitCode;
 
@@ -34,7 +40,7 @@ use clap::Parser;
 
 fn main() -> ExitCode {
     match commands::run(cli::Cli::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             // One line, whatever the libraries below say.
             eprintln!("error: {}", format!("{error:#}").replace('\n', " "));

@@ -1,0 +1,1169 @@
+//! Two runs of one experiment: what got better, what got worse, what cannot be told.
+//!
+//! Everything is read from the run directories (description, manifests, features, timings); no network is loaded and no
+//! image opened. In every cell the exact check comes first: equal digests or equal features need no statistics.
+//!
+//! | question | test | effect that counts |
+//! | --- | --- | --- |
+//! | quality, every column of the protocol | t test on the delete-a-block jackknife of the difference | any that is resolved |
+//! | seconds an image | signed-rank test on the log ratios of the images' times | a median ratio of `slow_down` or more |
+//!
+//! p-values are two-sided and adjusted by Holm over cells × columns for quality, and over cells for speed, so each of the
+//! two families raises a false alarm with probability `alpha` at most.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::path::Path;
+
+use anyhow::{Context, Result, bail, ensure};
+use scalebench_metrics::{FeatureSet, Jackknife, Metric, Preprocess, Provenance, ReferenceBlocks, Tap, estimate, measure, paired_difference};
+use serde::Serialize;
+
+use crate::cli::Shard;
+use crate::execute::{RUN_FILE, RunFile};
+use crate::methods::BASELINE;
+use crate::plan::{Outline, cell_name, outline};
+use crate::protocol::{Against, Comparison as Columns};
+use crate::resolve::{Model, Reference, Resolved, Scale, difference};
+use crate::results::{Interval, label, metric_of};
+use crate::score::{feature_file, prompt_scores_identity, reference_identity};
+use crate::stats::{holm, median, signed_rank, smallest_signed_rank, t_quantile, t_test, welch_degrees};
+use crate::store::{ManifestLine, Store, Timing};
+use crate::tables;
+
+/// Fewest images that a difference with an interval can be computed from.
+const MIN_IMAGES: usize = 3;
+
+/// The column of times, beside those of the protocol.
+const SPEED: &str = "seconds_per_image";
+
+/// What counts as a regression.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub(crate) struct Criteria {
+    /// Probability of any false alarm about quality in a comparison, and of any about speed.
+    pub(crate) alpha: f64,
+    /// Ratio of seconds an image from which slower is worse.
+    pub(crate) slow_down: f64,
+}
+
+impl Criteria {
+    pub(crate) fn check(self) -> Result<Self> {
+        ensure!(self.alpha > 0.0 && self.alpha < 1.0, "--alpha: expected a probability between 0 and 1, found {}", self.alpha);
+        ensure!(self.slow_down > 1.0, "--slow-down: expected a ratio above 1, found {}", self.slow_down);
+        Ok(self)
+    }
+}
+
+/// The outcome of a comparison.
+#[derive(Debug, Serialize)]
+pub(crate) struct Comparison {
+    pub(crate) baseline: String,
+    pub(crate) run: String,
+    #[serde(flatten)]
+    pub(crate) criteria: Criteria,
+    /// What differs between the experiments, and what was not judged.
+    pub(crate) notes: Vec<String>,
+    pub(crate) only_in_baseline: Vec<String>,
+    pub(crate) only_in_run: Vec<String>,
+    pub(crate) cells: Vec<Cell>,
+    /// Everything that is worse.
+    pub(crate) regressions: Vec<Regression>,
+}
+
+/// What is worse in one cell, by how much.
+#[derive(Debug, Serialize)]
+pub(crate) struct Regression {
+    pub(crate) cell: String,
+    /// A column of the results, or `seconds_per_image`.
+    pub(crate) column: String,
+    pub(crate) what: String,
+}
+
+/// One cell of both runs.
+#[derive(Debug, Serialize)]
+pub(crate) struct Cell {
+    pub(crate) name: String,
+    /// Images of either run that were compared.
+    pub(crate) images: usize,
+    pub(crate) pairing: Pairing,
+    /// Images whose files differ; None where they are not of the same prompt and seed.
+    pub(crate) changed_images: Option<usize>,
+    pub(crate) scores: Vec<Score>,
+    pub(crate) speed: Option<Speed>,
+}
+
+/// Which images of two runs belong together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Pairing {
+    PromptAndSeed,
+    /// Same prompts under other seeds: what a prompt contributes still cancels.
+    Prompt,
+    /// Two independent samples.
+    Unpaired,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Verdict {
+    Identical,
+    Better,
+    Worse,
+    Undecided,
+}
+
+/// One column in one cell.
+#[derive(Debug, Serialize)]
+pub(crate) struct Score {
+    pub(crate) column: String,
+    pub(crate) baseline: f64,
+    pub(crate) run: f64,
+    /// run − baseline, with the 95 % interval of this difference alone.
+    pub(crate) difference: Interval,
+    pub(crate) p: f64,
+    /// Adjusted for all that was tested.
+    pub(crate) p_holm: f64,
+    pub(crate) verdict: Verdict,
+}
+
+/// Seconds an image in one cell; medians.
+#[derive(Debug, Serialize)]
+pub(crate) struct Speed {
+    pub(crate) baseline: f64,
+    pub(crate) run: f64,
+    /// Median over the images of run / baseline.
+    pub(crate) ratio: f64,
+    pub(crate) test: SpeedTest,
+    pub(crate) p: f64,
+    pub(crate) p_holm: f64,
+    pub(crate) verdict: Verdict,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum SpeedTest {
+    SignedRank,
+    /// Too few images for the test to decide whatever they show: the ratio decides alone.
+    Threshold,
+}
+
+impl Serialize for Interval {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        #[derive(Serialize)]
+        struct Written {
+            value: f64,
+            lo: f64,
+            hi: f64,
+        }
+        let Interval { value, lo, hi } = *self;
+        Written { value, lo, hi }.serialize(serializer)
+    }
+}
+
+/// A finished run, or what was kept of one.
+pub(crate) struct Run {
+    shown: String,
+    store: Store,
+    pub(crate) resolved: Resolved,
+    cells: Vec<RunCell>,
+}
+
+struct RunCell {
+    outline: Outline,
+    manifest: Vec<ManifestLine>,
+}
+
+/// Features of a cell and of what it is compared with, for one column.
+struct Sides {
+    generated: FeatureSet,
+    other: Option<FeatureSet>,
+}
+
+impl Run {
+    /// Reads the description and the manifests of a run.
+    pub(crate) fn open(folder: &Path) -> Result<Run> {
+        let shown = folder.display().to_string();
+        ensure!(folder.is_dir(), "{shown}: expected a run directory, found none");
+        let store = Store::new(folder, Shard::WHOLE);
+        let resolved = RunFile::read(&store)?.experiment;
+        let cell = |outline: Outline| -> Result<RunCell> {
+            let file = manifest_file(&outline.name);
+            let manifest: Vec<ManifestLine> = store.read_lines(&file)?;
+            ensure!(
+                manifest.len() == resolved.images,
+                "{}: expected {} images of a finished run, found {}",
+                store.path(&file).display(),
+                resolved.images,
+                manifest.len()
+            );
+            Ok(RunCell { outline, manifest })
+        };
+        let cells = outline(&resolved).into_iter().map(cell).collect::<Result<_>>()?;
+        Ok(Run { shown, store, resolved, cells })
+    }
+
+    /// What every file is called that [`Run::open`] and the comparison read, relative to the run directory.
+    pub(crate) fn files(&self) -> Result<Vec<String>> {
+        let mut files = vec![RUN_FILE.to_owned()];
+        for cell in &self.cells {
+            files.push(manifest_file(&cell.outline.name));
+            files.extend(self.store.timing_files(&cell.outline.name));
+            for columns in &self.resolved.metrics.protocol.compare {
+                for metric in &columns.metrics {
+                    files.extend(self.generated_file(cell, columns, *metric)?);
+                    files.extend(self.other_file(cell, columns, *metric)?);
+                }
+            }
+        }
+        files.sort();
+        files.dedup();
+        Ok(files)
+    }
+
+    pub(crate) fn store(&self) -> &Store {
+        &self.store
+    }
+
+    fn find(&self, name: &str) -> Option<&RunCell> {
+        self.cells.iter().find(|cell| cell.outline.name == name)
+    }
+
+    fn size(&self, cell: &Outline) -> Result<(u32, u32)> {
+        self.resolved.models[cell.model].size(&cell.scale)
+    }
+
+    fn base_size(&self, cell: &Outline) -> u32 {
+        let model = &self.resolved.models[cell.model];
+        model.width.min(model.height)
+    }
+
+    fn provenance(&self, columns: &Columns, tap: Tap, preprocess: Preprocess) -> Result<Provenance> {
+        let network = self.resolved.metrics.networks.iter().find(|network| network.network == columns.network);
+        let network = network.with_context(|| format!("{}: {RUN_FILE}: expected {:?} among the networks", self.shown, columns.network))?;
+        Ok(network.provenance(tap, preprocess))
+    }
+
+    /// The feature file of a cell's images for a metric; None where the cell would be compared with itself, or was not asked for.
+    fn generated_file(&self, cell: &RunCell, columns: &Columns, metric: Metric) -> Result<Option<String>> {
+        let is_base = cell.outline.scale == Scale::BASE && cell.outline.method == BASELINE;
+        if !cell.outline.asked_for || is_base && columns.against == Against::Base {
+            return Ok(None);
+        }
+        let preprocess = columns.generated(self.resolved.seed, self.base_size(&cell.outline), self.size(&cell.outline)?);
+        let keys = keys(&cell.manifest);
+        let provenance = self.provenance(columns, metric.tap(), preprocess)?;
+        let file = match columns.against {
+            Against::Prompts => feature_file(&provenance, &prompt_scores_identity(&keys))?,
+            Against::Reference | Against::Base => feature_file(&provenance, &keys)?,
+        };
+        Ok(Some(file))
+    }
+
+    /// The feature file of what a cell is compared with.
+    fn other_file(&self, cell: &RunCell, columns: &Columns, metric: Metric) -> Result<Option<String>> {
+        if !cell.outline.asked_for || !metric.needs_reference() {
+            return Ok(None);
+        }
+        let (seed, base) = (self.resolved.seed, self.base_size(&cell.outline));
+        let file = match columns.against {
+            Against::Prompts => return Ok(None),
+            Against::Reference => {
+                let (width, height) = self.size(&cell.outline)?;
+                let provenance = self.provenance(columns, Tap::Features, columns.other(seed, base, (width, height)))?;
+                feature_file(&provenance, &reference_identity(&self.resolved, width, height))?
+            }
+            Against::Base => {
+                let model = &self.resolved.models[cell.outline.model];
+                let name = cell_name(&model.name, &Scale::BASE, BASELINE);
+                let base_cell = self.find(&name).with_context(|| format!("{}: cell {name} is missing", self.shown))?;
+                let provenance = self.provenance(columns, Tap::Features, columns.other(seed, base, self.size(&base_cell.outline)?))?;
+                feature_file(&provenance, &keys(&base_cell.manifest))?
+            }
+        };
+        Ok(Some(file))
+    }
+
+    fn features(&self, file: &str) -> Result<FeatureSet> {
+        let path = self.store.path(file);
+        let again = || format!("{}: expected the features of a finished run; the same `scalebench sweep` restores them", self.shown);
+        ensure!(path.is_file(), "{} ({} is missing)", again(), file);
+        FeatureSet::load(&path).with_context(again)
+    }
+
+    /// Both sides of a column; None where the column is empty for this cell.
+    fn sides(&self, cell: &RunCell, columns: &Columns, metric: Metric) -> Result<Option<Sides>> {
+        let Some(generated) = self.generated_file(cell, columns, metric)? else { return Ok(None) };
+        let other = self.other_file(cell, columns, metric)?.map(|file| self.features(&file)).transpose()?;
+        Ok(Some(Sides { generated: self.features(&generated)?, other }))
+    }
+
+    /// Digests of a cell's image files and of the features that its columns are computed from.
+    pub(crate) fn digests(&self, cell: &str) -> Result<(String, String)> {
+        let cell = self.find(cell).with_context(|| format!("{}: cell {cell} is missing", self.shown))?;
+        let (mut images, mut features) = (blake3::Hasher::new(), blake3::Hasher::new());
+        for line in &cell.manifest {
+            images.update(line.blake3.as_bytes());
+        }
+        for columns in &self.resolved.metrics.protocol.compare {
+            for metric in &columns.metrics {
+                if let Some(file) = self.generated_file(cell, columns, *metric)? {
+                    self.features(&file)?.data.iter().for_each(|value| {
+                        features.update(&value.to_le_bytes());
+                    });
+                }
+            }
+        }
+        Ok((images.finalize().to_string(), features.finalize().to_string()))
+    }
+}
+
+fn manifest_file(cell: &str) -> String {
+    format!("cells/{cell}/manifest.jsonl")
+}
+
+fn keys(manifest: &[ManifestLine]) -> Vec<&str> {
+    manifest.iter().map(|line| line.key.as_str()).collect()
+}
+
+/// Refuses runs whose numbers do not mean the same.
+pub(crate) fn check_comparable(baseline: &Resolved, run: &Resolved) -> Result<()> {
+    let same_meaning = Resolved {
+        metrics: run.metrics.clone(),
+        reference: run.reference.clone(),
+        ..baseline.clone()
+    };
+    // Digests say what weights and references are; where they lie does not matter.
+    let mut meaning = baseline.clone();
+    for (network, other) in meaning.metrics.networks.iter_mut().zip(&run.metrics.networks) {
+        network.path.clone_from(&other.path);
+    }
+    if let (Reference::Folder { path, .. }, Reference::Folder { path: other, .. }) = (&mut meaning.reference, &run.reference) {
+        path.clone_from(other);
+    }
+    if let Some(found) = difference(&meaning, &same_meaning)? {
+        bail!("the runs measure different things: {found}");
+    }
+    Ok(())
+}
+
+/// What else differs: the comparison stands, and a reader has to know.
+fn notes(baseline: &Resolved, run: &Resolved) -> Result<Vec<String>> {
+    let mut notes = Vec::new();
+    let mut note = |part: &str, changed: Resolved| -> Result<()> {
+        if let Some(found) = difference(baseline, &changed)? {
+            notes.push(format!("{part}{found}"));
+        }
+        Ok(())
+    };
+    note("", Resolved { tool: run.tool.clone(), ..baseline.clone() })?;
+    note("", Resolved { sampler: run.sampler.clone(), ..baseline.clone() })?;
+    note("", Resolved { prompts: run.prompts.clone(), ..baseline.clone() })?;
+    note("", Resolved { seed: run.seed, ..baseline.clone() })?;
+    note("", Resolved { images: run.images, ..baseline.clone() })?;
+    for (i, model) in baseline.models.iter().enumerate() {
+        let Some(found) = run.models.iter().find(|found| found.name == model.name) else { continue };
+        let mut changed = baseline.clone();
+        changed.models[i] = Model { path: model.path.clone(), ..found.clone() };
+        note(&format!("model {}: ", model.name), changed)?;
+    }
+    for (i, method) in baseline.methods.iter().enumerate() {
+        let Some(found) = run.methods.iter().find(|found| found.name == method.name) else { continue };
+        let mut changed = baseline.clone();
+        changed.methods[i] = found.clone();
+        note(&format!("method {}: ", method.name), changed)?;
+    }
+    Ok(notes)
+}
+
+/// Compares `run` with `baseline`; `why_not_speed` says why times are not judged, if they are not.
+pub(crate) fn compare(baseline: &Run, run: &Run, criteria: Criteria, why_not_speed: Option<String>) -> Result<Comparison> {
+    check_comparable(&baseline.resolved, &run.resolved).with_context(|| format!("{} and {}", baseline.shown, run.shown))?;
+    let names = |one: &Run, other: &Run| -> Vec<String> {
+        one.cells.iter().map(|cell| cell.outline.name.clone()).filter(|name| other.find(name).is_none()).collect()
+    };
+    let mut comparison = Comparison {
+        baseline: baseline.shown.clone(),
+        run: run.shown.clone(),
+        criteria,
+        notes: notes(&baseline.resolved, &run.resolved)?,
+        only_in_baseline: names(baseline, run),
+        only_in_run: names(run, baseline),
+        cells: Vec::new(),
+        regressions: Vec::new(),
+    };
+    let judge_speed = why_not_speed.is_none();
+    comparison.notes.extend(why_not_speed);
+    for cell in &baseline.cells {
+        let Some(found) = run.find(&cell.outline.name) else { continue };
+        let compared = compare_cell((baseline, cell), (run, found), judge_speed);
+        comparison.cells.push(compared.with_context(|| format!("cell {}", cell.outline.name))?);
+    }
+    ensure!(
+        comparison.cells.iter().any(|cell| !cell.scores.is_empty()),
+        "{} and {} have no cell in common: {} against {}",
+        baseline.shown,
+        run.shown,
+        comparison.only_in_baseline.join(", "),
+        comparison.only_in_run.join(", ")
+    );
+    judge(&mut comparison);
+    Ok(comparison)
+}
+
+fn compare_cell((baseline, a): (&Run, &RunCell), (run, b): (&Run, &RunCell), judge_speed: bool) -> Result<Cell> {
+    let (pairing, pairs) = pair(&a.manifest, &b.manifest);
+    ensure!(pairs.len() >= MIN_IMAGES, "expected at least {MIN_IMAGES} images that both runs have, found {}", pairs.len());
+    let whole = pairs.len() == a.manifest.len() && pairs.len() == b.manifest.len();
+    let changed = pairs.iter().filter(|(i, j)| a.manifest[*i].blake3 != b.manifest[*j].blake3).count();
+    let mut scores = Vec::new();
+    for columns in &baseline.resolved.metrics.protocol.compare {
+        for metric in &columns.metrics {
+            let sides = (baseline.sides(a, columns, *metric)?, run.sides(b, columns, *metric)?);
+            let (Some(before), Some(now)) = sides else { continue };
+            let is_identical = pairing == Pairing::PromptAndSeed && whole && before.is_same(&now);
+            let [before, now] = [before.select(pairs.iter().map(|(i, _)| *i), columns), now.select(pairs.iter().map(|(_, j)| *j), columns)];
+            let column = format!("{}_{}", metric.name(), columns.id);
+            let score = test(*metric, &before, &now, pairing, columns.against == Against::Base, is_identical);
+            scores.push(Score { column: column.clone(), ..score.with_context(|| column)? });
+        }
+    }
+    let speed = match judge_speed {
+        true => speed(&pairs, &baseline.store.all_timings(&a.outline.name)?, &run.store.all_timings(&b.outline.name)?),
+        false => None,
+    };
+    Ok(Cell {
+        name: a.outline.name.clone(),
+        images: pairs.len(),
+        pairing,
+        changed_images: (pairing == Pairing::PromptAndSeed).then_some(changed),
+        scores,
+        speed,
+    })
+}
+
+/// Which images belong together, as indices into both manifests. What repeats is matched in order.
+fn pair(a: &[ManifestLine], b: &[ManifestLine]) -> (Pairing, Vec<(usize, usize)>) {
+    fn by<'a, K: Ord>(a: &'a [ManifestLine], b: &'a [ManifestLine], key: impl Fn(&'a ManifestLine) -> K) -> Vec<(usize, usize)> {
+        let mut found: BTreeMap<K, Vec<usize>> = BTreeMap::new();
+        for (j, line) in b.iter().enumerate().rev() {
+            found.entry(key(line)).or_default().push(j);
+        }
+        let pair = |(i, line): (usize, &'a ManifestLine)| Some((i, found.get_mut(&key(line))?.pop()?));
+        a.iter().enumerate().filter_map(pair).collect()
+    }
+    let smaller = a.len().min(b.len());
+    // A few that happen to meet are no reason to drop all others.
+    let enough = |pairs: &[(usize, usize)]| 2 * pairs.len() >= smaller;
+    let same = by(a, b, |line| (line.prompt.as_str(), line.seed));
+    if enough(&same) {
+        return (Pairing::PromptAndSeed, same);
+    }
+    let prompts = by(a, b, |line| line.prompt.as_str());
+    if enough(&prompts) {
+        return (Pairing::Prompt, prompts);
+    }
+    // As many of either side, since FID depends on their number.
+    (Pairing::Unpaired, (0..smaller).map(|i| (i, i)).collect())
+}
+
+impl Sides {
+    /// Whether everything that a metric looks at is the same to the last bit.
+    fn is_same(&self, other: &Sides) -> bool {
+        let same = |a: &FeatureSet, b: &FeatureSet| a.dim == b.dim && a.groups == b.groups && bits(&a.data).eq(bits(&b.data));
+        let others = match (&self.other, &other.other) {
+            (Some(a), Some(b)) => same(a, b),
+            (a, b) => a.is_none() && b.is_none(),
+        };
+        others && same(&self.generated, &other.generated)
+    }
+
+    /// The sides of the images `indices`; the k-th becomes group k.
+    fn select(&self, indices: impl Iterator<Item = usize> + Clone, columns: &Columns) -> Sides {
+        let other = self.other.as_ref().map(|other| match columns.against {
+            Against::Base => select(other, indices.clone()),
+            Against::Reference | Against::Prompts => other.clone(),
+        });
+        Sides { generated: select(&self.generated, indices), other }
+    }
+}
+
+fn bits(values: &[f32]) -> impl Iterator<Item = u32> {
+    values.iter().map(|value| value.to_bits())
+}
+
+/// The rows of the groups `indices`, in their order; the k-th becomes group k.
+fn select(set: &FeatureSet, indices: impl Iterator<Item = usize>) -> FeatureSet {
+    let mut rows: BTreeMap<u32, Vec<usize>> = BTreeMap::new();
+    for (row, group) in set.groups.iter().enumerate() {
+        rows.entry(*group).or_default().push(row);
+    }
+    let mut selected =
+        FeatureSet { names: Vec::new(), groups: Vec::new(), data: Vec::new(), dim: set.dim, provenance: set.provenance.clone() };
+    for (k, index) in indices.enumerate() {
+        for row in rows.get(&(index as u32)).into_iter().flatten() {
+            selected.names.push(set.names[*row].clone());
+            selected.groups.push(k as u32);
+            selected.data.extend(&set.data[row * set.dim..(row + 1) * set.dim]);
+        }
+    }
+    selected
+}
+
+/// Compares one column; the adjusted p-value and the verdict follow when all are known.
+fn test(metric: Metric, before: &Sides, now: &Sides, pairing: Pairing, shared: bool, is_identical: bool) -> Result<Score> {
+    let baseline = measure(metric, &before.generated, before.other.as_ref())?;
+    let score = |run: f64, difference: Interval, p: f64, verdict| Score {
+        column: String::new(),
+        baseline,
+        run,
+        difference,
+        p,
+        p_holm: p,
+        verdict,
+    };
+    if is_identical {
+        return Ok(score(baseline, Interval { value: 0.0, lo: 0.0, hi: 0.0 }, 1.0, Verdict::Identical));
+    }
+    let reference = if shared { ReferenceBlocks::Shared } else { ReferenceBlocks::Fixed };
+    let jackknife = Jackknife { reference, ..Jackknife::STANDARD };
+    let (a, b) = ((&before.generated, before.other.as_ref()), (&now.generated, now.other.as_ref()));
+    if pairing != Pairing::Unpaired {
+        let found = paired_difference(metric, b, a, &jackknife)?;
+        let p = t_test(found.value, found.std_error, degrees(found.n, &jackknife));
+        return Ok(score(baseline + found.value, found.into(), p, Verdict::Undecided));
+    }
+    let [a, b] = [estimate(metric, a.0, a.1, &jackknife)?, estimate(metric, b.0, b.1, &jackknife)?];
+    let degrees = welch_degrees((a.std_error, degrees(a.n, &jackknife)), (b.std_error, degrees(b.n, &jackknife)));
+    let (value, std_error) = (b.value - a.value, a.std_error.hypot(b.std_error));
+    let half_width = t_quantile((1.0 + jackknife.level) / 2.0, degrees) * std_error;
+    let interval = Interval { value, lo: value - half_width, hi: value + half_width };
+    Ok(score(b.value, interval, t_test(value, std_error, degrees), Verdict::Undecided))
+}
+
+/// Degrees of freedom of a jackknife over groups 0..n.
+fn degrees(n: usize, jackknife: &Jackknife) -> f64 {
+    n.min(jackknife.blocks as usize) as f64 - 1.0
+}
+
+/// Times of the images that belong together; None where there are none.
+fn speed(pairs: &[(usize, usize)], before: &[Timing], now: &[Timing]) -> Option<Speed> {
+    let seconds = |timings: &[Timing]| -> BTreeMap<usize, f64> { timings.iter().map(|timing| (timing.index, timing.seconds)).collect() };
+    let (before, now) = (seconds(before), seconds(now));
+    let both = pairs.iter().filter_map(|(i, j)| Some((*before.get(i)?, *now.get(j)?)));
+    let (a, b): (Vec<f64>, Vec<f64>) = both.filter(|(a, b)| *a > 0.0 && *b > 0.0).unzip();
+    let ratios: Vec<f64> = a.iter().zip(&b).map(|(a, b)| (b / a).ln()).collect();
+    let p = signed_rank(&ratios);
+    Some(Speed {
+        baseline: median(&a)?,
+        run: median(&b)?,
+        ratio: median(&ratios)?.exp(),
+        // Decided when the number of tests is known.
+        test: if smallest_signed_rank(ratios.len()) < 1.0 { SpeedTest::SignedRank } else { SpeedTest::Threshold },
+        p,
+        p_holm: p,
+        verdict: Verdict::Undecided,
+    })
+}
+
+/// Adjusts the p-values, gives the verdicts and names what is worse.
+fn judge(comparison: &mut Comparison) {
+    let Criteria { alpha, slow_down } = comparison.criteria;
+    let cells = &mut comparison.cells;
+    // What is identical can never be rejected, so it is not among the tests.
+    let mut tested: Vec<&mut Score> =
+        cells.iter_mut().flat_map(|cell| &mut cell.scores).filter(|score| score.verdict != Verdict::Identical).collect();
+    let adjusted = holm(&tested.iter().map(|score| score.p).collect::<Vec<_>>());
+    for (score, p) in tested.iter_mut().zip(adjusted) {
+        score.p_holm = p;
+        let metric = metric_of(&score.column).map(|(metric, _)| metric);
+        let is_better = metric.is_some_and(|metric| metric.lower_is_better() == (score.difference.value < 0.0));
+        score.verdict = match (p <= alpha, is_better) {
+            (false, _) => Verdict::Undecided,
+            (true, true) => Verdict::Better,
+            (true, false) => Verdict::Worse,
+        };
+    }
+    let images: Vec<usize> = cells.iter().map(|cell| cell.images).collect();
+    let mut timed: Vec<(usize, &mut Speed)> =
+        cells.iter_mut().zip(images).filter_map(|(cell, n)| cell.speed.as_mut().map(|speed| (n, speed))).collect();
+    let adjusted = holm(&timed.iter().map(|(_, speed)| speed.p).collect::<Vec<_>>());
+    let count = timed.len() as f64;
+    for ((n, speed), p) in timed.iter_mut().zip(adjusted) {
+        speed.p_holm = p;
+        let can_decide = smallest_signed_rank(*n) * count <= alpha;
+        speed.test = if can_decide { SpeedTest::SignedRank } else { SpeedTest::Threshold };
+        let is_resolved = !can_decide || p <= alpha;
+        speed.verdict = match is_resolved {
+            true if speed.ratio >= slow_down => Verdict::Worse,
+            true if speed.ratio <= 1.0 / slow_down => Verdict::Better,
+            _ => Verdict::Undecided,
+        };
+    }
+    comparison.regressions = regressions(comparison);
+}
+
+fn regressions(comparison: &Comparison) -> Vec<Regression> {
+    let mut regressions = Vec::new();
+    for cell in &comparison.cells {
+        for score in cell.scores.iter().filter(|score| score.verdict == Verdict::Worse) {
+            let (name, factor) = label(&score.column);
+            let what = format!(
+                "{name} is worse, {} → {}: {} (p = {})",
+                number(score.baseline * factor),
+                number(score.run * factor),
+                change(score.difference, factor),
+                probability(score.p_holm)
+            );
+            regressions.push(Regression { cell: cell.name.clone(), column: score.column.clone(), what });
+        }
+        if let Some(speed) = cell.speed.as_ref().filter(|speed| speed.verdict == Verdict::Worse) {
+            let what = format!(
+                "slower, {} → {} s/image: {:+.0} % (limit {:+.0} %)",
+                number(speed.baseline),
+                number(speed.run),
+                (speed.ratio - 1.0) * 100.0,
+                (comparison.criteria.slow_down - 1.0) * 100.0
+            );
+            regressions.push(Regression { cell: cell.name.clone(), column: SPEED.to_owned(), what });
+        }
+    }
+    regressions
+}
+
+/// Four significant digits.
+fn number(value: f64) -> String {
+    let magnitude = if value == 0.0 { 0 } else { value.abs().log10().floor() as i32 };
+    let digits = (3 - magnitude).clamp(0, 6) as usize;
+    format!("{value:.digits$}")
+}
+
+/// `-12.3 ± 4.5`: as many decimals as give the half-width two significant digits.
+fn change(difference: Interval, factor: f64) -> String {
+    let half_width = (difference.hi - difference.lo) / 2.0 * factor;
+    let magnitude = if half_width > 0.0 { half_width.log10().floor() as i32 } else { 0 };
+    let digits = (1 - magnitude).clamp(0, 6) as usize;
+    format!("{:+.digits$} ± {half_width:.digits$}", difference.value * factor)
+}
+
+fn probability(p: f64) -> String {
+    if p < 0.0001 { "<0.0001".to_owned() } else { format!("{p:.4}") }
+}
+
+impl Verdict {
+    fn word(self) -> &'static str {
+        match self {
+            Verdict::Identical => "identical",
+            Verdict::Better => "better",
+            Verdict::Worse => "WORSE",
+            Verdict::Undecided => "undecided",
+        }
+    }
+}
+
+impl Cell {
+    /// How the images of this cell were compared, for a reader.
+    fn describe(&self) -> String {
+        let n = self.images;
+        match (self.pairing, self.changed_images) {
+            (Pairing::PromptAndSeed, Some(0)) => format!("{n} images, all files the same"),
+            (Pairing::PromptAndSeed, changed) => format!("{n} images paired by prompt and seed, {} differ", changed.unwrap_or(n)),
+            (Pairing::Prompt, _) => format!("{n} images paired by prompt, other seeds"),
+            (Pairing::Unpaired, _) => format!("{n} images a side, unpaired: other prompts"),
+        }
+    }
+}
+
+/// The comparison for a terminal.
+pub(crate) fn text(comparison: &Comparison) -> String {
+    let Comparison { baseline, run, criteria, notes, only_in_baseline, only_in_run, cells, regressions } = comparison;
+    let mut text = format!("{run} against {baseline}\n");
+    let mut line = |what: String| writeln!(text, "{what}").expect("writing to a string");
+    for note in notes {
+        line(format!("note: {note}"));
+    }
+    for (names, place) in [(only_in_baseline, baseline), (only_in_run, run)] {
+        if !names.is_empty() {
+            line(format!("only in {place}: {}", names.join(", ")));
+        }
+    }
+    line(String::new());
+    for cell in cells {
+        line(format!("{}: {}", cell.name, cell.describe()));
+    }
+    line(String::new());
+    let mut lines = vec![["cell", "what", "baseline", "run", "change", "p", "p (Holm)", "verdict"].map(str::to_owned).to_vec()];
+    for cell in cells {
+        for score in &cell.scores {
+            let (name, factor) = label(&score.column);
+            let (change, p, adjusted) = match score.verdict {
+                Verdict::Identical => ("0".to_owned(), String::new(), String::new()),
+                _ => (change(score.difference, factor), probability(score.p), probability(score.p_holm)),
+            };
+            let (before, now) = (number(score.baseline * factor), number(score.run * factor));
+            lines.push(vec![cell.name.clone(), name, before, now, change, p, adjusted, score.verdict.word().to_owned()]);
+        }
+        if let Some(speed) = &cell.speed {
+            let (p, adjusted) = match speed.test {
+                SpeedTest::SignedRank => (probability(speed.p), probability(speed.p_holm)),
+                SpeedTest::Threshold => ("–".to_owned(), "–".to_owned()),
+            };
+            lines.push(vec![
+                cell.name.clone(),
+                "s/image".to_owned(),
+                number(speed.baseline),
+                number(speed.run),
+                format!("× {:.3}", speed.ratio),
+                p,
+                adjusted,
+                speed.verdict.word().to_owned(),
+            ]);
+        }
+    }
+    text += &tables::aligned(&lines);
+    let Criteria { alpha, slow_down } = criteria;
+    writeln!(
+        text,
+        "\nchange: with its own 95 % interval. Verdicts: Holm over all tests of quality and over all of speed, each at level {alpha}; \
+         slower counts from × {slow_down}."
+    )
+    .expect("writing to a string");
+    for Regression { cell, what, .. } in regressions {
+        writeln!(text, "regression: {cell}: {what}").expect("writing to a string");
+    }
+    if regressions.is_empty() {
+        text += "no regression\n";
+    }
+    text
+}
+
+/// The comparison as a JUnit report: one test case for every cell and column, which fails if it is worse.
+pub(crate) fn junit(comparison: &Comparison) -> String {
+    let mut cases = String::new();
+    let (mut count, mut failures) = (0, 0);
+    let mut case = |cell: &str, name: &str, verdict: Verdict, what: String| {
+        count += 1;
+        let (cell, name, what) = (escape(cell), escape(name), escape(&what));
+        write!(cases, "    <testcase classname=\"{cell}\" name=\"{name}\">").expect("writing to a string");
+        if verdict == Verdict::Worse {
+            failures += 1;
+            write!(cases, "<failure message=\"{what}\"/>").expect("writing to a string");
+        } else {
+            write!(cases, "<system-out>{}: {what}</system-out>", verdict.word()).expect("writing to a string");
+        }
+        cases += "</testcase>\n";
+    };
+    for cell in &comparison.cells {
+        for score in &cell.scores {
+            let (name, factor) = label(&score.column);
+            let (before, now) = (number(score.baseline * factor), number(score.run * factor));
+            let change = self::change(score.difference, factor);
+            case(&cell.name, &score.column, score.verdict, format!("{name} {before} → {now}: {change} (p = {})", probability(score.p_holm)));
+        }
+        if let Some(speed) = &cell.speed {
+            let what = format!("{} → {} s/image: × {:.3}", number(speed.baseline), number(speed.run), speed.ratio);
+            case(&cell.name, SPEED, speed.verdict, what);
+        }
+    }
+    let mut skipped = 0;
+    for (names, place) in [(&comparison.only_in_baseline, &comparison.baseline), (&comparison.only_in_run, &comparison.run)] {
+        for name in names {
+            skipped += 1;
+            let (name, message) = (escape(name), escape(&format!("only in {place}")));
+            writeln!(cases, "    <testcase classname=\"{name}\" name=\"cell\"><skipped message=\"{message}\"/></testcase>")
+                .expect("writing to a string");
+        }
+    }
+    let count = count + skipped;
+    let name = escape(&format!("{} against {}", comparison.run, comparison.baseline));
+    let numbers = format!("tests=\"{count}\" failures=\"{failures}\" errors=\"0\" skipped=\"{skipped}\"");
+    format!(
+        "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<testsuites {numbers}>\n  <testsuite name=\"{name}\" {numbers}>\n{cases}  \
+         </testsuite>\n</testsuites>\n"
+    )
+}
+
+/// Text as XML text or attribute value; what XML cannot hold becomes a question mark.
+fn escape(text: &str) -> String {
+    let mut escaped = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            '&' => escaped += "&amp;",
+            '<' => escaped += "&lt;",
+            '>' => escaped += "&gt;",
+            '"' => escaped += "&quot;",
+            '\t' | '\n' | '\r' => escaped.push(' '),
+            c if c < ' ' || matches!(c, '\u{fffe}' | '\u{ffff}') => escaped.push('?'),
+            c => escaped.push(c),
+        }
+    }
+    escaped
+}
+
+/// Runs that were never made, for tests.
+#[cfg(test)]
+pub(crate) mod made_up {
+    use super::*;
+    use crate::protocol;
+    use crate::resolve::{FeatureNetwork, Method, Metrics, Prompts, Sampler};
+
+    /// An experiment of `images` images a cell: a base cell and two methods at 4×.
+    pub(crate) fn resolved(images: usize) -> Resolved {
+        let method = |name: &str| Method { name: name.into(), title: name.into(), settings: serde_yaml::Value::Null };
+        Resolved {
+            name: "made-up".into(),
+            question: None,
+            tool: "scalebench test".into(),
+            models: vec![Model {
+                name: "m".into(),
+                family: "pocket".into(),
+                path: "pocket".into(),
+                variant: None,
+                dtype: scalebench_generation::Dtype::default(),
+                digest: "checkpoint".into(),
+                width: 64,
+                height: 64,
+            }],
+            methods: vec![method("direct-inf"), method("other")],
+            scales: vec![Scale { factor: 4.0, width: 2.0, height: 2.0 }],
+            images,
+            prompts: Prompts::Emoji { seed: 0 },
+            seed: 0,
+            sampler: Sampler {
+                name: "ddim".into(),
+                steps: 2,
+                eta: 0.0,
+                guidance_scale: 1.0,
+                guidance_rescale: 0.0,
+                negative_prompt: String::new(),
+                schedule: Default::default(),
+                size_conditioning: Default::default(),
+                vae_decode: Default::default(),
+                seed_once_per_batch_of: None,
+                jpeg_quality: None,
+            },
+            reference: Reference::Emoji { images: 64, seed: 0 },
+            metrics: Metrics {
+                protocol: protocol::find("pocket", Path::new("")).unwrap(),
+                networks: vec![FeatureNetwork {
+                    network: protocol::Network::Inception,
+                    path: "inception".into(),
+                    features: "inception-v3-fid/w1/2048".into(),
+                    digest: "weights".into(),
+                    comparable: false,
+                }],
+            },
+        }
+    }
+
+    /// How a made-up run differs from the plain one.
+    #[derive(Clone)]
+    pub(crate) struct Change {
+        /// Draws the images; equal seeds draw equal ones.
+        pub(crate) draw: u64,
+        /// The cell that is worse, and by how much.
+        pub(crate) worse: Option<(&'static str, f64)>,
+        /// The cell that is slower, and how many times.
+        pub(crate) slower: Option<(&'static str, f64)>,
+        pub(crate) first_prompt: usize,
+    }
+
+    pub(crate) const PLAIN: Change = Change { draw: 0, worse: None, slower: None, first_prompt: 0 };
+
+    /// splitmix64, <https://prng.di.unimi.it/splitmix64.c>, through Box and Muller.
+    struct Normals(u64);
+
+    impl Normals {
+        fn of(key: impl std::fmt::Display) -> Normals {
+            Normals(u64::from_le_bytes(*blake3::hash(key.to_string().as_bytes()).as_bytes().first_chunk().unwrap()))
+        }
+
+        fn uniform(&mut self) -> f64 {
+            self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+            let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+            let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+            ((z ^ (z >> 31)) >> 11) as f64 / (1u64 << 53) as f64
+        }
+
+        fn next(&mut self) -> f64 {
+            (-2.0 * (1.0 - self.uniform()).ln()).sqrt() * (std::f64::consts::TAU * self.uniform()).cos()
+        }
+    }
+
+    const DIM: usize = 16;
+
+    /// Features as a pooled network has them, positive and skewed: half of the variance belongs to the prompt, the
+    /// rest to the seed and, for crops, to the place.
+    fn features(what: &str, prompts: &[usize], crops: usize, draw: u64, shift: f64) -> (Vec<u32>, Vec<f32>) {
+        let (mut groups, mut data) = (Vec::new(), Vec::new());
+        for (i, prompt) in prompts.iter().enumerate() {
+            for crop in 0..crops {
+                let mut of_prompt = Normals::of(format!("prompt {prompt}"));
+                let mut of_seed = Normals::of(format!("{what} {i} {draw}"));
+                let mut of_crop = Normals::of(format!("{what} {i} {draw} {crop}"));
+                groups.push(i as u32);
+                data.extend((0..DIM).map(|_| {
+                    let z = 0.7 * of_prompt.next() + 0.6 * of_seed.next() + 0.4 * of_crop.next();
+                    (0.6 * z + shift).exp() as f32
+                }));
+            }
+        }
+        (groups, data)
+    }
+
+    /// Writes what a comparison reads of a finished run.
+    pub(crate) fn write(folder: &Path, resolved: &Resolved, change: &Change) {
+        let store = Store::new(folder, Shard::WHOLE);
+        let file = RunFile { command: String::new(), experiment: resolved.clone() };
+        store.write(RUN_FILE, serde_yaml::to_string(&file).unwrap().as_bytes()).unwrap();
+        std::fs::create_dir_all(store.path("features")).unwrap();
+        let prompts: Vec<usize> = (change.first_prompt..change.first_prompt + resolved.images).collect();
+        let shift = |cell: &str| change.worse.filter(|(worse, _)| *worse == cell).map_or(0.0, |(_, shift)| shift);
+        for cell in outline(resolved) {
+            let line = |(index, prompt): (usize, &usize)| {
+                let key = format!("{} {prompt} {} {} {}", cell.name, resolved.seed, change.draw, shift(&cell.name));
+                let blake3 = blake3::hash(key.as_bytes()).to_string();
+                ManifestLine { index, prompt: format!("prompt {prompt}"), seed: resolved.seed + index as u64, key, blake3 }
+            };
+            let lines: Vec<ManifestLine> = prompts.iter().enumerate().map(line).collect();
+            store.write_lines(&manifest_file(&cell.name), &lines).unwrap();
+            let slower = change.slower.filter(|(slower, _)| *slower == cell.name).map_or(1.0, |(_, ratio)| ratio);
+            // Now and then a second run takes half as long again, as beside other work.
+            let mut noise = Normals::of(format!("{} {} {slower} times", cell.name, change.draw));
+            let mut seconds = || 2.0 * slower * (0.04 * noise.next()).exp() * if noise.uniform() < 0.1 { 1.5 } else { 1.0 };
+            let timings: Vec<Timing> =
+                (0..resolved.images).map(|index| Timing { index, seconds: seconds(), peak_memory_bytes: None }).collect();
+            store.write_lines(&store.timings(&cell.name), &timings).unwrap();
+        }
+        let run = Run::open(folder).unwrap();
+        for cell in &run.cells {
+            for columns in &resolved.metrics.protocol.compare {
+                let crops = columns.generated.crops.map_or(1, |crops| crops.count as usize);
+                let metric = columns.metrics[0];
+                let save = |file: Option<String>, (groups, data): (Vec<u32>, Vec<f32>)| {
+                    let Some(file) = file else { return };
+                    let names = groups.iter().map(u32::to_string).collect();
+                    let provenance = run.provenance(columns, Tap::Features, Default::default()).unwrap();
+                    FeatureSet::new(names, groups, data, DIM, provenance).unwrap().save(&store.path(&file)).unwrap();
+                };
+                let name = &cell.outline.name;
+                let what = format!("{name} {}", columns.id);
+                save(run.generated_file(cell, columns, metric).unwrap(), features(&what, &prompts, crops, change.draw, shift(name)));
+                let other = match columns.against {
+                    Against::Base => features("base", &prompts, 1, change.draw, 0.0),
+                    // Other prompts, and the same reference whatever the run.
+                    _ => features("reference", &(1000..1064).collect::<Vec<_>>(), 1, 0, 0.2),
+                };
+                save(run.other_file(cell, columns, metric).unwrap(), other);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::made_up::{Change, PLAIN, resolved, write};
+    use super::*;
+
+    const CRITERIA: Criteria = Criteria { alpha: 0.05, slow_down: 1.2 };
+
+    /// Writes and compares two runs.
+    fn check(before: (&Resolved, &Change), now: (&Resolved, &Change)) -> Result<Comparison> {
+        let dir = tempfile::tempdir().unwrap();
+        let [a, b] = ["before", "now"].map(|name| dir.path().join(name));
+        write(&a, before.0, before.1);
+        write(&b, now.0, now.1);
+        compare(&Run::open(&a)?, &Run::open(&b)?, CRITERIA, None)
+    }
+
+    fn worse(comparison: &Comparison) -> Vec<(&str, &str)> {
+        comparison.regressions.iter().map(|found| (found.cell.as_str(), found.column.as_str())).collect()
+    }
+
+    #[test]
+    fn the_same_run_is_identical() {
+        let plain = resolved(16);
+        let comparison = check((&plain, &PLAIN), (&plain, &PLAIN)).unwrap();
+        assert!(comparison.regressions.is_empty() && comparison.notes.is_empty(), "{comparison:?}");
+        assert_eq!(comparison.cells.iter().map(|cell| cell.scores.len()).collect::<Vec<_>>(), [0, 4, 4]);
+        for cell in &comparison.cells {
+            assert_eq!((cell.pairing, cell.changed_images), (Pairing::PromptAndSeed, Some(0)));
+            assert!(cell.scores.iter().all(|score| score.verdict == Verdict::Identical && score.difference.value == 0.0));
+            assert_eq!(cell.speed.as_ref().unwrap().ratio, 1.0);
+        }
+        assert!(text(&comparison).ends_with("no regression\n"));
+    }
+
+    /// One cell is drawn from elsewhere: it is named, the other one is not, and its mirror image is an improvement.
+    #[test]
+    fn worse_quality_is_caught_and_named() {
+        let plain = resolved(24);
+        let changed = Change { worse: Some(("m/4x-other", -0.5)), ..PLAIN };
+        let comparison = check((&plain, &PLAIN), (&plain, &changed)).unwrap();
+        let found = worse(&comparison);
+        assert!(found.contains(&("m/4x-other", "fid_r")) && found.iter().all(|(cell, _)| *cell == "m/4x-other"), "{comparison:?}");
+        let shown = text(&comparison);
+        assert!(shown.contains("regression: m/4x-other: FID_r is worse"), "{shown}");
+        assert!(shown.contains("m/4x-other: 24 images paired by prompt and seed, 24 differ"), "{shown}");
+        let score = &comparison.cells[2].scores[0];
+        assert!((score.baseline + score.difference.value - score.run).abs() < 1e-9);
+        let back = check((&plain, &changed), (&plain, &PLAIN)).unwrap();
+        assert!(back.regressions.is_empty());
+        assert_eq!(back.cells[2].scores[0].verdict, Verdict::Better);
+        assert!((back.cells[2].scores[0].difference.value + score.difference.value).abs() < 1e-9);
+    }
+
+    #[test]
+    fn a_slow_down_is_caught_and_named() {
+        let ratio = |ratio: f64, images: usize| {
+            let plain = resolved(images);
+            let changed = Change { slower: Some(("m/4x-other", ratio)), ..PLAIN };
+            check((&plain, &PLAIN), (&plain, &changed)).unwrap()
+        };
+        let slower = ratio(1.3, 16);
+        assert_eq!(worse(&slower), [("m/4x-other", SPEED)]);
+        assert_eq!(slower.cells[2].speed.as_ref().unwrap().test, SpeedTest::SignedRank);
+        assert!(text(&slower).contains("regression: m/4x-other: slower"), "{}", text(&slower));
+        assert!(slower.cells.iter().all(|cell| cell.scores.iter().all(|score| score.verdict == Verdict::Identical)));
+        let faster = ratio(1.0 / 1.3, 16);
+        assert_eq!(faster.cells[2].speed.as_ref().unwrap().verdict, Verdict::Better);
+        assert!(worse(&faster).is_empty() && worse(&ratio(1.08, 16)).is_empty());
+        // Four images cannot decide among three cells: the ratio does.
+        let few = ratio(1.5, 4);
+        assert_eq!((worse(&few), few.cells[2].speed.as_ref().unwrap().test), (vec![("m/4x-other", SPEED)], SpeedTest::Threshold));
+    }
+
+    #[test]
+    fn times_that_are_not_judged_are_not_shown() {
+        let dir = tempfile::tempdir().unwrap();
+        let [a, b] = ["before", "now"].map(|name| dir.path().join(name));
+        write(&a, &resolved(8), &PLAIN);
+        write(&b, &resolved(8), &Change { slower: Some(("m/4x-other", 3.0)), ..PLAIN });
+        let (a, b) = (Run::open(&a).unwrap(), Run::open(&b).unwrap());
+        let comparison = compare(&a, &b, CRITERIA, Some("another machine".into())).unwrap();
+        assert!(comparison.regressions.is_empty() && comparison.cells.iter().all(|cell| cell.speed.is_none()));
+        assert_eq!(comparison.notes, ["another machine"]);
+    }
+
+    #[test]
+    fn images_are_paired_as_far_as_they_can_be() {
+        let line = |prompt: &str, seed| ManifestLine { index: 0, prompt: prompt.into(), seed, key: String::new(), blake3: String::new() };
+        let a = [line("cat", 0), line("dog", 1), line("cat", 0), line("owl", 3)];
+        // What repeats is matched in order; what only one side has is left out.
+        let b = [line("owl", 3), line("cat", 0), line("cat", 0)];
+        assert_eq!(pair(&a, &b), (Pairing::PromptAndSeed, vec![(0, 1), (2, 2), (3, 0)]));
+        let seeds = [line("cat", 7), line("dog", 8), line("owl", 3)];
+        assert_eq!(pair(&a, &seeds), (Pairing::Prompt, vec![(0, 0), (1, 1), (3, 2)]));
+        let others = [line("ape", 0), line("bee", 1)];
+        assert_eq!(pair(&a, &others), (Pairing::Unpaired, vec![(0, 0), (1, 1)]));
+
+        let plain = resolved(12);
+        let seed = Resolved { seed: 100, ..plain.clone() };
+        let comparison = check((&plain, &PLAIN), (&seed, &Change { draw: 1, ..PLAIN })).unwrap();
+        assert!(comparison.cells.iter().all(|cell| cell.pairing == Pairing::Prompt && cell.changed_images.is_none()));
+        assert!(comparison.notes.iter().any(|note| note.contains("seed is 0 there and 100 here")), "{:?}", comparison.notes);
+        assert!(text(&comparison).contains("paired by prompt, other seeds"));
+        let prompts = check((&plain, &PLAIN), (&seed, &Change { draw: 1, first_prompt: 50, ..PLAIN })).unwrap();
+        assert!(prompts.cells.iter().all(|cell| cell.pairing == Pairing::Unpaired));
+        assert!(text(&prompts).contains("unpaired: other prompts"));
+        // Fewer images of the same kind: those that both have.
+        let fewer = check((&plain, &PLAIN), (&resolved(8), &PLAIN)).unwrap();
+        assert!(fewer.cells.iter().all(|cell| (cell.images, cell.changed_images) == (8, Some(0))));
+        assert!(fewer.regressions.is_empty());
+    }
+
+    #[test]
+    fn what_differs_is_said_or_refused() {
+        let plain = resolved(8);
+        let mut other = plain.clone();
+        other.methods[1].name = "new".into();
+        other.methods[0].settings = serde_yaml::Value::from(3);
+        other.sampler.steps = 5;
+        let comparison = check((&plain, &PLAIN), (&other, &PLAIN)).unwrap();
+        assert_eq!((&comparison.only_in_baseline[..], &comparison.only_in_run[..]), (&["m/4x-other".to_owned()][..], &["m/4x-new".to_owned()][..]));
+        let notes = comparison.notes.join("; ");
+        assert!(notes.contains("sampler.steps is 2 there and 5 here") && notes.contains("method direct-inf: "), "{notes}");
+        let shown = text(&comparison);
+        assert!(shown.contains("only in") && shown.contains("m/4x-new"), "{shown}");
+
+        let mut reference = plain.clone();
+        reference.reference = Reference::Emoji { images: 65, seed: 0 };
+        let error = format!("{:#}", check((&plain, &PLAIN), (&reference, &PLAIN)).unwrap_err());
+        assert!(error.contains("measure different things: reference.images is 64 there and 65 here"), "{error}");
+        let mut all = plain.clone();
+        all.models[0].name = "n".into();
+        let error = format!("{:#}", check((&plain, &PLAIN), (&all, &PLAIN)).unwrap_err());
+        assert!(error.contains("no cell in common"), "{error}");
+    }
+
+    #[test]
+    fn incomplete_runs_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let open = |folder: &Path| format!("{:#}", Run::open(folder).err().expect("an error"));
+        assert!(open(&dir.path().join("none")).contains("none: expected a run directory"));
+        assert!(open(dir.path()).contains("run.yaml: expected the description of a run"));
+        write(dir.path(), &resolved(8), &PLAIN);
+        let run = Run::open(dir.path()).unwrap();
+        let feature = run.files().unwrap().into_iter().find(|file| file.starts_with("features/")).unwrap();
+        let manifest = dir.path().join(manifest_file("m/4x-other"));
+        let lines = std::fs::read_to_string(&manifest).unwrap();
+        std::fs::write(&manifest, lines.lines().next().unwrap()).unwrap();
+        let error = open(dir.path());
+        assert!(error.contains("manifest.jsonl: expected 8 images of a finished run, found 1"), "{error}");
+        std::fs::remove_file(dir.path().join(&feature)).unwrap();
+        let error = format!("{:#}", compare(&run, &run, CRITERIA, None).unwrap_err());
+        assert!(error.contains("expected the features of a finished run") && error.contains(&feature), "{error}");
+        assert!(Criteria { alpha: 1.0, ..CRITERIA }.check().is_err() && Criteria { slow_down: 1.0, ..CRITERIA }.check().is_err());
+    }
+
+    #[test]
+    fn junit_is_xml_that_counts() {
+        let plain = resolved(24);
+        let changed = Change { worse: Some(("m/4x-other", -0.5)), slower: Some(("m/1x-direct-inf", 1.6)), ..PLAIN };
+        let mut comparison = check((&plain, &PLAIN), (&plain, &changed)).unwrap();
+        comparison.only_in_run.push("a <b> & \"c\"\u{1}".into());
+        let xml = junit(&comparison);
+        let document = roxmltree::Document::parse(&xml).unwrap();
+        let suite = document.descendants().find(|node| node.has_tag_name("testsuite")).unwrap();
+        let cases: Vec<_> = suite.children().filter(|node| node.has_tag_name("testcase")).collect();
+        let failed: Vec<_> = cases.iter().filter(|case| case.children().any(|node| node.has_tag_name("failure"))).collect();
+        assert_eq!(suite.attribute("tests"), Some(cases.len().to_string().as_str()));
+        // Two cells of four columns, three times, one cell of one side.
+        assert_eq!(cases.len(), 12);
+        assert_eq!(suite.attribute("failures"), Some(failed.len().to_string().as_str()));
+        let named: Vec<_> = failed.iter().map(|case| (case.attribute("classname").unwrap(), case.attribute("name").unwrap())).collect();
+        assert_eq!(named, worse(&comparison));
+        assert!(named.contains(&("m/4x-other", "fid_r")) && named.contains(&("m/1x-direct-inf", SPEED)), "{named:?}");
+        assert!(cases.iter().any(|case| case.attribute("classname") == Some("a <b> & \"c\"?")));
+        let json = serde_json::to_value(&comparison).unwrap();
+        assert_eq!(json["regressions"][0]["cell"], failed[0].attribute("classname").unwrap());
+        assert_eq!(json["cells"][0]["pairing"], "prompt-and-seed");
+    }
+
+    /// Runs that differ in nothing but what was drawn raise alarms no more often than was said: `alpha` for a regression
+    /// or an improvement together. Prints the rates for `--nocapture`.
+    #[test]
+    fn false_alarms_keep_the_level() {
+        const REPEATS: u64 = 200;
+        let rate = |images: usize, pairing: Pairing| {
+            let plain = resolved(images);
+            let other = Resolved { seed: 1000, ..plain.clone() };
+            let first_prompt = if pairing == Pairing::Unpaired { 500 } else { 0 };
+            let (mut alarms, mut regressed) = (0, 0);
+            for draw in 0..REPEATS {
+                let changes = [Change { draw: 2 * draw, ..PLAIN }, Change { draw: 2 * draw + 1, first_prompt, ..PLAIN }];
+                let comparison = check((&plain, &changes[0]), (&other, &changes[1])).unwrap();
+                assert!(comparison.cells.iter().all(|cell| cell.pairing == pairing));
+                let decided = |score: &Score| matches!(score.verdict, Verdict::Better | Verdict::Worse);
+                alarms += u64::from(comparison.cells.iter().any(|cell| cell.scores.iter().any(decided)));
+                regressed += u64::from(!comparison.regressions.is_empty());
+            }
+            eprintln!("{images} images, {pairing:?}: {alarms} of {REPEATS} decided, {regressed} regressed");
+            (alarms, regressed)
+        };
+        for (images, pairing) in [(8, Pairing::Prompt), (16, Pairing::Prompt), (32, Pairing::Prompt), (16, Pairing::Unpaired)] {
+            let (alarms, regressed) = rate(images, pairing);
+            // Three standard errors above 5 % of 200 are 19.
+            assert!(alarms <= 19 && regressed <= 19, "{images} {pairing:?}: {alarms} {regressed}");
+        }
+    }
+}
