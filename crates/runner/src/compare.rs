@@ -16,7 +16,9 @@ use std::fmt::Write as _;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
-use scalebench_metrics::{FeatureSet, Jackknife, Metric, Preprocess, Provenance, ReferenceBlocks, Tap, estimate, measure, paired_difference};
+use scalebench_metrics::{
+    FeatureSet, Jackknife, Metric, Preprocess, Provenance, ReferenceBlocks, Tap, estimate, measure, paired_difference,
+};
 use serde::Serialize;
 
 use crate::cli::Shard;
@@ -110,6 +112,8 @@ pub(crate) enum Verdict {
     Better,
     Worse,
     Undecided,
+    /// Of speed: the ratio counts neither as slower nor as faster.
+    WithinLimit,
 }
 
 /// One column in one cell.
@@ -327,11 +331,7 @@ fn keys(manifest: &[ManifestLine]) -> Vec<&str> {
 
 /// Refuses runs whose numbers do not mean the same.
 pub(crate) fn check_comparable(baseline: &Resolved, run: &Resolved) -> Result<()> {
-    let same_meaning = Resolved {
-        metrics: run.metrics.clone(),
-        reference: run.reference.clone(),
-        ..baseline.clone()
-    };
+    let same_meaning = Resolved { metrics: run.metrics.clone(), reference: run.reference.clone(), ..baseline.clone() };
     // Digests say what weights and references are; where they lie does not matter.
     let mut meaning = baseline.clone();
     for (network, other) in meaning.metrics.networks.iter_mut().zip(&run.metrics.networks) {
@@ -512,15 +512,8 @@ fn select(set: &FeatureSet, indices: impl Iterator<Item = usize>) -> FeatureSet 
 /// Compares one column; the adjusted p-value and the verdict follow when all are known.
 fn test(metric: Metric, before: &Sides, now: &Sides, pairing: Pairing, shared: bool, is_identical: bool) -> Result<Score> {
     let baseline = measure(metric, &before.generated, before.other.as_ref())?;
-    let score = |run: f64, difference: Interval, p: f64, verdict| Score {
-        column: String::new(),
-        baseline,
-        run,
-        difference,
-        p,
-        p_holm: p,
-        verdict,
-    };
+    let score =
+        |run: f64, difference: Interval, p: f64, verdict| Score { column: String::new(), baseline, run, difference, p, p_holm: p, verdict };
     if is_identical {
         return Ok(score(baseline, Interval { value: 0.0, lo: 0.0, hi: 0.0 }, 1.0, Verdict::Identical));
     }
@@ -596,6 +589,7 @@ fn judge(comparison: &mut Comparison) {
         speed.verdict = match is_resolved {
             true if speed.ratio >= slow_down => Verdict::Worse,
             true if speed.ratio <= 1.0 / slow_down => Verdict::Better,
+            _ if speed.ratio > 1.0 / slow_down && speed.ratio < slow_down => Verdict::WithinLimit,
             _ => Verdict::Undecided,
         };
     }
@@ -656,6 +650,7 @@ impl Verdict {
             Verdict::Better => "better",
             Verdict::Worse => "WORSE",
             Verdict::Undecided => "undecided",
+            Verdict::WithinLimit => "within limit",
         }
     }
 }
@@ -757,7 +752,12 @@ pub(crate) fn junit(comparison: &Comparison) -> String {
             let (name, factor) = label(&score.column);
             let (before, now) = (number(score.baseline * factor), number(score.run * factor));
             let change = self::change(score.difference, factor);
-            case(&cell.name, &score.column, score.verdict, format!("{name} {before} → {now}: {change} (p = {})", probability(score.p_holm)));
+            case(
+                &cell.name,
+                &score.column,
+                score.verdict,
+                format!("{name} {before} → {now}: {change} (p = {})", probability(score.p_holm)),
+            );
         }
         if let Some(speed) = &cell.speed {
             let what = format!("{} → {} s/image: × {:.3}", number(speed.baseline), number(speed.run), speed.ratio);
@@ -1026,7 +1026,9 @@ mod tests {
         assert!(slower.cells.iter().all(|cell| cell.scores.iter().all(|score| score.verdict == Verdict::Identical)));
         let faster = ratio(1.0 / 1.3, 16);
         assert_eq!(faster.cells[2].speed.as_ref().unwrap().verdict, Verdict::Better);
-        assert!(worse(&faster).is_empty() && worse(&ratio(1.08, 16)).is_empty());
+        let little = ratio(1.08, 16);
+        assert!(worse(&faster).is_empty() && worse(&little).is_empty());
+        assert!(little.cells.iter().all(|cell| cell.speed.as_ref().unwrap().verdict == Verdict::WithinLimit), "{little:?}");
         // Four images cannot decide among three cells: the ratio does.
         let few = ratio(1.5, 4);
         assert_eq!((worse(&few), few.cells[2].speed.as_ref().unwrap().test), (vec![("m/4x-other", SPEED)], SpeedTest::Threshold));
@@ -1079,7 +1081,10 @@ mod tests {
         other.methods[0].settings = serde_yaml::Value::from(3);
         other.sampler.steps = 5;
         let comparison = check((&plain, &PLAIN), (&other, &PLAIN)).unwrap();
-        assert_eq!((&comparison.only_in_baseline[..], &comparison.only_in_run[..]), (&["m/4x-other".to_owned()][..], &["m/4x-new".to_owned()][..]));
+        assert_eq!(
+            (&comparison.only_in_baseline[..], &comparison.only_in_run[..]),
+            (&["m/4x-other".to_owned()][..], &["m/4x-new".to_owned()][..])
+        );
         let notes = comparison.notes.join("; ");
         assert!(notes.contains("sampler.steps is 2 there and 5 here") && notes.contains("method direct-inf: "), "{notes}");
         let shown = text(&comparison);

@@ -273,19 +273,19 @@ fn frame(entries: &[Entry]) -> Result<DataFrame> {
         text("features_digest", &|e| Some(e.features.clone())),
     ];
     for name in score_names(entries) {
-        for (suffix, part) in INTERVAL {
+        let mut part = |suffix: &str, part: fn(Interval) -> f64| {
             let values: Vec<Option<f64>> = entries.iter().map(|entry| entry.score(name).map(part)).collect();
             columns.push(Column::new(format!("{name}{suffix}").into(), values));
-        }
+        };
+        part("", |x| x.value);
+        part("_lo", |x| x.lo);
+        part("_hi", |x| x.hi);
     }
     columns.push(Column::new("seconds_per_image".into(), entries.iter().map(|e| e.seconds_per_image).collect::<Vec<Option<f64>>>()));
     columns.push(text("compared_with", &|e| e.compared_with.clone()));
     columns.push(text("regressions", &|e| e.regressions.clone()));
     Ok(DataFrame::new(entries.len(), columns)?)
 }
-
-/// Suffixes of an interval's columns.
-const INTERVAL: [(&str, fn(Interval) -> f64); 3] = [("", |x| x.value), ("_lo", |x| x.lo), ("_hi", |x| x.hi)];
 
 /// Names of all scores, in the order in which they came.
 pub(crate) fn score_names(entries: &[Entry]) -> Vec<&str> {
@@ -356,13 +356,7 @@ pub(crate) mod tests {
 
     /// A row of a made-up night.
     pub(crate) fn entry(date: &str, cell: &str, value: f64) -> Entry {
-        let night = Night {
-            date: date.into(),
-            version: "1".into(),
-            commit: None,
-            build: "b".into(),
-            machine: "abacus".into(),
-        };
+        let night = Night { date: date.into(), version: "1".into(), commit: None, build: "b".into(), machine: "abacus".into() };
         Entry {
             night,
             experiment: "e".into(),
@@ -376,10 +370,7 @@ pub(crate) mod tests {
             n_images: 12,
             images: "i".into(),
             features: "f".into(),
-            scores: vec![
-                ("fid_r".into(), Some(Interval { value, lo: value - 1.0, hi: value + 1.0 })),
-                ("fid_b".into(), None),
-            ],
+            scores: vec![("fid_r".into(), Some(Interval { value, lo: value - 1.0, hi: value + 1.0 })), ("fid_b".into(), None)],
             seconds_per_image: Some(0.5),
             compared_with: None,
             regressions: None,

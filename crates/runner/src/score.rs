@@ -5,8 +5,8 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 use scalebench_emoji::{Split, emojis, prompt_order, render};
 use scalebench_metrics::{
-    Corrupt, Estimate, Extractor, FeatureSet, Image, Jackknife, Preprocess, Provenance, ReferenceBlocks, Sample, Source, Tap, clip_scores, estimate,
-    paired_difference,
+    Corrupt, Estimate, Extractor, FeatureSet, Image, Jackknife, Preprocess, Provenance, ReferenceBlocks, Sample, Source, Tap, clip_scores,
+    estimate, paired_difference,
 };
 use serde::Serialize;
 use serde_json::json;

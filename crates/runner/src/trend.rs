@@ -11,6 +11,20 @@ use crate::results::{Interval, label};
 /// Width of the chart and height of one panel, in pixels.
 const PANEL: (u32, u32) = (900, 280);
 
+/// Cells in a row of the legend, and the row's height in pixels.
+const LEGEND: (usize, u32) = (3, 22);
+
+/// Okabe and Ito's palette, in an order of its own: <https://jfly.uni-koeln.de/color/>.
+const COLORS: [RGBColor; 7] = [
+    RGBColor(213, 94, 0),
+    RGBColor(0, 114, 178),
+    RGBColor(0, 158, 115),
+    RGBColor(204, 121, 167),
+    RGBColor(86, 180, 233),
+    RGBColor(230, 159, 0),
+    RGBColor(0, 0, 0),
+];
+
 /// One SVG with a panel for every score and one for the seconds; None of an empty history.
 pub(crate) fn chart(entries: &[Entry]) -> Result<Option<String>> {
     let mut panels: Vec<Panel> = Vec::new();
@@ -28,7 +42,10 @@ pub(crate) fn chart(entries: &[Entry]) -> Result<Option<String>> {
     }
     let mut dates: Vec<&str> = entries.iter().map(|entry| entry.night.date.as_str()).collect();
     dates.dedup();
-    draw(&panels, &dates).map(Some).map_err(|error| anyhow!("cannot draw the trend: {error}"))
+    let mut cells: Vec<&str> = entries.iter().map(|entry| entry.cell.as_str()).collect();
+    cells.sort_unstable();
+    cells.dedup();
+    draw(&panels, &dates, &cells).map(Some).map_err(|error| anyhow!("cannot draw the trend: {error}"))
 }
 
 struct Panel {
@@ -60,23 +77,39 @@ impl Panel {
     }
 }
 
-fn draw(panels: &[Panel], dates: &[&str]) -> Result<String, Box<dyn std::error::Error>> {
+fn color(cells: &[&str], cell: &str) -> RGBColor {
+    let index = cells.iter().position(|known| *known == cell).unwrap_or(0);
+    COLORS[index % COLORS.len()]
+}
+
+fn draw(panels: &[Panel], dates: &[&str], cells: &[&str]) -> Result<String, Box<dyn std::error::Error>> {
     let mut svg = String::new();
     {
-        let root = SVGBackend::with_string(&mut svg, (PANEL.0, PANEL.1 * panels.len() as u32 + 28)).into_drawing_area();
+        let legend = (cells.len().div_ceil(LEGEND.0) as u32 + 1) * LEGEND.1 + 12;
+        let root = SVGBackend::with_string(&mut svg, (PANEL.0, legend + PANEL.1 * panels.len() as u32)).into_drawing_area();
         root.fill(&WHITE)?;
-        let (above, below) = root.split_vertically(PANEL.1 * panels.len() as u32);
+        // One legend above all panels, where it hides no points.
+        let (above, below) = root.split_vertically(legend);
+        let font = ("sans-serif", 14).into_font().color(&BLACK.mix(0.8));
+        for (i, cell) in cells.iter().enumerate() {
+            let x = 12 + (i % LEGEND.0) as i32 * (PANEL.0 as i32 / LEGEND.0 as i32);
+            let y = 12 + (i / LEGEND.0) as i32 * LEGEND.1 as i32;
+            above.draw(&PathElement::new([(x, y + 6), (x + 20, y + 6)], color(cells, cell).stroke_width(3)))?;
+            above.draw(&Text::new((*cell).to_owned(), (x + 28, y), font.clone()))?;
+        }
         let note = "bars: 95 % intervals; a cross: something regressed in this cell that night";
-        below.draw(&Text::new(note, (12, 4), ("sans-serif", 14).into_font().color(&BLACK.mix(0.7))))?;
-        for (panel, area) in panels.iter().zip(above.split_evenly((panels.len(), 1))) {
-            draw_panel(panel, dates, &area)?;
+        above.draw(&Text::new(note, (12, legend as i32 - LEGEND.1 as i32), font))?;
+        for (panel, area) in panels.iter().zip(below.split_evenly((panels.len(), 1))) {
+            draw_panel(panel, dates, cells, &area)?;
         }
         root.present()?;
     }
     Ok(svg)
 }
 
-fn draw_panel(panel: &Panel, dates: &[&str], area: &DrawingArea<SVGBackend<'_>, plotters::coord::Shift>) -> Result<(), Box<dyn std::error::Error>> {
+type Area<'a> = DrawingArea<SVGBackend<'a>, plotters::coord::Shift>;
+
+fn draw_panel(panel: &Panel, dates: &[&str], cells: &[&str], area: &Area<'_>) -> Result<(), Box<dyn std::error::Error>> {
     let points = || panel.lines.values().flatten();
     let top = points().map(|point| point.y[2]).fold(f64::MIN, f64::max);
     let bottom = points().map(|point| point.y[1]).fold(f64::MAX, f64::min);
@@ -105,28 +138,18 @@ fn draw_panel(panel: &Panel, dates: &[&str], area: &DrawingArea<SVGBackend<'_>, 
         .axis_desc_style(("sans-serif", 15))
         .draw()?;
     for (i, (cell, points)) in panel.lines.iter().enumerate() {
-        let color = Palette99::pick(i).to_rgba();
+        let color = color(cells, cell);
         let stroke = color.stroke_width(2);
         // Cells stand a little apart, so that their bars do not hide one another.
         let shift = (i as f64 - (panel.lines.len() as f64 - 1.0) / 2.0) * 0.3 / panel.lines.len() as f64;
         let at = |point: &Point| point.night as f64 + shift;
-        chart
-            .draw_series(LineSeries::new(points.iter().map(|point| (at(point), point.y[0])), stroke))?
-            .label(cell)
-            .legend(move |(x, y)| PathElement::new([(x, y), (x + 18, y)], color.stroke_width(3)));
+        chart.draw_series(LineSeries::new(points.iter().map(|point| (at(point), point.y[0])), stroke))?;
         let bars = points.iter().filter(|point| point.y[1] < point.y[2]);
         chart.draw_series(bars.map(|point| PathElement::new([(at(point), point.y[1]), (at(point), point.y[2])], stroke)))?;
         chart.draw_series(points.iter().map(|point| Circle::new((at(point), point.y[0]), 3, color.filled())))?;
         let regressed = points.iter().filter(|point| point.regressed);
         chart.draw_series(regressed.map(|point| Cross::new((at(point), point.y[0]), 8, BLACK.stroke_width(2))))?;
     }
-    chart
-        .configure_series_labels()
-        .position(SeriesLabelPosition::UpperLeft)
-        .background_style(WHITE.mix(0.85))
-        .border_style(BLACK.mix(0.2))
-        .label_font(("sans-serif", 13))
-        .draw()?;
     Ok(())
 }
 

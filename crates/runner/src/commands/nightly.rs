@@ -50,7 +50,9 @@ pub(super) fn run(args: &Nightly) -> Result<ExitCode> {
         Some((before, accepted)) => {
             let why_not_speed = match (args.no_speed, before.machine != night.machine) {
                 (true, _) => Some("times are not judged: --no-speed".to_owned()),
-                (false, true) => Some(format!("times are not judged: the accepted run was made on {}, this one on {}", before.machine, night.machine)),
+                (false, true) => {
+                    Some(format!("times are not judged: the accepted run was made on {}, this one on {}", before.machine, night.machine))
+                }
                 (false, false) => None,
             };
             Some(compare::compare(accepted, &run, criteria, why_not_speed)?)

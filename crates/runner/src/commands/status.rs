@@ -108,7 +108,8 @@ fn look(store: &Store, now: SystemTime, window: Duration) -> Result<Found> {
     let seconds_left = if left == 0.0 { Some(0.0) } else { rate(&|(_, pixels)| *pixels).map(|rate| left / rate) };
     Ok(Found {
         experiment: resolved.name,
-        finished: store.path("results.csv").is_file(),
+        // Results of before may lie there while images are made again.
+        finished: left == 0.0 && store.path("results.csv").is_file(),
         done: cells.iter().map(|cell| cell.done).sum(),
         planned: cells.iter().map(|cell| cell.planned).sum(),
         images_per_second: rate(&|_| 1.0),
@@ -178,6 +179,8 @@ mod tests {
         let now = start + Duration::from_secs(20);
         let found = look(&store, now, Duration::from_secs(60)).unwrap();
         assert_eq!((found.done, found.planned, found.finished), (5, 12, false));
+        store.write("results.csv", b"").unwrap();
+        assert!(!look(&store, now, Duration::from_secs(60)).unwrap().finished, "images are missing");
         assert_eq!(found.cells.iter().map(|cell| cell.done).collect::<Vec<_>>(), [4, 1, 0]);
         assert_eq!(found.cells[0].seconds_per_image, Some(2.0));
         assert!((found.images_per_second.unwrap() - 4.0 / 20.0).abs() < 1e-9);
