@@ -89,7 +89,7 @@ pub(crate) struct Compare {
     pub(crate) dir: PathBuf,
     #[command(flatten)]
     pub(crate) judge: Judge,
-    /// Leave times out: the runs were made on different machines, or beside other work
+    /// Leave times out: the runs were made on different machines
     #[arg(long)]
     pub(crate) no_speed: bool,
     /// Write a JUnit report, as CI systems read it
@@ -109,6 +109,17 @@ pub(crate) struct Judge {
     /// Ratio of seconds an image from which slower is worse, and faster better
     #[arg(long, value_name = "RATIO", default_value_t = 1.2)]
     pub(crate) slow_down: f64,
+    /// What is compared of an image's making: wall seconds, or processor seconds, which other work on the machine hardly
+    /// moves and in which waiting and lost parallelism do not show
+    #[arg(long, value_enum, value_name = "CLOCK", default_value = "wall")]
+    pub(crate) clock: Clock,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Clock {
+    Wall,
+    Processor,
 }
 
 #[derive(Debug, Args)]
@@ -146,7 +157,7 @@ pub(crate) struct Nightly {
     pub(crate) set: Vec<String>,
     #[command(flatten)]
     pub(crate) judge: Judge,
-    /// Leave times out: the machine does other work at night
+    /// Leave times out
     #[arg(long)]
     pub(crate) no_speed: bool,
 }

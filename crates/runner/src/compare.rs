@@ -12,7 +12,6 @@
 //! two families raises a false alarm with probability `alpha` at most.
 
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -21,7 +20,7 @@ use scalebench_metrics::{
 };
 use serde::Serialize;
 
-use crate::cli::Shard;
+use crate::cli::{Clock, Shard};
 use crate::execute::{RUN_FILE, RunFile};
 use crate::methods::BASELINE;
 use crate::plan::{Outline, cell_name, outline};
@@ -31,13 +30,13 @@ use crate::results::{Interval, label, metric_of};
 use crate::score::{feature_file, prompt_scores_identity, reference_identity};
 use crate::stats::{holm, median, signed_rank, smallest_signed_rank, t_quantile, t_test, welch_degrees};
 use crate::store::{ManifestLine, Store, Timing};
-use crate::tables;
+use crate::verdicts::{change, number, probability};
 
 /// Fewest images that a difference with an interval can be computed from.
 const MIN_IMAGES: usize = 3;
 
 /// The column of times, beside those of the protocol.
-const SPEED: &str = "seconds_per_image";
+pub(crate) const SPEED: &str = "seconds_per_image";
 
 /// What counts as a regression.
 #[derive(Debug, Clone, Copy, Serialize)]
@@ -46,6 +45,8 @@ pub(crate) struct Criteria {
     pub(crate) alpha: f64,
     /// Ratio of seconds an image from which slower is worse.
     pub(crate) slow_down: f64,
+    /// Which seconds.
+    pub(crate) clock: Clock,
 }
 
 impl Criteria {
@@ -130,13 +131,17 @@ pub(crate) struct Score {
     pub(crate) verdict: Verdict,
 }
 
-/// Seconds an image in one cell; medians.
+/// Seconds an image in one cell, by the clock of the criteria; medians.
 #[derive(Debug, Serialize)]
 pub(crate) struct Speed {
     pub(crate) baseline: f64,
     pub(crate) run: f64,
     /// Median over the images of run / baseline.
     pub(crate) ratio: f64,
+    /// The same of the other clock, where both runs have it: what tells a slower program from a busy machine.
+    pub(crate) other_clock_ratio: Option<f64>,
+    /// Images with times in both runs.
+    pub(crate) images: usize,
     pub(crate) test: SpeedTest,
     pub(crate) p: f64,
     pub(crate) p_holm: f64,
@@ -169,12 +174,13 @@ pub(crate) struct Run {
     shown: String,
     store: Store,
     pub(crate) resolved: Resolved,
-    cells: Vec<RunCell>,
+    pub(crate) cells: Vec<RunCell>,
 }
 
-struct RunCell {
-    outline: Outline,
-    manifest: Vec<ManifestLine>,
+/// One cell of it.
+pub(crate) struct RunCell {
+    pub(crate) outline: Outline,
+    pub(crate) manifest: Vec<ManifestLine>,
 }
 
 /// Features of a cell and of what it is compared with, for one column.
@@ -241,14 +247,14 @@ impl Run {
         model.width.min(model.height)
     }
 
-    fn provenance(&self, columns: &Columns, tap: Tap, preprocess: Preprocess) -> Result<Provenance> {
+    pub(crate) fn provenance(&self, columns: &Columns, tap: Tap, preprocess: Preprocess) -> Result<Provenance> {
         let network = self.resolved.metrics.networks.iter().find(|network| network.network == columns.network);
         let network = network.with_context(|| format!("{}: {RUN_FILE}: expected {:?} among the networks", self.shown, columns.network))?;
         Ok(network.provenance(tap, preprocess))
     }
 
     /// The feature file of a cell's images for a metric; None where the cell would be compared with itself, or was not asked for.
-    fn generated_file(&self, cell: &RunCell, columns: &Columns, metric: Metric) -> Result<Option<String>> {
+    pub(crate) fn generated_file(&self, cell: &RunCell, columns: &Columns, metric: Metric) -> Result<Option<String>> {
         let is_base = cell.outline.scale == Scale::BASE && cell.outline.method == BASELINE;
         if !cell.outline.asked_for || is_base && columns.against == Against::Base {
             return Ok(None);
@@ -264,7 +270,7 @@ impl Run {
     }
 
     /// The feature file of what a cell is compared with.
-    fn other_file(&self, cell: &RunCell, columns: &Columns, metric: Metric) -> Result<Option<String>> {
+    pub(crate) fn other_file(&self, cell: &RunCell, columns: &Columns, metric: Metric) -> Result<Option<String>> {
         if !cell.outline.asked_for || !metric.needs_reference() {
             return Ok(None);
         }
@@ -321,7 +327,7 @@ impl Run {
     }
 }
 
-fn manifest_file(cell: &str) -> String {
+pub(crate) fn manifest_file(cell: &str) -> String {
     format!("cells/{cell}/manifest.jsonl")
 }
 
@@ -395,7 +401,7 @@ pub(crate) fn compare(baseline: &Run, run: &Run, criteria: Criteria, why_not_spe
     comparison.notes.extend(why_not_speed);
     for cell in &baseline.cells {
         let Some(found) = run.find(&cell.outline.name) else { continue };
-        let compared = compare_cell((baseline, cell), (run, found), judge_speed);
+        let compared = compare_cell((baseline, cell), (run, found), judge_speed.then_some(criteria.clock));
         comparison.cells.push(compared.with_context(|| format!("cell {}", cell.outline.name))?);
     }
     ensure!(
@@ -410,7 +416,7 @@ pub(crate) fn compare(baseline: &Run, run: &Run, criteria: Criteria, why_not_spe
     Ok(comparison)
 }
 
-fn compare_cell((baseline, a): (&Run, &RunCell), (run, b): (&Run, &RunCell), judge_speed: bool) -> Result<Cell> {
+fn compare_cell((baseline, a): (&Run, &RunCell), (run, b): (&Run, &RunCell), clock: Option<Clock>) -> Result<Cell> {
     let (pairing, pairs) = pair(&a.manifest, &b.manifest);
     ensure!(pairs.len() >= MIN_IMAGES, "expected at least {MIN_IMAGES} images that both runs have, found {}", pairs.len());
     let whole = pairs.len() == a.manifest.len() && pairs.len() == b.manifest.len();
@@ -427,9 +433,9 @@ fn compare_cell((baseline, a): (&Run, &RunCell), (run, b): (&Run, &RunCell), jud
             scores.push(Score { column: column.clone(), ..score.with_context(|| column)? });
         }
     }
-    let speed = match judge_speed {
-        true => speed(&pairs, &baseline.store.all_timings(&a.outline.name)?, &run.store.all_timings(&b.outline.name)?),
-        false => None,
+    let speed = match clock {
+        Some(clock) => speed(&pairs, &baseline.store.all_timings(&a.outline.name)?, &run.store.all_timings(&b.outline.name)?, clock),
+        None => None,
     };
     Ok(Cell {
         name: a.outline.name.clone(),
@@ -539,19 +545,31 @@ fn degrees(n: usize, jackknife: &Jackknife) -> f64 {
 }
 
 /// Times of the images that belong together; None where there are none.
-fn speed(pairs: &[(usize, usize)], before: &[Timing], now: &[Timing]) -> Option<Speed> {
-    let seconds = |timings: &[Timing]| -> BTreeMap<usize, f64> { timings.iter().map(|timing| (timing.index, timing.seconds)).collect() };
-    let (before, now) = (seconds(before), seconds(now));
-    let both = pairs.iter().filter_map(|(i, j)| Some((*before.get(i)?, *now.get(j)?)));
-    let (a, b): (Vec<f64>, Vec<f64>) = both.filter(|(a, b)| *a > 0.0 && *b > 0.0).unzip();
-    let ratios: Vec<f64> = a.iter().zip(&b).map(|(a, b)| (b / a).ln()).collect();
-    let p = signed_rank(&ratios);
+fn speed(pairs: &[(usize, usize)], before: &[Timing], now: &[Timing], clock: Clock) -> Option<Speed> {
+    let times = |clock: Clock| -> (Vec<f64>, Vec<f64>) {
+        let seconds = |timings: &[Timing]| -> BTreeMap<usize, f64> {
+            let of = |timing: &Timing| match clock {
+                Clock::Wall => Some(timing.seconds),
+                Clock::Processor => timing.processor_seconds,
+            };
+            timings.iter().filter_map(|timing| Some((timing.index, of(timing)?))).collect()
+        };
+        let (before, now) = (seconds(before), seconds(now));
+        let both = pairs.iter().filter_map(|(i, j)| Some((*before.get(i)?, *now.get(j)?)));
+        both.filter(|(a, b)| *a > 0.0 && *b > 0.0).unzip()
+    };
+    let ratios = |(a, b): &(Vec<f64>, Vec<f64>)| -> Vec<f64> { a.iter().zip(b).map(|(a, b)| (b / a).ln()).collect() };
+    let judged = times(clock);
+    let other = times(clock.other());
+    let p = signed_rank(&ratios(&judged));
     Some(Speed {
-        baseline: median(&a)?,
-        run: median(&b)?,
-        ratio: median(&ratios)?.exp(),
+        baseline: median(&judged.0)?,
+        run: median(&judged.1)?,
+        ratio: median(&ratios(&judged))?.exp(),
+        other_clock_ratio: median(&ratios(&other)).map(f64::exp),
+        images: judged.0.len(),
         // Decided when the number of tests is known.
-        test: if smallest_signed_rank(ratios.len()) < 1.0 { SpeedTest::SignedRank } else { SpeedTest::Threshold },
+        test: SpeedTest::SignedRank,
         p,
         p_holm: p,
         verdict: Verdict::Undecided,
@@ -560,7 +578,7 @@ fn speed(pairs: &[(usize, usize)], before: &[Timing], now: &[Timing]) -> Option<
 
 /// Adjusts the p-values, gives the verdicts and names what is worse.
 fn judge(comparison: &mut Comparison) {
-    let Criteria { alpha, slow_down } = comparison.criteria;
+    let Criteria { alpha, slow_down, .. } = comparison.criteria;
     let cells = &mut comparison.cells;
     // What is identical can never be rejected, so it is not among the tests.
     let mut tested: Vec<&mut Score> =
@@ -576,14 +594,12 @@ fn judge(comparison: &mut Comparison) {
             (true, false) => Verdict::Worse,
         };
     }
-    let images: Vec<usize> = cells.iter().map(|cell| cell.images).collect();
-    let mut timed: Vec<(usize, &mut Speed)> =
-        cells.iter_mut().zip(images).filter_map(|(cell, n)| cell.speed.as_mut().map(|speed| (n, speed))).collect();
-    let adjusted = holm(&timed.iter().map(|(_, speed)| speed.p).collect::<Vec<_>>());
+    let mut timed: Vec<&mut Speed> = cells.iter_mut().filter_map(|cell| cell.speed.as_mut()).collect();
+    let adjusted = holm(&timed.iter().map(|speed| speed.p).collect::<Vec<_>>());
     let count = timed.len() as f64;
-    for ((n, speed), p) in timed.iter_mut().zip(adjusted) {
+    for (speed, p) in timed.iter_mut().zip(adjusted) {
         speed.p_holm = p;
-        let can_decide = smallest_signed_rank(*n) * count <= alpha;
+        let can_decide = smallest_signed_rank(speed.images) * count <= alpha;
         speed.test = if can_decide { SpeedTest::SignedRank } else { SpeedTest::Threshold };
         let is_resolved = !can_decide || p <= alpha;
         speed.verdict = match is_resolved {
@@ -611,360 +627,33 @@ fn regressions(comparison: &Comparison) -> Vec<Regression> {
             regressions.push(Regression { cell: cell.name.clone(), column: score.column.clone(), what });
         }
         if let Some(speed) = cell.speed.as_ref().filter(|speed| speed.verdict == Verdict::Worse) {
-            let what = format!(
-                "slower, {} → {} s/image: {:+.0} % (limit {:+.0} %)",
+            let Criteria { slow_down, clock, .. } = comparison.criteria;
+            let (unit, other) = (clock.unit(), clock.other().unit());
+            let mut what = format!(
+                "slower, {} → {} {unit}: {:+.0} % (limit {:+.0} %",
                 number(speed.baseline),
                 number(speed.run),
                 (speed.ratio - 1.0) * 100.0,
-                (comparison.criteria.slow_down - 1.0) * 100.0
+                (slow_down - 1.0) * 100.0
             );
+            // A wall clock runs on while other programs have the processor.
+            match speed.other_clock_ratio {
+                Some(ratio) => what += &format!("; {other} {:+.0} %)", (ratio - 1.0) * 100.0),
+                None => what.push(')'),
+            }
             regressions.push(Regression { cell: cell.name.clone(), column: SPEED.to_owned(), what });
         }
     }
     regressions
 }
 
-/// Four significant digits.
-fn number(value: f64) -> String {
-    let magnitude = if value == 0.0 { 0 } else { value.abs().log10().floor() as i32 };
-    let digits = (3 - magnitude).clamp(0, 6) as usize;
-    format!("{value:.digits$}")
-}
-
-/// `-12.3 ± 4.5`: as many decimals as give the half-width two significant digits.
-fn change(difference: Interval, factor: f64) -> String {
-    let half_width = (difference.hi - difference.lo) / 2.0 * factor;
-    let magnitude = if half_width > 0.0 { half_width.log10().floor() as i32 } else { 0 };
-    let digits = (1 - magnitude).clamp(0, 6) as usize;
-    format!("{:+.digits$} ± {half_width:.digits$}", difference.value * factor)
-}
-
-fn probability(p: f64) -> String {
-    if p < 0.0001 { "<0.0001".to_owned() } else { format!("{p:.4}") }
-}
-
-impl Verdict {
-    fn word(self) -> &'static str {
-        match self {
-            Verdict::Identical => "identical",
-            Verdict::Better => "better",
-            Verdict::Worse => "WORSE",
-            Verdict::Undecided => "undecided",
-            Verdict::WithinLimit => "within limit",
-        }
-    }
-}
-
-impl Cell {
-    /// How the images of this cell were compared, for a reader.
-    fn describe(&self) -> String {
-        let n = self.images;
-        match (self.pairing, self.changed_images) {
-            (Pairing::PromptAndSeed, Some(0)) => format!("{n} images, all files the same"),
-            (Pairing::PromptAndSeed, changed) => format!("{n} images paired by prompt and seed, {} differ", changed.unwrap_or(n)),
-            (Pairing::Prompt, _) => format!("{n} images paired by prompt, other seeds"),
-            (Pairing::Unpaired, _) => format!("{n} images a side, unpaired: other prompts"),
-        }
-    }
-}
-
-/// The comparison for a terminal.
-pub(crate) fn text(comparison: &Comparison) -> String {
-    let Comparison { baseline, run, criteria, notes, only_in_baseline, only_in_run, cells, regressions } = comparison;
-    let mut text = format!("{run} against {baseline}\n");
-    let mut line = |what: String| writeln!(text, "{what}").expect("writing to a string");
-    for note in notes {
-        line(format!("note: {note}"));
-    }
-    for (names, place) in [(only_in_baseline, baseline), (only_in_run, run)] {
-        if !names.is_empty() {
-            line(format!("only in {place}: {}", names.join(", ")));
-        }
-    }
-    line(String::new());
-    for cell in cells {
-        line(format!("{}: {}", cell.name, cell.describe()));
-    }
-    line(String::new());
-    let mut lines = vec![["cell", "what", "baseline", "run", "change", "p", "p (Holm)", "verdict"].map(str::to_owned).to_vec()];
-    for cell in cells {
-        for score in &cell.scores {
-            let (name, factor) = label(&score.column);
-            let (change, p, adjusted) = match score.verdict {
-                Verdict::Identical => ("0".to_owned(), String::new(), String::new()),
-                _ => (change(score.difference, factor), probability(score.p), probability(score.p_holm)),
-            };
-            let (before, now) = (number(score.baseline * factor), number(score.run * factor));
-            lines.push(vec![cell.name.clone(), name, before, now, change, p, adjusted, score.verdict.word().to_owned()]);
-        }
-        if let Some(speed) = &cell.speed {
-            let (p, adjusted) = match speed.test {
-                SpeedTest::SignedRank => (probability(speed.p), probability(speed.p_holm)),
-                SpeedTest::Threshold => ("–".to_owned(), "–".to_owned()),
-            };
-            lines.push(vec![
-                cell.name.clone(),
-                "s/image".to_owned(),
-                number(speed.baseline),
-                number(speed.run),
-                format!("× {:.3}", speed.ratio),
-                p,
-                adjusted,
-                speed.verdict.word().to_owned(),
-            ]);
-        }
-    }
-    text += &tables::aligned(&lines);
-    let Criteria { alpha, slow_down } = criteria;
-    writeln!(
-        text,
-        "\nchange: with its own 95 % interval. Verdicts: Holm over all tests of quality and over all of speed, each at level {alpha}; \
-         slower counts from × {slow_down}."
-    )
-    .expect("writing to a string");
-    for Regression { cell, what, .. } in regressions {
-        writeln!(text, "regression: {cell}: {what}").expect("writing to a string");
-    }
-    if regressions.is_empty() {
-        text += "no regression\n";
-    }
-    text
-}
-
-/// The comparison as a JUnit report: one test case for every cell and column, which fails if it is worse.
-pub(crate) fn junit(comparison: &Comparison) -> String {
-    let mut cases = String::new();
-    let (mut count, mut failures) = (0, 0);
-    let mut case = |cell: &str, name: &str, verdict: Verdict, what: String| {
-        count += 1;
-        let (cell, name, what) = (escape(cell), escape(name), escape(&what));
-        write!(cases, "    <testcase classname=\"{cell}\" name=\"{name}\">").expect("writing to a string");
-        if verdict == Verdict::Worse {
-            failures += 1;
-            write!(cases, "<failure message=\"{what}\"/>").expect("writing to a string");
-        } else {
-            write!(cases, "<system-out>{}: {what}</system-out>", verdict.word()).expect("writing to a string");
-        }
-        cases += "</testcase>\n";
-    };
-    for cell in &comparison.cells {
-        for score in &cell.scores {
-            let (name, factor) = label(&score.column);
-            let (before, now) = (number(score.baseline * factor), number(score.run * factor));
-            let change = self::change(score.difference, factor);
-            case(
-                &cell.name,
-                &score.column,
-                score.verdict,
-                format!("{name} {before} → {now}: {change} (p = {})", probability(score.p_holm)),
-            );
-        }
-        if let Some(speed) = &cell.speed {
-            let what = format!("{} → {} s/image: × {:.3}", number(speed.baseline), number(speed.run), speed.ratio);
-            case(&cell.name, SPEED, speed.verdict, what);
-        }
-    }
-    let mut skipped = 0;
-    for (names, place) in [(&comparison.only_in_baseline, &comparison.baseline), (&comparison.only_in_run, &comparison.run)] {
-        for name in names {
-            skipped += 1;
-            let (name, message) = (escape(name), escape(&format!("only in {place}")));
-            writeln!(cases, "    <testcase classname=\"{name}\" name=\"cell\"><skipped message=\"{message}\"/></testcase>")
-                .expect("writing to a string");
-        }
-    }
-    let count = count + skipped;
-    let name = escape(&format!("{} against {}", comparison.run, comparison.baseline));
-    let numbers = format!("tests=\"{count}\" failures=\"{failures}\" errors=\"0\" skipped=\"{skipped}\"");
-    format!(
-        "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<testsuites {numbers}>\n  <testsuite name=\"{name}\" {numbers}>\n{cases}  \
-         </testsuite>\n</testsuites>\n"
-    )
-}
-
-/// Text as XML text or attribute value; what XML cannot hold becomes a question mark.
-fn escape(text: &str) -> String {
-    let mut escaped = String::with_capacity(text.len());
-    for c in text.chars() {
-        match c {
-            '&' => escaped += "&amp;",
-            '<' => escaped += "&lt;",
-            '>' => escaped += "&gt;",
-            '"' => escaped += "&quot;",
-            '\t' | '\n' | '\r' => escaped.push(' '),
-            c if c < ' ' || matches!(c, '\u{fffe}' | '\u{ffff}') => escaped.push('?'),
-            c => escaped.push(c),
-        }
-    }
-    escaped
-}
-
-/// Runs that were never made, for tests.
-#[cfg(test)]
-pub(crate) mod made_up {
-    use super::*;
-    use crate::protocol;
-    use crate::resolve::{FeatureNetwork, Method, Metrics, Prompts, Sampler};
-
-    /// An experiment of `images` images a cell: a base cell and two methods at 4×.
-    pub(crate) fn resolved(images: usize) -> Resolved {
-        let method = |name: &str| Method { name: name.into(), title: name.into(), settings: serde_yaml::Value::Null };
-        Resolved {
-            name: "made-up".into(),
-            question: None,
-            tool: "scalebench test".into(),
-            models: vec![Model {
-                name: "m".into(),
-                family: "pocket".into(),
-                path: "pocket".into(),
-                variant: None,
-                dtype: scalebench_generation::Dtype::default(),
-                digest: "checkpoint".into(),
-                width: 64,
-                height: 64,
-            }],
-            methods: vec![method("direct-inf"), method("other")],
-            scales: vec![Scale { factor: 4.0, width: 2.0, height: 2.0 }],
-            images,
-            prompts: Prompts::Emoji { seed: 0 },
-            seed: 0,
-            sampler: Sampler {
-                name: "ddim".into(),
-                steps: 2,
-                eta: 0.0,
-                guidance_scale: 1.0,
-                guidance_rescale: 0.0,
-                negative_prompt: String::new(),
-                schedule: Default::default(),
-                size_conditioning: Default::default(),
-                vae_decode: Default::default(),
-                seed_once_per_batch_of: None,
-                jpeg_quality: None,
-            },
-            reference: Reference::Emoji { images: 64, seed: 0 },
-            metrics: Metrics {
-                protocol: protocol::find("pocket", Path::new("")).unwrap(),
-                networks: vec![FeatureNetwork {
-                    network: protocol::Network::Inception,
-                    path: "inception".into(),
-                    features: "inception-v3-fid/w1/2048".into(),
-                    digest: "weights".into(),
-                    comparable: false,
-                }],
-            },
-        }
-    }
-
-    /// How a made-up run differs from the plain one.
-    #[derive(Clone)]
-    pub(crate) struct Change {
-        /// Draws the images; equal seeds draw equal ones.
-        pub(crate) draw: u64,
-        /// The cell that is worse, and by how much.
-        pub(crate) worse: Option<(&'static str, f64)>,
-        /// The cell that is slower, and how many times.
-        pub(crate) slower: Option<(&'static str, f64)>,
-        pub(crate) first_prompt: usize,
-    }
-
-    pub(crate) const PLAIN: Change = Change { draw: 0, worse: None, slower: None, first_prompt: 0 };
-
-    /// splitmix64, <https://prng.di.unimi.it/splitmix64.c>, through Box and Muller.
-    struct Normals(u64);
-
-    impl Normals {
-        fn of(key: impl std::fmt::Display) -> Normals {
-            Normals(u64::from_le_bytes(*blake3::hash(key.to_string().as_bytes()).as_bytes().first_chunk().unwrap()))
-        }
-
-        fn uniform(&mut self) -> f64 {
-            self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-            let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-            let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-            ((z ^ (z >> 31)) >> 11) as f64 / (1u64 << 53) as f64
-        }
-
-        fn next(&mut self) -> f64 {
-            (-2.0 * (1.0 - self.uniform()).ln()).sqrt() * (std::f64::consts::TAU * self.uniform()).cos()
-        }
-    }
-
-    const DIM: usize = 16;
-
-    /// Features as a pooled network has them, positive and skewed: half of the variance belongs to the prompt, the
-    /// rest to the seed and, for crops, to the place.
-    fn features(what: &str, prompts: &[usize], crops: usize, draw: u64, shift: f64) -> (Vec<u32>, Vec<f32>) {
-        let (mut groups, mut data) = (Vec::new(), Vec::new());
-        for (i, prompt) in prompts.iter().enumerate() {
-            for crop in 0..crops {
-                let mut of_prompt = Normals::of(format!("prompt {prompt}"));
-                let mut of_seed = Normals::of(format!("{what} {i} {draw}"));
-                let mut of_crop = Normals::of(format!("{what} {i} {draw} {crop}"));
-                groups.push(i as u32);
-                data.extend((0..DIM).map(|_| {
-                    let z = 0.7 * of_prompt.next() + 0.6 * of_seed.next() + 0.4 * of_crop.next();
-                    (0.6 * z + shift).exp() as f32
-                }));
-            }
-        }
-        (groups, data)
-    }
-
-    /// Writes what a comparison reads of a finished run.
-    pub(crate) fn write(folder: &Path, resolved: &Resolved, change: &Change) {
-        let store = Store::new(folder, Shard::WHOLE);
-        let file = RunFile { command: String::new(), experiment: resolved.clone() };
-        store.write(RUN_FILE, serde_yaml::to_string(&file).unwrap().as_bytes()).unwrap();
-        std::fs::create_dir_all(store.path("features")).unwrap();
-        let prompts: Vec<usize> = (change.first_prompt..change.first_prompt + resolved.images).collect();
-        let shift = |cell: &str| change.worse.filter(|(worse, _)| *worse == cell).map_or(0.0, |(_, shift)| shift);
-        for cell in outline(resolved) {
-            let line = |(index, prompt): (usize, &usize)| {
-                let key = format!("{} {prompt} {} {} {}", cell.name, resolved.seed, change.draw, shift(&cell.name));
-                let blake3 = blake3::hash(key.as_bytes()).to_string();
-                ManifestLine { index, prompt: format!("prompt {prompt}"), seed: resolved.seed + index as u64, key, blake3 }
-            };
-            let lines: Vec<ManifestLine> = prompts.iter().enumerate().map(line).collect();
-            store.write_lines(&manifest_file(&cell.name), &lines).unwrap();
-            let slower = change.slower.filter(|(slower, _)| *slower == cell.name).map_or(1.0, |(_, ratio)| ratio);
-            // Now and then a second run takes half as long again, as beside other work.
-            let mut noise = Normals::of(format!("{} {} {slower} times", cell.name, change.draw));
-            let mut seconds = || 2.0 * slower * (0.04 * noise.next()).exp() * if noise.uniform() < 0.1 { 1.5 } else { 1.0 };
-            let timings: Vec<Timing> =
-                (0..resolved.images).map(|index| Timing { index, seconds: seconds(), peak_memory_bytes: None }).collect();
-            store.write_lines(&store.timings(&cell.name), &timings).unwrap();
-        }
-        let run = Run::open(folder).unwrap();
-        for cell in &run.cells {
-            for columns in &resolved.metrics.protocol.compare {
-                let crops = columns.generated.crops.map_or(1, |crops| crops.count as usize);
-                let metric = columns.metrics[0];
-                let save = |file: Option<String>, (groups, data): (Vec<u32>, Vec<f32>)| {
-                    let Some(file) = file else { return };
-                    let names = groups.iter().map(u32::to_string).collect();
-                    let provenance = run.provenance(columns, Tap::Features, Default::default()).unwrap();
-                    FeatureSet::new(names, groups, data, DIM, provenance).unwrap().save(&store.path(&file)).unwrap();
-                };
-                let name = &cell.outline.name;
-                let what = format!("{name} {}", columns.id);
-                save(run.generated_file(cell, columns, metric).unwrap(), features(&what, &prompts, crops, change.draw, shift(name)));
-                let other = match columns.against {
-                    Against::Base => features("base", &prompts, 1, change.draw, 0.0),
-                    // Other prompts, and the same reference whatever the run.
-                    _ => features("reference", &(1000..1064).collect::<Vec<_>>(), 1, 0, 0.2),
-                };
-                save(run.other_file(cell, columns, metric).unwrap(), other);
-            }
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use super::made_up::{Change, PLAIN, resolved, write};
     use super::*;
+    use crate::made_up::{Change, PLAIN, resolved, write};
+    use crate::verdicts::{junit, text};
 
-    const CRITERIA: Criteria = Criteria { alpha: 0.05, slow_down: 1.2 };
+    const CRITERIA: Criteria = Criteria { alpha: 0.05, slow_down: 1.2, clock: Clock::Wall };
 
     /// Writes and compares two runs.
     fn check(before: (&Resolved, &Change), now: (&Resolved, &Change)) -> Result<Comparison> {
@@ -1029,6 +718,8 @@ mod tests {
         let little = ratio(1.08, 16);
         assert!(worse(&faster).is_empty() && worse(&little).is_empty());
         assert!(little.cells.iter().all(|cell| cell.speed.as_ref().unwrap().verdict == Verdict::WithinLimit), "{little:?}");
+        // The processor had no more to do, so by its clock nothing happened; the wall clock's regression says so.
+        assert!(text(&slower).contains("; processor s/image +0 %)"), "{}", text(&slower));
         // Four images cannot decide among three cells: the ratio does.
         let few = ratio(1.5, 4);
         assert_eq!((worse(&few), few.cells[2].speed.as_ref().unwrap().test), (vec![("m/4x-other", SPEED)], SpeedTest::Threshold));
@@ -1044,6 +735,8 @@ mod tests {
         let comparison = compare(&a, &b, CRITERIA, Some("another machine".into())).unwrap();
         assert!(comparison.regressions.is_empty() && comparison.cells.iter().all(|cell| cell.speed.is_none()));
         assert_eq!(comparison.notes, ["another machine"]);
+        let by = |clock| compare(&a, &b, Criteria { clock, ..CRITERIA }, None).unwrap().regressions.len();
+        assert_eq!((by(Clock::Wall), by(Clock::Processor)), (1, 0));
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use cpu_time::ProcessTime;
 use indicatif::{ProgressBar, ProgressStyle};
 use scalebench_metrics::{Image, jpeg};
 use serde::{Deserialize, Serialize};
@@ -181,11 +182,16 @@ fn make_images(inputs: &Inputs, plan: &Plan, store: &Store, shard: Shard, jpeg_q
             bar.set_message(format!("{message}, {}", cell.name));
             let job = &cell.jobs[i];
             reset_peak_memory();
-            let image_start = Instant::now();
+            let (image_start, processor_start) = (Instant::now(), ProcessTime::now());
             let image = inputs.pipelines[cell.model]
                 .generate(&job.request, &cell.method, None)
                 .with_context(|| format!("cell {}, image {i}", cell.name))?;
-            let timing = Timing { index: i, seconds: image_start.elapsed().as_secs_f64(), peak_memory_bytes: peak_memory() };
+            let timing = Timing {
+                index: i,
+                seconds: image_start.elapsed().as_secs_f64(),
+                processor_seconds: Some(processor_start.elapsed().as_secs_f64()),
+                peak_memory_bytes: peak_memory(),
+            };
             timings.retain(|timing| timing.index != i);
             timings.push(timing);
             let mut image = Image::new(image.width as usize, image.height as usize, image.data)?;

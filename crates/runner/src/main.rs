@@ -6,7 +6,7 @@
 //! | what will be made | [`methods`], [`protocol`], [`plan`] |
 //! | making it | [`execute`], [`score`], [`store`], [`png`] |
 //! | showing it | [`results`], [`tables`] (polars), [`figures`] (plotters), [`grid`], [`report`] |
-//! | run against run | [`compare`], [`stats`], [`history`] (polars), [`trend`] (plotters) |
+//! | run against run | [`compare`], [`stats`], [`verdicts`], [`history`] (polars), [`trend`] (plotters) |
 //!
 //! Data goes to stdout, talk to stderr. Every failure is one line on stderr and exit status 2;
 //! 1 is left for what was measured and found worse.
@@ -20,6 +20,8 @@ mod execute;
 mod figures;
 mod grid;
 mod history;
+#[cfg(test)]
+mod made_up;
 mod methods;
 mod plan;
 mod png;
@@ -33,6 +35,7 @@ mod stats;
 mod store;
 mod tables;
 mod trend;
+mod verdicts;
 
 use std::process::ExitCode;
 

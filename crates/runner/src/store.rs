@@ -48,6 +48,9 @@ pub(crate) struct ManifestLine {
 pub(crate) struct Timing {
     pub(crate) index: usize,
     pub(crate) seconds: f64,
+    /// Seconds of processor time, of all threads together; runs of older versions have none.
+    #[serde(default)]
+    pub(crate) processor_seconds: Option<f64>,
     pub(crate) peak_memory_bytes: Option<u64>,
 }
 

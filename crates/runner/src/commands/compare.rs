@@ -7,6 +7,7 @@ use anyhow::Result;
 use super::write_file;
 use crate::cli::{Compare, Judge};
 use crate::compare::{self, Comparison, Criteria, Run};
+use crate::verdicts;
 
 /// Exit status of a comparison that found a regression.
 const REGRESSED: u8 = 1;
@@ -17,18 +18,18 @@ pub(super) fn run(args: &Compare) -> Result<ExitCode> {
     let why_not_speed = args.no_speed.then(|| "times are not judged: --no-speed".to_owned());
     let comparison = compare::compare(&baseline, &run, criteria, why_not_speed)?;
     if let Some(file) = &args.junit {
-        write_file(file, compare::junit(&comparison).as_bytes())?;
+        write_file(file, verdicts::junit(&comparison).as_bytes())?;
     }
     if args.json {
         println!("{}", serde_json::to_string(&comparison)?);
     } else {
-        print!("{}", compare::text(&comparison));
+        print!("{}", verdicts::text(&comparison));
     }
     Ok(status(&comparison))
 }
 
 pub(super) fn criteria(judge: Judge) -> Result<Criteria> {
-    Criteria { alpha: judge.alpha, slow_down: judge.slow_down }.check()
+    Criteria { alpha: judge.alpha, slow_down: judge.slow_down, clock: judge.clock }.check()
 }
 
 pub(super) fn status(comparison: &Comparison) -> ExitCode {

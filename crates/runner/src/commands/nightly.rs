@@ -12,7 +12,7 @@ use crate::history::{Entry, History, Night};
 use crate::plan::cell_name;
 use crate::resolve::Scale;
 use crate::store::Store;
-use crate::{tables, trend};
+use crate::{tables, trend, verdicts};
 
 pub(super) fn run(args: &Nightly) -> Result<ExitCode> {
     let criteria = command::criteria(args.judge)?;
@@ -61,8 +61,8 @@ pub(super) fn run(args: &Nightly) -> Result<ExitCode> {
     if let Some(comparison) = &comparison {
         let store = Store::new(&latest, Shard::WHOLE);
         store.write("comparison.json", &serde_json::to_vec_pretty(comparison)?)?;
-        store.write("comparison.xml", compare::junit(comparison).as_bytes())?;
-        print!("\n{}", compare::text(comparison));
+        store.write("comparison.xml", verdicts::junit(comparison).as_bytes())?;
+        print!("\n{}", verdicts::text(comparison));
     } else {
         // Before the history knows of it, so that no history is without an accepted run.
         history.accept(&run)?;

@@ -157,7 +157,7 @@ mod tests {
         let error = format!("{:#}", look(&store, SystemTime::now(), Duration::from_secs(60)).unwrap_err());
         assert!(error.contains("run.yaml") && error.contains("expected the description of a run"), "{error}");
 
-        let resolved = crate::compare::made_up::resolved(4);
+        let resolved = crate::made_up::resolved(4);
         let file = RunFile { command: String::new(), experiment: resolved };
         store.write("run.yaml", serde_yaml::to_string(&file).unwrap().as_bytes()).unwrap();
         let start = SystemTime::now() - Duration::from_secs(30);
@@ -173,7 +173,7 @@ mod tests {
         std::fs::write(store.path("cells/m/4x-direct-inf/images/.000001.png.0of1.tmp"), b"half").unwrap();
         for (shard, index) in [(0, 0), (1, 1)] {
             let store = Store::new(dir.path(), Shard { index: shard, count: 2 });
-            let timing = Timing { index, seconds: 2.0, peak_memory_bytes: None };
+            let timing = Timing { index, seconds: 2.0, processor_seconds: None, peak_memory_bytes: None };
             store.write_lines(&store.timings("m/1x-direct-inf"), &[timing]).unwrap();
         }
         let now = start + Duration::from_secs(20);
