@@ -132,6 +132,8 @@ The history directory:
   accepted/           description, manifests, features and times of the accepted run
   latest/             the last run, whole; with comparison.json and comparison.xml (JUnit)
 
+A cell that seems slower is timed twice more, and each image's best time counts: the machine may have been busy.
+
 The first run is accepted. Later ones are not, however well they compare: a baseline that follows every run that is not
 significantly worse follows a slow decline too. When a change is meant to stay, look at latest/report/index.html and say
 `--accept`.

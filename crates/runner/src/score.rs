@@ -60,7 +60,7 @@ pub(crate) fn score(resolved: &Resolved, inputs: &Inputs, plan: &Plan, store: &S
     Ok(rows)
 }
 
-fn mean_seconds(timings: &[Timing]) -> Option<f64> {
+pub(crate) fn mean_seconds(timings: &[Timing]) -> Option<f64> {
     let sum: f64 = timings.iter().map(|timing| timing.seconds).sum();
     (!timings.is_empty()).then(|| sum / timings.len() as f64)
 }

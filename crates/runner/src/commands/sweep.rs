@@ -34,6 +34,12 @@ pub(super) fn prepare(args: &Sweep) -> Result<Prepared> {
 }
 
 impl Prepared {
+    /// Times the images of a cell once more; see [`execute::time_again`].
+    pub(super) fn time_again(&self, cell: &str, store: &Store) -> Result<()> {
+        let cell = self.plan.cells.iter().find(|known| known.name == cell).context("expected a cell of this experiment")?;
+        execute::time_again(&self.inputs, cell, store)
+    }
+
     pub(super) fn run(&self, args: &Sweep) -> Result<()> {
         let Prepared { resolved, inputs, plan } = self;
         let out = args.out.clone().unwrap_or_else(|| PathBuf::from("runs").join(&resolved.name));
