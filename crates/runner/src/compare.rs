@@ -9,7 +9,8 @@
 //! | seconds an image | signed-rank test on the log ratios of the images' times | a median ratio of `slow_down` or more |
 //!
 //! p-values are two-sided and adjusted by Holm over cells × columns for quality, and over cells for speed, so each of the
-//! two families raises a false alarm with probability `alpha` at most.
+//! two families raises a false alarm with probability `alpha` at most. Of speed that holds for noise that is independent
+//! between images; a machine that was busy during one of the runs is not, which is what `slow_down` is for.
 
 use std::collections::BTreeMap;
 use std::path::Path;
