@@ -207,6 +207,11 @@ pub fn estimate(metric: Metric, generated: &FeatureSet, reference: Option<&Featu
     blocks.estimate(plain(metric, pair)?, &replicates, jackknife.level)
 }
 
+/// A metric without an interval; `reference` is needed unless [`Metric::needs_reference`] says no.
+pub fn measure(metric: Metric, generated: &FeatureSet, reference: Option<&FeatureSet>) -> Result<f64> {
+    plain(metric, Pair::new(metric, generated, reference)?)
+}
+
 /// metric(a) − metric(b) with an interval; see [`Estimate::verdict`] for what it means.
 ///
 /// `a` and `b` are pairs (generated, reference) whose generated sets have the same group ids: the same
@@ -553,6 +558,16 @@ mod tests {
             eprintln!("{metric:?}: {covered} of 1000");
             assert!((930..=970).contains(&covered), "{metric:?}: {covered} of 1000");
         }
+    }
+
+    #[test]
+    fn a_measured_value_is_the_estimated_one() {
+        let [f1, f2] = formula_features();
+        for metric in [Metric::Fid, Metric::Kid, Metric::Recall] {
+            let estimated = estimate(metric, &f1, Some(&f2), &Jackknife::STANDARD).unwrap();
+            assert_eq!(measure(metric, &f1, Some(&f2)).unwrap(), estimated.value);
+        }
+        assert!(matches!(measure(Metric::Fid, &f1, None), Err(Error::NoReference { .. })));
     }
 
     #[test]

@@ -112,7 +112,8 @@ impl Tap {
         ("logits", Self::Logits),
     ];
 
-    fn name(self) -> &'static str {
+    /// The name in configurations and provenances.
+    pub fn name(self) -> &'static str {
         let found = Self::ALL.iter().find(|(_, tap)| *tap == self);
         found.map_or("2048", |(name, _)| name)
     }

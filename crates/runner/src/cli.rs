@@ -19,6 +19,12 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     /// Run an experiment: images, features, scores, tables, charts, report
     Sweep(Sweep),
+    /// Compare two runs of one experiment: what got better, worse or slower
+    Compare(Compare),
+    /// Run an experiment, compare it with the last accepted run, and keep a history
+    Nightly(Nightly),
+    /// Say how far a run is, while it goes on in another process or on another node
+    Status(Status),
     /// Make one image
     Generate(Generate),
     /// Extract features of a folder of images
@@ -63,6 +69,114 @@ pub(crate) struct Sweep {
     /// Print the cells, the images to make and the estimated time, and write nothing
     #[arg(long)]
     pub(crate) dry_run: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Exit status: 0 nothing is worse, 1 something is (named on the last lines), 2 the comparison failed.
+
+Cells are matched by name, images by prompt and seed; where seeds differ by prompt; else the samples are unpaired. The
+output says which. Nothing but the run directories is read, so runs from other machines and commits can be compared.
+
+Example: what did my change do to the quick experiment?
+  scalebench sweep experiments/quick.yaml --out runs/before     # then change something
+  scalebench sweep experiments/quick.yaml --out runs/after
+  scalebench compare runs/before runs/after --junit comparison.xml")]
+pub(crate) struct Compare {
+    /// Run directory to compare with
+    pub(crate) baseline: PathBuf,
+    /// Run directory to judge
+    pub(crate) dir: PathBuf,
+    #[command(flatten)]
+    pub(crate) judge: Judge,
+    /// Leave times out: the runs were made on different machines
+    #[arg(long)]
+    pub(crate) no_speed: bool,
+    /// Write a JUnit report, as CI systems read it
+    #[arg(long, value_name = "FILE.xml")]
+    pub(crate) junit: Option<PathBuf>,
+    /// Print one JSON object
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// What counts as worse.
+#[derive(Debug, Clone, Copy, Args)]
+pub(crate) struct Judge {
+    /// Probability of any false alarm in a comparison: for quality over all cells and metrics together, and for speed
+    #[arg(long, value_name = "P", default_value_t = 0.05)]
+    pub(crate) alpha: f64,
+    /// Ratio of seconds an image from which slower is worse, and faster better
+    #[arg(long, value_name = "RATIO", default_value_t = 1.2)]
+    pub(crate) slow_down: f64,
+    /// What is compared of an image's making: wall seconds, or processor seconds, which other work on the machine hardly
+    /// moves and in which waiting and lost parallelism do not show
+    #[arg(long, value_enum, value_name = "CLOCK", default_value = "wall")]
+    pub(crate) clock: Clock,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Clock {
+    Wall,
+    Processor,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Exit status: 0 nothing regressed, 1 something did (named on the last lines), 2 the run or the comparison failed.
+
+The history directory:
+  history.parquet     one row per night and cell
+  trend.svg           values with intervals and times by date
+  accepted/           description, manifests, features and times of the accepted run
+  latest/             the last run, whole; with comparison.json and comparison.xml (JUnit)
+
+A cell that seems slower is timed twice more, and each image's best time counts: the machine may have been busy.
+
+The first run is accepted. Later ones are not, however well they compare: a baseline that follows every run that is not
+significantly worse follows a slow decline too. When a change is meant to stay, look at latest/report/index.html and say
+`--accept`.
+
+Example: in a nightly job
+  scalebench nightly experiments/nightly.yaml --history /var/lib/scalebench --commit \"$(git rev-parse HEAD)\"
+and after a change that is meant
+  scalebench nightly experiments/nightly.yaml --history /var/lib/scalebench --accept")]
+pub(crate) struct Nightly {
+    /// The experiment file; see experiments/README.md
+    pub(crate) experiment: PathBuf,
+    /// Where the history is kept
+    #[arg(long, value_name = "DIR")]
+    pub(crate) history: PathBuf,
+    /// Make the latest run the accepted one, and run nothing
+    #[arg(long)]
+    pub(crate) accept: bool,
+    /// Commit that this program was built from, for the history [default: $SCALEBENCH_COMMIT, at build time or now]
+    #[arg(long, value_name = "HASH")]
+    pub(crate) commit: Option<String>,
+    /// Replace a value of the experiment file, for example images=4 or sampler.steps=10
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub(crate) set: Vec<String>,
+    #[command(flatten)]
+    pub(crate) judge: Judge,
+    /// Leave times out
+    #[arg(long)]
+    pub(crate) no_speed: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Example: watch a run from another shell
+  watch -n 10 scalebench status runs/quick")]
+pub(crate) struct Status {
+    /// Run directory
+    pub(crate) dir: PathBuf,
+    /// Minutes over which the rate is taken
+    #[arg(long, value_name = "M", default_value_t = 10.0)]
+    pub(crate) window: f64,
+    /// Print one JSON object
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 /// Part `index` of `count`, written `I/N` with I from 0.

@@ -7,20 +7,26 @@
 //! | making it | [`execute`], [`score`], [`store`], [`png`], [`memory`] |
 //! | its record | [`machine`], [`schedule`] (what methods do by layer and step) |
 //! | showing it | [`results`], [`tables`] (polars), [`latex`], [`figures`] (plotters), [`heatmap`], [`grid`], [`page`] (HTML), [`report`] |
+//! | run against run | [`compare`], [`stats`], [`verdicts`], [`history`] (polars), [`trend`] (plotters) |
 //!
-//! Data goes to stdout, talk to stderr. Every failure is one line on stderr and exit status 2.
+//! Data goes to stdout, talk to stderr. Every failure is one line on stderr and exit status 2;
+//! 1 is left for what was measured and found worse.
 
 #![allow(clippy::print_stdout, reason = "stdout is this program's data channel")]
 
 mod cli;
 mod commands;
+mod compare;
 mod execute;
 mod figures;
 mod grid;
 mod heatmap;
+mod history;
 mod html;
 mod latex;
 mod machine;
+#[cfg(test)]
+mod made_up;
 mod memory;
 mod methods;
 mod page;
@@ -33,8 +39,11 @@ mod results;
 mod schedule;
 mod score;
 mod spec;
+mod stats;
 mod store;
 mod tables;
+mod trend;
+mod verdicts;
 
 use std::process::ExitCode;
 
@@ -43,7 +52,7 @@ use clap::Parser;
 fn main() -> ExitCode {
     memory::keep_freed();
     match commands::run(cli::Cli::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             // One line, whatever the libraries below say.
             eprintln!("error: {}", format!("{error:#}").replace('\n', " "));

@@ -35,6 +35,39 @@ pub(crate) struct Job {
     pub(crate) key: String,
 }
 
+/// What a cell is, before anything is loaded.
+pub(crate) struct Outline {
+    /// See [`Cell::name`].
+    pub(crate) name: String,
+    /// Index of the model.
+    pub(crate) model: usize,
+    pub(crate) scale: Scale,
+    pub(crate) method: String,
+    pub(crate) asked_for: bool,
+}
+
+/// Every cell of an experiment, in order. Base-resolution images are always among them, since `_b` scores need them.
+pub(crate) fn outline(resolved: &Resolved) -> Vec<Outline> {
+    let mut cells = Vec::new();
+    for (model, described) in resolved.models.iter().enumerate() {
+        let cell = |scale: &Scale, method: &str, asked_for| Outline {
+            name: cell_name(&described.name, scale, method),
+            model,
+            scale: *scale,
+            method: method.to_owned(),
+            asked_for,
+        };
+        let is_base = |scale: &Scale, method: &str| *scale == Scale::BASE && method == BASELINE;
+        let asked: Vec<(&Scale, &str)> =
+            resolved.scales.iter().flat_map(|scale| resolved.methods.iter().map(move |method| (scale, method.name.as_str()))).collect();
+        if !asked.iter().any(|(scale, method)| is_base(scale, method)) {
+            cells.push(cell(&Scale::BASE, BASELINE, false));
+        }
+        cells.extend(asked.into_iter().map(|(scale, method)| cell(scale, method, true)));
+    }
+    cells
+}
+
 /// Folder name of a cell.
 pub(crate) fn cell_name(model: &str, scale: &Scale, method: &str) -> String {
     format!("{model}/{}x-{method}", scale.factor)
@@ -43,55 +76,47 @@ pub(crate) fn cell_name(model: &str, scale: &Scale, method: &str) -> String {
 /// Plans and checks every cell; nothing is made yet, so that no error comes late.
 pub(crate) fn plan(resolved: &Resolved, inputs: &Inputs) -> Result<Plan> {
     let mut cells = Vec::new();
-    for (model, described) in resolved.models.iter().enumerate() {
-        let pipeline = &inputs.pipelines[model];
-        let mut asked = Vec::new();
-        for scale in &resolved.scales {
-            asked.extend(inputs.methods.iter().map(|method| (*scale, method, true)));
-        }
-        if !asked.iter().any(|(scale, method, _)| *scale == Scale::BASE && method.name() == BASELINE) {
-            asked.insert(0, (Scale::BASE, &inputs.baseline, false));
-        }
-        for (scale, spec, asked_for) in asked {
-            let name = cell_name(&described.name, &scale, spec.name());
-            let cell = || -> Result<Cell> {
-                let (width, height) = described.size(&scale).context("scales")?;
-                let method = spec.resolve(&described.family, scale.factor, pipeline.sites())?;
-                let request = |i: usize| -> Result<Request> {
-                    Ok(Request {
-                        prompt: inputs.prompts[i].clone(),
-                        negative_prompt: resolved.sampler.negative_prompt.clone(),
-                        width,
-                        height,
-                        steps: resolved.sampler.steps,
-                        sampler: resolved.sampler.kind()?,
-                        guidance_scale: resolved.sampler.guidance_scale,
-                        guidance_rescale: resolved.sampler.guidance_rescale,
-                        schedule: resolved.sampler.schedule,
-                        eta: resolved.sampler.eta,
-                        seed: match resolved.sampler.seed_once_per_batch_of {
-                            None => resolved.seed.wrapping_add(i as u64),
-                            Some(_) => resolved.seed,
-                        },
-                        size_conditioning: resolved.sampler.size_conditioning,
-                        vae_decode: resolved.sampler.vae_decode,
-                        seeding: match resolved.sampler.seed_once_per_batch_of {
-                            None => Seeding::PerImage,
-                            Some(batch) => Seeding::Batched { batch, row: i % batch },
-                        },
-                    })
-                };
-                let mut jobs = Vec::with_capacity(resolved.images);
-                for i in 0..resolved.images {
-                    let request = request(i)?;
-                    pipeline.check(&request, &method)?;
-                    let key = key(pipeline, &method, &request, resolved.sampler.jpeg_quality)?;
-                    jobs.push(Job { request, key });
-                }
-                Ok(Cell { name: name.clone(), model, scale, method_name: spec.name().to_owned(), method, width, height, asked_for, jobs })
+    for Outline { name, model, scale, method: method_name, asked_for } in outline(resolved) {
+        let (described, pipeline) = (&resolved.models[model], &inputs.pipelines[model]);
+        // What `_b` scores compare with is plain sampling, whatever the experiment calls by its name.
+        let spec = inputs.methods.iter().find(|spec| asked_for && spec.name() == method_name).unwrap_or(&inputs.baseline);
+        let cell = || -> Result<Cell> {
+            let (width, height) = described.size(&scale).context("scales")?;
+            let method = spec.resolve(&described.family, scale.factor, pipeline.sites())?;
+            let request = |i: usize| -> Result<Request> {
+                Ok(Request {
+                    prompt: inputs.prompts[i].clone(),
+                    negative_prompt: resolved.sampler.negative_prompt.clone(),
+                    width,
+                    height,
+                    steps: resolved.sampler.steps,
+                    sampler: resolved.sampler.kind()?,
+                    guidance_scale: resolved.sampler.guidance_scale,
+                    guidance_rescale: resolved.sampler.guidance_rescale,
+                    schedule: resolved.sampler.schedule,
+                    eta: resolved.sampler.eta,
+                    seed: match resolved.sampler.seed_once_per_batch_of {
+                        None => resolved.seed.wrapping_add(i as u64),
+                        Some(_) => resolved.seed,
+                    },
+                    size_conditioning: resolved.sampler.size_conditioning,
+                    vae_decode: resolved.sampler.vae_decode,
+                    seeding: match resolved.sampler.seed_once_per_batch_of {
+                        None => Seeding::PerImage,
+                        Some(batch) => Seeding::Batched { batch, row: i % batch },
+                    },
+                })
             };
-            cells.push(cell().with_context(|| format!("cell {name}"))?);
-        }
+            let mut jobs = Vec::with_capacity(resolved.images);
+            for i in 0..resolved.images {
+                let request = request(i)?;
+                pipeline.check(&request, &method)?;
+                let key = key(pipeline, &method, &request, resolved.sampler.jpeg_quality)?;
+                jobs.push(Job { request, key });
+            }
+            Ok(Cell { name: name.clone(), model, scale, method_name: method_name.clone(), method, width, height, asked_for, jobs })
+        };
+        cells.push(cell().with_context(|| format!("cell {name}"))?);
     }
     Ok(Plan { cells })
 }

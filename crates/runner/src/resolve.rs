@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use scalebench_emoji::{emojis, prompt_order};
 use scalebench_generation::{Dtype, FAMILIES, LoadOptions, MethodSpec, Pipeline, ScheduleOptions, SizeConditioning, VaeDecode, locate};
-use scalebench_metrics::{Extractor, Tap, list_images};
+use scalebench_metrics::{Extractor, Preprocess, Provenance, Tap, list_images};
 use serde::{Deserialize, Serialize};
 use serde_yaml::Value;
 
@@ -124,6 +124,18 @@ pub(crate) struct FeatureNetwork {
     pub(crate) digest: String,
     /// Whether numbers that are published may be made with it: not for an Inception of reduced width.
     pub(crate) comparable: bool,
+}
+
+impl FeatureNetwork {
+    /// The provenance of features that this network makes.
+    pub(crate) fn provenance(&self, tap: Tap, preprocess: Preprocess) -> Provenance {
+        // The tap is the last part of the name of an Inception's features; other networks have one tap.
+        let extractor = match (self.network, self.features.rsplit_once('/')) {
+            (Network::Inception, Some((network, _))) => format!("{network}/{}", tap.name()),
+            _ => self.features.clone(),
+        };
+        Provenance { extractor, weights: self.digest.clone(), preprocess }
+    }
 }
 
 impl Metrics {
@@ -273,7 +285,7 @@ fn resolve_metrics(written: spec::Metrics, folder: &Path, at: &dyn Fn(&str) -> S
         let extractor = load_extractor(&path, folder).with_context(|| at.clone())?;
         let found = Network::of(&extractor);
         ensure!(found == network, "{at}: expected {network:?}, {} holds {found:?}", path.display());
-        let provenance = extractor.provenance(Tap::Features, &scalebench_metrics::Preprocess::default());
+        let provenance = extractor.provenance(Tap::Features, &Preprocess::default());
         networks.push(FeatureNetwork {
             network,
             path,

@@ -63,7 +63,7 @@ impl Row {
 }
 
 /// The metric of a column: the longest metric name that the column starts with.
-fn metric_of(column: &str) -> Option<(Metric, &str)> {
+pub(crate) fn metric_of(column: &str) -> Option<(Metric, &str)> {
     let id = |metric: Metric| Some((metric, column.strip_prefix(metric.name())?.strip_prefix('_')?));
     Metric::ALL.into_iter().filter_map(id).min_by_key(|(_, id)| id.len())
 }

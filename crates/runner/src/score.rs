@@ -5,10 +5,11 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 use scalebench_emoji::{Split, emojis, prompt_order, render};
 use scalebench_metrics::{
-    Corrupt, Estimate, Extractor, FeatureSet, Image, Jackknife, Preprocess, ReferenceBlocks, Sample, Source, Tap, clip_scores, estimate,
-    paired_difference,
+    Corrupt, Estimate, Extractor, FeatureSet, Image, Jackknife, Preprocess, Provenance, ReferenceBlocks, Sample, Source, Tap, clip_scores,
+    estimate, paired_difference,
 };
 use serde::Serialize;
+use serde_json::json;
 
 use crate::execute::Progress;
 use crate::methods::BASELINE;
@@ -59,7 +60,7 @@ pub(crate) fn score(resolved: &Resolved, inputs: &Inputs, plan: &Plan, store: &S
     Ok(rows)
 }
 
-fn mean_seconds(timings: &[Timing]) -> Option<f64> {
+pub(crate) fn mean_seconds(timings: &[Timing]) -> Option<f64> {
     let sum: f64 = timings.iter().map(|timing| timing.seconds).sum();
     (!timings.is_empty()).then(|| sum / timings.len() as f64)
 }
@@ -174,15 +175,19 @@ impl Scorer<'_> {
         let images = self.cell(cell, Network::Clip, &[Tap::Features], preprocess)?;
         let prompts: Vec<&str> = cell.jobs.iter().map(|job| job.request.prompt.as_str()).collect();
         let scores = clip_scores(self.extractor(Network::Clip), set_of(&images, Tap::Features), &prompts)?;
+        // Kept for comparisons between runs, which load no network.
+        let keys: Vec<&str> = cell.jobs.iter().map(|job| job.key.as_str()).collect();
+        let provenance = self.extractor(Network::Clip).provenance(Tap::Features, preprocess);
+        scores.save(&self.store.path(&feature_file(&provenance, &prompt_scores_identity(&keys))?))?;
         Ok(vec![(Tap::Features, scores)])
     }
 
     /// Features of the reference images for cells of this size.
     fn reference(&self, width: u32, height: u32, network: Network, preprocess: &Preprocess) -> Result<Sets> {
         let taps = &[Tap::Features];
+        let identity = reference_identity(self.resolved, width, height);
         match &self.resolved.reference {
             Reference::Emoji { images, seed } => {
-                let identity = (&self.resolved.tool, "emoji", seed, images, width, height);
                 let pixels = reference_images(*seed, 0..*images, width, height);
                 // A drawing that cannot be rendered would be a fault of the embedded set itself.
                 let samples = pixels.enumerate().map(|(i, image)| {
@@ -191,13 +196,13 @@ impl Scorer<'_> {
                 });
                 self.features(&format!("reference {width}x{height}"), network, taps, &identity, samples, preprocess)
             }
-            Reference::Folder { digest, .. } => {
+            Reference::Folder { .. } => {
                 let samples = self.inputs.reference.iter().enumerate().map(|(i, file)| Sample {
                     name: format!("{i:06}"),
                     group: i as u32,
                     source: Source::File(file.clone()),
                 });
-                self.features("reference", network, taps, &("folder", digest), samples, preprocess)
+                self.features("reference", network, taps, &identity, samples, preprocess)
             }
         }
     }
@@ -215,8 +220,7 @@ impl Scorer<'_> {
         let extractor = self.extractor(network);
         let file = |tap: Tap| -> Result<_> {
             let provenance = extractor.provenance(tap, preprocess);
-            let key = blake3::hash(serde_json::to_string(&(&provenance, identity))?.as_bytes()).to_hex();
-            Ok((tap, self.store.path(&format!("features/{}.safetensors", &key[..32])), provenance))
+            Ok((tap, self.store.path(&feature_file(&provenance, identity)?), provenance))
         };
         let files = taps.iter().map(|tap| file(*tap)).collect::<Result<Vec<_>>>()?;
         // A damaged cache entry is as good as none.
@@ -240,6 +244,27 @@ impl Scorer<'_> {
         }
         Ok(taps.iter().copied().zip(sets).collect())
     }
+}
+
+/// Where a run keeps the features of this content, looked at in this way.
+///
+/// The content of a cell is the list of its images' keys; that of the reference is [`reference_identity`].
+pub(crate) fn feature_file(provenance: &Provenance, content: &impl Serialize) -> Result<String> {
+    let key = blake3::hash(serde_json::to_string(&(provenance, content))?.as_bytes()).to_hex();
+    Ok(format!("features/{}.safetensors", &key[..32]))
+}
+
+/// What the reference's features for cells of this size are a function of.
+pub(crate) fn reference_identity(resolved: &Resolved, width: u32, height: u32) -> serde_json::Value {
+    match &resolved.reference {
+        Reference::Emoji { images, seed } => json!([resolved.tool, "emoji", seed, images, width, height]),
+        Reference::Folder { digest, .. } => json!(["folder", digest]),
+    }
+}
+
+/// What the scores of a cell's images against their prompts are a function of.
+pub(crate) fn prompt_scores_identity(keys: &[&str]) -> serde_json::Value {
+    json!(["prompts", keys])
 }
 
 /// Reference images: image `i` is the `i`-th prompt's emoji in the `i / n`-th placement.

@@ -17,6 +17,7 @@
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use anyhow::{Context, Result};
 use scalebench_metrics::Image;
@@ -48,6 +49,9 @@ pub(crate) struct ManifestLine {
 pub(crate) struct Timing {
     pub(crate) index: usize,
     pub(crate) seconds: f64,
+    /// Seconds of processor time, of all threads together; runs of older versions have none.
+    #[serde(default)]
+    pub(crate) processor_seconds: Option<f64>,
     pub(crate) peak_memory_bytes: Option<u64>,
 }
 
@@ -121,6 +125,20 @@ impl Store {
         format!("cells/{cell}/images/{index:06}.png")
     }
 
+    /// When the images `0..n` of a cell that have their final name were written; they are not opened.
+    pub(crate) fn image_times(&self, cell: &str, n: usize) -> Result<Vec<SystemTime>> {
+        let mut times = Vec::new();
+        for index in 0..n {
+            let path = self.path(&Self::image(cell, index));
+            match path.metadata().and_then(|data| data.modified()) {
+                Ok(time) => times.push(time),
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => (),
+                Err(error) => return Err(error).with_context(|| format!("cannot look at {}", path.display())),
+            }
+        }
+        Ok(times)
+    }
+
     /// The bytes of image `index` if it is whole and was made under `key`.
     pub(crate) fn read_image(&self, cell: &str, index: usize, key: &str) -> Result<Option<Vec<u8>>> {
         let bytes = self.read(&Self::image(cell, index))?;
@@ -165,16 +183,20 @@ impl Store {
 
     /// Timings of a cell from all shards.
     pub(crate) fn all_timings(&self, cell: &str) -> Result<Vec<Timing>> {
-        let folder = self.path(&format!("cells/{cell}"));
-        let Ok(entries) = fs::read_dir(&folder) else { return Ok(Vec::new()) };
+        let mut timings = Vec::new();
+        for file in self.timing_files(cell) {
+            timings.extend(self.read_lines::<Timing>(&file)?);
+        }
+        Ok(timings)
+    }
+
+    /// Names of a cell's timings files, one per shard that has made an image of it.
+    pub(crate) fn timing_files(&self, cell: &str) -> Vec<String> {
+        let Ok(entries) = fs::read_dir(self.path(&format!("cells/{cell}"))) else { return Vec::new() };
         let mut names: Vec<String> = entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
         names.retain(|name| name.starts_with("timings.") && name.ends_with(".jsonl"));
         names.sort();
-        let mut timings = Vec::new();
-        for name in names {
-            timings.extend(self.read_lines::<Timing>(&format!("cells/{cell}/{name}"))?);
-        }
-        Ok(timings)
+        names.into_iter().map(|name| format!("cells/{cell}/{name}")).collect()
     }
 }
 

@@ -330,3 +330,118 @@ fn weights_are_converted_once_and_for_all() {
     check_failure(convert(&dir.path().join("half.pth"), &twice), &["half.pth is truncated"]);
     assert!(bytes == std::fs::read(&twice).unwrap(), "a failure leaves what was there");
 }
+
+/// Exit status and stdout of a comparison.
+fn status_of(mut command: Command) -> (Option<i32>, String) {
+    let output = command.output().unwrap();
+    (output.status.code(), format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr)))
+}
+
+/// Nights of one experiment: the first is accepted, an unchanged one passes, a wrong dilation and a slow-down are caught and
+/// named, and what was meant can be accepted.
+#[test]
+fn nights_are_compared_with_the_accepted_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let experiment = write_experiment(dir.path());
+    let history = dir.path().join("history");
+    // The pocket model, since random weights cannot get worse.
+    let datasets = crates().join("../datasets");
+    let set = [
+        format!("models={{pocket: {{path: {}}}}}", datasets.join("pocket").display()),
+        format!("metrics={{protocol: pocket, extractor: {}}}", datasets.join("pocket-inception").display()),
+        "reference.images=64".to_owned(),
+        "sampler.steps=4".to_owned(),
+        "scales=[1]".to_owned(),
+        "images=12".to_owned(),
+    ];
+    let nightly = |more: &[&str]| {
+        let mut command = scalebench(&["nightly"]);
+        command.arg(&experiment).arg("--history").arg(&history).args(set.iter().flat_map(|set| ["--set", set])).args(more);
+        command
+    };
+    check_failure(nightly(&["--accept"]), &["latest", "expected a run to accept"]);
+    let (code, text) = status_of(nightly(&["--commit", "abc", "--no-speed"]));
+    assert_eq!(code, Some(0), "{text}");
+    assert!(text.contains("accepted: the first run"), "{text}");
+    assert!(!history.join("accepted/cells/pocket/1x-other/images").exists(), "no images are kept twice");
+
+    // Built, drawn and measured anew, to the last bit.
+    let (code, text) = status_of(nightly(&["--no-speed"]));
+    assert_eq!(code, Some(0), "{text}");
+    assert!(text.contains("12 images, all files the same") && text.contains("no regression"), "{text}");
+    let [table, trend] = ["history.parquet", "trend.svg"].map(|name| std::fs::read(history.join(name)).unwrap());
+    assert!(table.starts_with(b"PAR1") && String::from_utf8(trend).unwrap().contains("pocket/1x-other"));
+
+    // One wrong dilation in one method: only its cell is named.
+    let other = dir.path().join("other.yaml");
+    let plain = std::fs::read_to_string(&other).unwrap();
+    let wrong = "name: other\ntitle: Other\nsource: a test\nvariants:\n  - redilation: {tau: 50, dilation: {\"down_blocks.**\": 2}}\n";
+    std::fs::write(&other, wrong).unwrap();
+    let (code, text) = status_of(nightly(&["--no-speed"]));
+    assert_eq!(code, Some(1), "{text}");
+    let regressions: Vec<&str> = text.lines().filter(|line| line.starts_with("regression: ")).collect();
+    assert!(!regressions.is_empty() && regressions.iter().all(|line| line.starts_with("regression: pocket/1x-other: ")), "{text}");
+    assert!(text.contains("note: method other: methods.1.settings"), "{text}");
+    for file in ["comparison.json", "comparison.xml", "report/index.html"] {
+        assert!(history.join("latest").join(file).is_file(), "{file}");
+    }
+    // The same from the two directories, without the program that made them.
+    let [accepted, latest] = ["accepted", "latest"].map(|name| history.join(name).to_str().unwrap().to_owned());
+    let junit = dir.path().join("junit.xml");
+    let (code, json) = status_of(scalebench(&["compare", &accepted, &latest, "--json", "--no-speed", "--junit", junit.to_str().unwrap()]));
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert_eq!((code, json["regressions"].as_array().unwrap().len()), (Some(1), regressions.len()), "{json}");
+    assert!(roxmltree::Document::parse(&std::fs::read_to_string(junit).unwrap()).is_ok());
+
+    // It was meant: from now on this is what nights are compared with.
+    assert_eq!(status_of(nightly(&["--accept"])).0, Some(0));
+    assert_eq!(status_of(scalebench(&["compare", &accepted, &latest])).0, Some(0));
+
+    // 30 % slower than what was accepted, by edited times.
+    let times = |run: &str, factor: f64| {
+        let file = Path::new(run).join("cells/pocket/1x-other/timings.jsonl");
+        let lines = std::fs::read_to_string(&file).unwrap();
+        let edited = lines.lines().map(|line| {
+            let mut timing: serde_json::Value = serde_json::from_str(line).unwrap();
+            timing["seconds"] = (timing["seconds"].as_f64().unwrap() * factor).into();
+            format!("{timing}\n")
+        });
+        std::fs::write(&file, edited.collect::<String>()).unwrap();
+    };
+    times(&latest, 1.3);
+    let (code, text) = status_of(scalebench(&["compare", &accepted, &latest]));
+    assert_eq!(code, Some(1), "{text}");
+    assert!(text.contains("regression: pocket/1x-other: slower") && text.contains("+30 %"), "{text}");
+    assert_eq!(status_of(scalebench(&["compare", &accepted, &latest, "--slow-down", "1.4"])).0, Some(0));
+
+    // An accepted run a hundred times as fast: the night times its cells again before it says so, and keeps what it saw.
+    times(&accepted, 0.01);
+    let (code, text) = status_of(nightly(&["--slow-down", "50"]));
+    assert_eq!(code, Some(1), "{text}");
+    let again = |line: &&str| line.contains("pocket/1x-other: slower than the accepted run; timed again");
+    assert_eq!(text.lines().filter(again).count(), 2, "{text}");
+    assert!(text.contains("regression: pocket/1x-other: slower"), "{text}");
+
+    // What cannot be compared is an error before anything is made.
+    let latest_run = Path::new(&latest).join("night.json");
+    let before = std::fs::read(&latest_run).unwrap();
+    check_failure(nightly(&["--set", "reference.images=7"]), &["measure different things", "reference.images is 64 there and 7 here"]);
+    let other_name = dir.path().join("renamed.yaml");
+    std::fs::copy(&experiment, &other_name).unwrap();
+    let mut renamed = scalebench(&["nightly"]);
+    renamed.arg(&other_name).arg("--history").arg(&history);
+    check_failure(renamed, &["this history is that of tiny", "renamed"]);
+    std::fs::write(history.join("history.parquet"), &table[..table.len() / 2]).unwrap();
+    check_failure(nightly(&[]), &["cannot read", "history.parquet"]);
+    assert_eq!(std::fs::read(&latest_run).unwrap(), before);
+    std::fs::write(&other, plain).unwrap();
+
+    let [missing, empty] = ["missing", "empty"].map(|name| dir.path().join(name).to_str().unwrap().to_owned());
+    std::fs::create_dir(&empty).unwrap();
+    check_failure(scalebench(&["compare", &accepted, &missing]), &["missing", "expected a run directory"]);
+    check_failure(scalebench(&["compare", &empty, &accepted]), &["run.yaml", "expected the description of a run"]);
+    check_failure(scalebench(&["compare", &accepted, &accepted, "--alpha", "2"]), &["--alpha", "expected a probability"]);
+    check_failure(scalebench(&["status", &missing]), &["missing", "expected a run directory"]);
+    let status = json_of(&["status", &latest, "--json"]);
+    assert_eq!((&status["done"], &status["finished"]), (&serde_json::json!(24), &serde_json::json!(true)), "{status}");
+}

@@ -1,16 +1,20 @@
 //! One module per subcommand with work of its own.
 
 mod bench;
+mod compare;
 mod dataset;
 mod disperse;
 mod generate;
 mod list;
+mod nightly;
 mod reconstruct;
 mod score;
+mod status;
 mod sweep;
 mod weights;
 
 use std::path::Path;
+use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use scalebench_generation::Pipeline;
@@ -19,9 +23,12 @@ use crate::cli::{Cli, Command, Shard};
 use crate::report;
 use crate::store::Store;
 
-/// Runs what the command line asks for.
-pub(crate) fn run(cli: Cli) -> Result<()> {
-    match cli.command {
+/// Runs what the command line asks for; a comparison that finds a regression exits with 1.
+pub(crate) fn run(cli: Cli) -> Result<ExitCode> {
+    let done = match cli.command {
+        Command::Compare(args) => return compare::run(&args),
+        Command::Nightly(args) => return nightly::run(&args),
+        Command::Status(args) => status::run(&args),
         Command::Sweep(args) => sweep::run(&args),
         Command::Generate(args) => generate::run(args),
         Command::Features(args) => score::features(&args),
@@ -36,7 +43,8 @@ pub(crate) fn run(cli: Cli) -> Result<()> {
         Command::Reconstruct(args) => reconstruct::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Weights(args) => weights::run(&args),
-    }
+    };
+    done.map(|()| ExitCode::SUCCESS)
 }
 
 /// Says on stderr what of a prompt the text encoder does not see.

@@ -7,11 +7,22 @@ use anyhow::{Context, Result};
 
 use crate::cli::Sweep;
 use crate::plan::Plan;
-use crate::resolve::Resolved;
+use crate::resolve::{Inputs, Resolved};
 use crate::store::Store;
 use crate::{execute, plan, resolve, spec};
 
 pub(super) fn run(args: &Sweep) -> Result<()> {
+    prepare(args)?.run(args)
+}
+
+/// An experiment that was read, loaded, checked and planned.
+pub(super) struct Prepared {
+    pub(super) resolved: Resolved,
+    inputs: Inputs,
+    plan: Plan,
+}
+
+pub(super) fn prepare(args: &Sweep) -> Result<Prepared> {
     let experiment = spec::read(&args.experiment, &args.set)?;
     let (resolved, inputs) = resolve::resolve(&args.experiment, experiment)?;
     let plan = plan::plan(&resolved, &inputs).with_context(|| args.experiment.display().to_string())?;
@@ -19,14 +30,27 @@ pub(super) fn run(args: &Sweep) -> Result<()> {
         let distinct: BTreeSet<&String> = inputs.prompts.iter().collect();
         distinct.into_iter().try_for_each(|prompt| super::warn_of_overflow(pipeline, prompt))?;
     }
-    let out = args.out.clone().unwrap_or_else(|| PathBuf::from("runs").join(&resolved.name));
-    let store = Store::new(&out, args.shard);
-    execute::check_same_experiment(&store, &resolved)?;
-    warn_of_counts(&resolved, &plan);
-    if args.dry_run {
-        return execute::dry_run(&plan, &inputs, &store, args.shard);
+    Ok(Prepared { resolved, inputs, plan })
+}
+
+impl Prepared {
+    /// Times the images of a cell once more; see [`execute::time_again`].
+    pub(super) fn time_again(&self, cell: &str, store: &Store) -> Result<()> {
+        let cell = self.plan.cells.iter().find(|known| known.name == cell).context("expected a cell of this experiment")?;
+        execute::time_again(&self.inputs, cell, store)
     }
-    execute::run(&resolved, &inputs, &plan, &store, args.shard, command(args, &resolved.name))
+
+    pub(super) fn run(&self, args: &Sweep) -> Result<()> {
+        let Prepared { resolved, inputs, plan } = self;
+        let out = args.out.clone().unwrap_or_else(|| PathBuf::from("runs").join(&resolved.name));
+        let store = Store::new(&out, args.shard);
+        execute::check_same_experiment(&store, resolved)?;
+        warn_of_counts(resolved, plan);
+        if args.dry_run {
+            return execute::dry_run(plan, inputs, &store, args.shard);
+        }
+        execute::run(resolved, inputs, plan, &store, args.shard, command(args, &resolved.name))
+    }
 }
 
 /// Says on stderr where a cell has fewer images than the protocol's source: FID depends on their number.

@@ -1,0 +1,37 @@
+//! `scalebench compare`
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+
+use super::write_file;
+use crate::cli::{Compare, Judge};
+use crate::compare::{self, Comparison, Criteria, Run};
+use crate::verdicts;
+
+/// Exit status of a comparison that found a regression.
+const REGRESSED: u8 = 1;
+
+pub(super) fn run(args: &Compare) -> Result<ExitCode> {
+    let criteria = criteria(args.judge)?;
+    let (baseline, run) = (Run::open(&args.baseline)?, Run::open(&args.dir)?);
+    let why_not_speed = args.no_speed.then(|| "times are not judged: --no-speed".to_owned());
+    let comparison = compare::compare(&baseline, &run, criteria, why_not_speed)?;
+    if let Some(file) = &args.junit {
+        write_file(file, verdicts::junit(&comparison).as_bytes())?;
+    }
+    if args.json {
+        println!("{}", serde_json::to_string(&comparison)?);
+    } else {
+        print!("{}", verdicts::text(&comparison));
+    }
+    Ok(status(&comparison))
+}
+
+pub(super) fn criteria(judge: Judge) -> Result<Criteria> {
+    Criteria { alpha: judge.alpha, slow_down: judge.slow_down, clock: judge.clock }.check()
+}
+
+pub(super) fn status(comparison: &Comparison) -> ExitCode {
+    if comparison.regressions.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(REGRESSED) }
+}

@@ -1,0 +1,127 @@
+//! `scalebench nightly`
+
+use std::collections::BTreeMap;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, ensure};
+
+use super::{compare as command, sweep};
+use crate::cli::{Nightly, Shard, Sweep};
+use crate::compare::{self, Comparison, Run};
+use crate::history::{Entry, History, Night};
+use crate::plan::cell_name;
+use crate::resolve::Scale;
+use crate::score::mean_seconds;
+use crate::store::Store;
+use crate::{tables, trend, verdicts};
+
+/// How often the images of a cell that seems slower are timed again before it is called so.
+const TIMED_AGAIN: usize = 2;
+
+pub(super) fn run(args: &Nightly) -> Result<ExitCode> {
+    let criteria = command::criteria(args.judge)?;
+    let mut history = History::open(&args.history)?;
+    if args.accept {
+        let night = history.accept_latest()?;
+        println!("accepted: the run of {}", night.date);
+        return Ok(ExitCode::SUCCESS);
+    }
+    let latest = history.latest();
+    let sweep = Sweep {
+        experiment: args.experiment.clone(),
+        out: Some(latest.clone()),
+        shard: Shard::WHOLE,
+        set: args.set.clone(),
+        dry_run: false,
+    };
+    let prepared = sweep::prepare(&sweep)?;
+    let accepted = history.accepted()?;
+    if let Some((night, run)) = &accepted {
+        let (here, there) = (&prepared.resolved, &run.resolved);
+        let place = args.history.display();
+        ensure!(here.name == there.name, "{place}: this history is that of {}, expected one of {} or none", there.name, here.name);
+        // Before the night is spent on it.
+        compare::check_comparable(there, here).with_context(|| format!("{place}: accepted run of {}", night.date))?;
+    }
+    let environment = || std::env::var("SCALEBENCH_COMMIT").ok().filter(|commit| !commit.is_empty());
+    let commit = args.commit.clone().or_else(environment).or_else(|| option_env!("SCALEBENCH_COMMIT").map(str::to_owned));
+    let night = history.begin(Night::now(commit)?, &prepared.resolved)?;
+    prepared.run(&sweep)?;
+
+    let run = Run::open(&latest)?;
+    let comparison = match &accepted {
+        None => None,
+        Some((before, accepted)) => {
+            let why_not_speed = match (args.no_speed, before.machine != night.machine) {
+                (true, _) => Some("times are not judged: --no-speed".to_owned()),
+                (false, true) => {
+                    Some(format!("times are not judged: the accepted run was made on {}, this one on {}", before.machine, night.machine))
+                }
+                (false, false) => None,
+            };
+            let mut found = compare::compare(accepted, &run, criteria, why_not_speed.clone())?;
+            for _ in 0..TIMED_AGAIN {
+                let slower = found.regressions.iter().filter(|regression| regression.column == compare::SPEED);
+                let slower: Vec<String> = slower.map(|regression| regression.cell.clone()).collect();
+                if slower.is_empty() {
+                    break;
+                }
+                for cell in slower {
+                    eprintln!("{cell}: slower than the accepted run; timed again");
+                    prepared.time_again(&cell, run.store())?;
+                }
+                found = compare::compare(accepted, &run, criteria, why_not_speed.clone())?;
+            }
+            Some(found)
+        }
+    };
+    if let Some(comparison) = &comparison {
+        let store = Store::new(&latest, Shard::WHOLE);
+        store.write("comparison.json", &serde_json::to_vec_pretty(comparison)?)?;
+        store.write("comparison.xml", verdicts::junit(comparison).as_bytes())?;
+        print!("\n{}", verdicts::text(comparison));
+    } else {
+        // Before the history knows of it, so that no history is without an accepted run.
+        history.accept(&run)?;
+        println!("accepted: the first run of this history");
+    }
+    let before = accepted.as_ref().map(|(night, _)| night.date.clone());
+    history.append(entries(&night, &run, before, comparison.as_ref())?)?;
+    if let Some(svg) = trend::chart(&history.entries)? {
+        history.write("trend.svg", svg.as_bytes())?;
+    }
+    Ok(comparison.as_ref().map_or(ExitCode::SUCCESS, command::status))
+}
+
+/// The night's rows of the history.
+fn entries(night: &Night, run: &Run, compared_with: Option<String>, comparison: Option<&Comparison>) -> Result<Vec<Entry>> {
+    let mut regressions: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    for regression in comparison.iter().flat_map(|comparison| &comparison.regressions) {
+        regressions.entry(&regression.cell).or_default().push(&regression.what);
+    }
+    let entry = |row: crate::results::Row| -> Result<Entry> {
+        let scale = run.resolved.scales.iter().find(|scale| scale.factor == row.scale).unwrap_or(&Scale::BASE);
+        let cell = cell_name(&row.model, scale, &row.method);
+        let (images, features) = run.digests(&cell)?;
+        Ok(Entry {
+            night: night.clone(),
+            experiment: run.resolved.name.clone(),
+            regressions: regressions.get(cell.as_str()).map(|sentences| sentences.join("; ")),
+            model: row.model,
+            scale: row.scale,
+            width: row.width,
+            height: row.height,
+            method: row.method,
+            protocol: row.protocol,
+            n_images: row.n_images,
+            images,
+            features,
+            scores: row.scores.into_iter().map(|score| (score.column, score.value)).collect(),
+            // Not the row's, which does not know what was timed again.
+            seconds_per_image: mean_seconds(&run.store().all_timings(&cell)?),
+            compared_with: compared_with.clone(),
+            cell,
+        })
+    };
+    tables::read(run.store())?.into_iter().map(entry).collect()
+}

@@ -1,0 +1,200 @@
+//! Comparisons as people and CI systems read them: text and JUnit.
+
+use std::fmt::Write as _;
+
+use crate::cli::Clock;
+use crate::compare::{Cell, Comparison, Criteria, Pairing, Regression, SPEED, SpeedTest, Verdict};
+use crate::results::{Interval, label};
+use crate::tables;
+
+/// Four significant digits.
+pub(crate) fn number(value: f64) -> String {
+    let magnitude = if value == 0.0 { 0 } else { value.abs().log10().floor() as i32 };
+    let digits = (3 - magnitude).clamp(0, 6) as usize;
+    format!("{value:.digits$}")
+}
+
+/// `-12.3 ± 4.5`: as many decimals as give the half-width two significant digits.
+pub(crate) fn change(difference: Interval, factor: f64) -> String {
+    let half_width = (difference.hi - difference.lo) / 2.0 * factor;
+    let magnitude = if half_width > 0.0 { half_width.log10().floor() as i32 } else { 0 };
+    let digits = (1 - magnitude).clamp(0, 6) as usize;
+    format!("{:+.digits$} ± {half_width:.digits$}", difference.value * factor)
+}
+
+pub(crate) fn probability(p: f64) -> String {
+    if p < 0.0001 { "<0.0001".to_owned() } else { format!("{p:.4}") }
+}
+
+impl Clock {
+    pub(crate) fn other(self) -> Clock {
+        match self {
+            Clock::Wall => Clock::Processor,
+            Clock::Processor => Clock::Wall,
+        }
+    }
+
+    pub(crate) fn unit(self) -> &'static str {
+        match self {
+            Clock::Wall => "s/image",
+            Clock::Processor => "processor s/image",
+        }
+    }
+}
+
+impl Verdict {
+    fn word(self) -> &'static str {
+        match self {
+            Verdict::Identical => "identical",
+            Verdict::Better => "better",
+            Verdict::Worse => "WORSE",
+            Verdict::Undecided => "undecided",
+            Verdict::WithinLimit => "within limit",
+        }
+    }
+}
+
+impl Cell {
+    /// How the images of this cell were compared, for a reader.
+    fn describe(&self) -> String {
+        let n = self.images;
+        match (self.pairing, self.changed_images) {
+            (Pairing::PromptAndSeed, Some(0)) => format!("{n} images, all files the same"),
+            (Pairing::PromptAndSeed, changed) => format!("{n} images paired by prompt and seed, {} differ", changed.unwrap_or(n)),
+            (Pairing::Prompt, _) => format!("{n} images paired by prompt, other seeds"),
+            (Pairing::Unpaired, _) => format!("{n} images a side, unpaired: other prompts"),
+        }
+    }
+}
+
+/// The comparison for a terminal.
+pub(crate) fn text(comparison: &Comparison) -> String {
+    let Comparison { baseline, run, criteria, notes, only_in_baseline, only_in_run, cells, regressions } = comparison;
+    let mut text = format!("{run} against {baseline}\n");
+    let mut line = |what: String| writeln!(text, "{what}").expect("writing to a string");
+    for note in notes {
+        line(format!("note: {note}"));
+    }
+    for (names, place) in [(only_in_baseline, baseline), (only_in_run, run)] {
+        if !names.is_empty() {
+            line(format!("only in {place}: {}", names.join(", ")));
+        }
+    }
+    line(String::new());
+    for cell in cells {
+        line(format!("{}: {}", cell.name, cell.describe()));
+    }
+    line(String::new());
+    let mut lines = vec![["cell", "what", "baseline", "run", "change", "p", "p (Holm)", "verdict"].map(str::to_owned).to_vec()];
+    for cell in cells {
+        for score in &cell.scores {
+            let (name, factor) = label(&score.column);
+            let (change, p, adjusted) = match score.verdict {
+                Verdict::Identical => ("0".to_owned(), String::new(), String::new()),
+                _ => (change(score.difference, factor), probability(score.p), probability(score.p_holm)),
+            };
+            let (before, now) = (number(score.baseline * factor), number(score.run * factor));
+            lines.push(vec![cell.name.clone(), name, before, now, change, p, adjusted, score.verdict.word().to_owned()]);
+        }
+        if let Some(speed) = &cell.speed {
+            let (p, adjusted) = match speed.test {
+                SpeedTest::SignedRank => (probability(speed.p), probability(speed.p_holm)),
+                SpeedTest::Threshold => ("–".to_owned(), "–".to_owned()),
+            };
+            lines.push(vec![
+                cell.name.clone(),
+                criteria.clock.unit().to_owned(),
+                number(speed.baseline),
+                number(speed.run),
+                format!("× {:.3}", speed.ratio),
+                p,
+                adjusted,
+                speed.verdict.word().to_owned(),
+            ]);
+        }
+    }
+    text += &tables::aligned(&lines);
+    let Criteria { alpha, slow_down, .. } = criteria;
+    writeln!(
+        text,
+        "\nchange: with its own 95 % interval. Verdicts: Holm over all tests of quality and over all of speed, each at level {alpha}; \
+         slower counts from × {slow_down}."
+    )
+    .expect("writing to a string");
+    for Regression { cell, what, .. } in regressions {
+        writeln!(text, "regression: {cell}: {what}").expect("writing to a string");
+    }
+    if regressions.is_empty() {
+        text += "no regression\n";
+    }
+    text
+}
+
+/// The comparison as a JUnit report: one test case for every cell and column, which fails if it is worse.
+pub(crate) fn junit(comparison: &Comparison) -> String {
+    let mut cases = String::new();
+    let (mut count, mut failures) = (0, 0);
+    let mut case = |cell: &str, name: &str, verdict: Verdict, what: String| {
+        count += 1;
+        let (cell, name, what) = (escape(cell), escape(name), escape(&what));
+        write!(cases, "    <testcase classname=\"{cell}\" name=\"{name}\">").expect("writing to a string");
+        if verdict == Verdict::Worse {
+            failures += 1;
+            write!(cases, "<failure message=\"{what}\"/>").expect("writing to a string");
+        } else {
+            write!(cases, "<system-out>{}: {what}</system-out>", verdict.word()).expect("writing to a string");
+        }
+        cases += "</testcase>\n";
+    };
+    for cell in &comparison.cells {
+        for score in &cell.scores {
+            let (name, factor) = label(&score.column);
+            let (before, now) = (number(score.baseline * factor), number(score.run * factor));
+            let change = self::change(score.difference, factor);
+            case(
+                &cell.name,
+                &score.column,
+                score.verdict,
+                format!("{name} {before} → {now}: {change} (p = {})", probability(score.p_holm)),
+            );
+        }
+        if let Some(speed) = &cell.speed {
+            let what =
+                format!("{} → {} {}: × {:.3}", number(speed.baseline), number(speed.run), comparison.criteria.clock.unit(), speed.ratio);
+            case(&cell.name, SPEED, speed.verdict, what);
+        }
+    }
+    let mut skipped = 0;
+    for (names, place) in [(&comparison.only_in_baseline, &comparison.baseline), (&comparison.only_in_run, &comparison.run)] {
+        for name in names {
+            skipped += 1;
+            let (name, message) = (escape(name), escape(&format!("only in {place}")));
+            writeln!(cases, "    <testcase classname=\"{name}\" name=\"cell\"><skipped message=\"{message}\"/></testcase>")
+                .expect("writing to a string");
+        }
+    }
+    let count = count + skipped;
+    let name = escape(&format!("{} against {}", comparison.run, comparison.baseline));
+    let numbers = format!("tests=\"{count}\" failures=\"{failures}\" errors=\"0\" skipped=\"{skipped}\"");
+    format!(
+        "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<testsuites {numbers}>\n  <testsuite name=\"{name}\" {numbers}>\n{cases}  \
+         </testsuite>\n</testsuites>\n"
+    )
+}
+
+/// Text as XML text or attribute value; what XML cannot hold becomes a question mark.
+fn escape(text: &str) -> String {
+    let mut escaped = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            '&' => escaped += "&amp;",
+            '<' => escaped += "&lt;",
+            '>' => escaped += "&gt;",
+            '"' => escaped += "&quot;",
+            '\t' | '\n' | '\r' => escaped.push(' '),
+            c if c < ' ' || matches!(c, '\u{fffe}' | '\u{ffff}') => escaped.push('?'),
+            c => escaped.push(c),
+        }
+    }
+    escaped
+}
