@@ -144,8 +144,13 @@ def inception_weights(path):
 
 def theirs(row, config, threads, pipe):
     """The other process: prepares a row, then runs it whenever it is told to."""
+    import logging
+    import warnings
+
     import torch
 
+    logging.disable(logging.WARNING)
+    warnings.simplefilter("ignore")
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     what, kind, side, dtype, _, passes, _, _ = ROWS[row]

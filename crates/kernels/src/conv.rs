@@ -12,6 +12,7 @@ use crate::weight::ConvWeight;
 use crate::words;
 use candle_core::{Result, Tensor, bail};
 use rayon::prelude::*;
+use std::borrow::Cow;
 use std::cell::RefCell;
 use std::ops::Range;
 
@@ -87,12 +88,18 @@ pub fn conv2d(x: &Tensor, weight: &ConvWeight, bias: Option<&Tensor>, geometry: 
         bail!("conv2d: bias {:?}, expected [{c_out}] or [{batch}, {c_out}]", bias.dims());
     }
     let channels = weight.precision.words(c_in);
-    let line = w + 2 * pw;
+    // With a stride, a line holds every `stride`-th column, then those behind them, and so on: what a tap sees is contiguous.
+    let line = (w + 2 * pw).next_multiple_of(stride);
     let rows_of = |band: usize| (band - 1) * stride + reach_h;
     // Images side by side while they fit, else one image in bands of output rows.
-    let images = (BAND / (channels * rows_of(oh) * line).max(1)).clamp(1, batch.max(1));
-    let rows = (1..=oh).rev().find(|rows| channels * rows_of(*rows) * line <= BAND).unwrap_or(1);
-    let rows = if images > 1 { oh } else { rows };
+    let direct = weight.precision == Precision::F32 && (kh, kw, stride, ph, pw) == (1, 1, 1, 0, 0);
+    let (images, rows) = if direct {
+        (batch.max(1), oh)
+    } else {
+        let images = (BAND / (channels * rows_of(oh) * line).max(1)).clamp(1, batch.max(1));
+        let rows = (1..=oh).rev().find(|rows| channels * rows_of(*rows) * line <= BAND).unwrap_or(1);
+        (images, if images > 1 { oh } else { rows })
+    };
     with_slice(x, |input| {
         with_optional(bias, |bias| {
             let mut output = Unwritten::new(batch * c_out * oh * ow);
@@ -104,6 +111,7 @@ pub fn conv2d(x: &Tensor, weight: &ConvWeight, bias: Option<&Tensor>, geometry: 
                         bias,
                         geometry,
                         activation,
+                        direct,
                         images: first..batch.min(first + images),
                         rows: start..oh.min(start + rows),
                         size: (h, w),
@@ -127,6 +135,8 @@ struct Band<'a> {
     bias: Option<&'a [f32]>,
     geometry: ConvGeometry,
     activation: Activation,
+    /// The input serves as it is: 1×1 kernels in `f32`.
+    direct: bool,
     images: Range<usize>,
     rows: Range<usize>,
     /// Of the input and of the output, (height, width).
@@ -151,7 +161,7 @@ const PANEL_STRIDE: usize = DEPTH * PANEL + CHUNK;
 
 impl Band<'_> {
     fn run(&self, output: SharedMut<f32>) {
-        let padded = self.padded();
+        let padded = if self.direct { Cow::Borrowed(self.as_words()) } else { Cow::Owned(self.padded()) };
         let (c_out, ..) = self.weight.dims;
         let pixels = self.rows.len() * self.output_size.1;
         // Even strips of whole panels.
@@ -172,7 +182,15 @@ impl Band<'_> {
         });
     }
 
-    /// The rows of the input that the band sees, with zeros around them: `(images, channel words, plane)`, and some slack.
+    /// The images as they are.
+    fn as_words(&self) -> &[u32] {
+        let (size, images) = (self.weight.dims.1 * self.plane, &self.images);
+        let input = &self.input[images.start * size..images.end * size];
+        // SAFETY: every `f32` is a valid `u32` of the same size and alignment.
+        unsafe { std::slice::from_raw_parts(input.as_ptr().cast(), input.len()) }
+    }
+
+    /// The rows of the input that the band sees, with zeros around them: `(images, channel words, plane)`.
     fn padded(&self) -> Vec<u32> {
         let &Self { input, line, plane, size: (h, w), ref images, ref rows, .. } = self;
         let ConvGeometry { stride, padding: (ph, pw), .. } = self.geometry;
@@ -180,7 +198,7 @@ impl Band<'_> {
         let precision = self.weight.precision;
         let channels = precision.words(c_in);
         let per_word = c_in.div_ceil(channels.max(1));
-        let len = images.len() * channels * plane + CHUNK;
+        let len = images.len() * channels * plane;
         let mut padded = Unwritten::new(len);
         let to = padded.shared();
         (0..images.len() * channels).into_par_iter().for_each(|task| {
@@ -189,23 +207,29 @@ impl Band<'_> {
             let (low, high) = (channel(word * per_word), channel(word * per_word + 1));
             // SAFETY: this task owns one plane of the buffer.
             let to = unsafe { to.zeroed(task * plane, plane) };
+            let mut row = vec![0; if stride == 1 { 0 } else { w }];
             dispatch(
                 #[inline(always)]
                 || {
                     for (y, to) in to.chunks_exact_mut(line).enumerate() {
                         let Some(y) = (rows.start * stride + y).checked_sub(ph).filter(|y| *y < h) else { continue };
-                        let to = &mut to[pw..][..w];
-                        match precision {
+                        let write = |to: &mut [u32]| match precision {
                             Precision::F32 => words::bits(&low[y * w..][..w], to),
                             Precision::Bf16 => words::joined(&low[y * w..][..w], high.get(y * w..(y + 1) * w).unwrap_or(&[]), to),
+                        };
+                        if stride == 1 {
+                            write(&mut to[pw..][..w]);
+                        } else {
+                            write(&mut row);
+                            for (x, &word) in (pw..).zip(&row) {
+                                to[x % stride * (line / stride) + x / stride] = word;
+                            }
                         }
                     }
                 },
             );
         });
-        // SAFETY: as above, past the last plane.
-        unsafe { to.zeroed(len - CHUNK, CHUNK) };
-        // SAFETY: the planes and the slack are all of it.
+        // SAFETY: the planes are all of it.
         unsafe { padded.vec(len) }
     }
 
@@ -223,6 +247,7 @@ impl Band<'_> {
         let (c_out, ..) = self.weight.dims;
         let (depth, width) = (self.weight.row(), pixels.len());
         let segments = self.segments(pixels.clone());
+        let shifts = self.shifts();
         let image_words = self.weight.precision.words(self.weight.dims.1) * self.plane;
         let source = &padded[image * image_words..];
         scratch.columns.resize(PANELS * PANEL_STRIDE, 0);
@@ -234,7 +259,7 @@ impl Band<'_> {
             let words = start..depth.min(start + DEPTH);
             dispatch(
                 #[inline(always)]
-                || self.gather(source, &segments, words.clone(), &mut scratch.columns),
+                || self.gather(source, &segments, &shifts, words.clone(), &mut scratch.columns),
             );
             let product = Product {
                 m: channels.len(),
@@ -265,31 +290,38 @@ impl Band<'_> {
 
     fn segments(&self, pixels: Range<usize>) -> Vec<Segment> {
         let ((_, ow), stride) = (self.output_size, self.geometry.stride);
+        // Where lines are as wide as the output, the rows are one.
+        let ow = if stride == 1 && self.line == ow { usize::MAX } else { ow };
         let mut segments = Vec::new();
         let mut at = pixels.start;
         while at < pixels.end {
             let (y, x) = (at / ow, at % ow);
             let column = at - pixels.start;
             let (panel, first) = (column / PANEL, column % PANEL);
-            let end = pixels.end.min((y + 1) * ow).min(at + PANEL - first);
-            segments.push(Segment { column: panel * PANEL_STRIDE + first, source: y * stride * self.line + x * stride, pixels: end - at });
+            let end = pixels.end.min((y + 1).saturating_mul(ow)).min(at + PANEL - first);
+            segments.push(Segment { column: panel * PANEL_STRIDE + first, source: y * stride * self.line + x, pixels: end - at });
             at = end;
         }
         segments
     }
 
-    /// What the taps `words` see at the pixels of some panels, `(panels, words, PANEL)`.
+    /// Where in a line each column of a kernel sees the first pixel.
+    fn shifts(&self) -> Vec<usize> {
+        let ConvGeometry { stride, dilation, .. } = self.geometry;
+        (0..self.weight.dims.3).map(|kx| kx * dilation).map(|x| x % stride * (self.line / stride) + x / stride).collect()
+    }
+
+    /// What the taps `words` see at the pixels of some panels, `(panels, words, PANEL)`, with the kernel's columns at `shifts`.
     ///
     /// Copies whole chunks: what they write too much is written over by the next segment or word, or not read.
     #[inline(always)]
-    fn gather(&self, source: &[u32], segments: &[Segment], words: Range<usize>, to: &mut [u32]) {
-        let (_, _, kh, kw) = self.weight.dims;
-        let ConvGeometry { stride, dilation, .. } = self.geometry;
+    fn gather(&self, source: &[u32], segments: &[Segment], shifts: &[usize], words: Range<usize>, to: &mut [u32]) {
+        let ((_, _, kh, kw), dilation) = (self.weight.dims, self.geometry.dilation);
         // Counted along: four divisions a word would take longer than its copies.
         let (mut channel, tap) = (words.start / (kh * kw), words.start % (kh * kw));
         let (mut ky, mut kx) = (tap / kw, tap % kw);
         for i in 0..words.len() {
-            let first = channel * self.plane + (ky * self.line + kx) * dilation;
+            let first = channel * self.plane + ky * dilation * self.line + shifts[kx];
             let new_channel = (ky, kx) == (0, 0);
             kx += 1;
             if kx == kw {
@@ -305,14 +337,14 @@ impl Band<'_> {
                 }
                 let from = &source[first + segment.source..];
                 let to = &mut to[i * PANEL + segment.column..];
-                if stride == 1 {
-                    let words = segment.pixels.next_multiple_of(CHUNK);
-                    let (from, to) = (&from[..words], &mut to[..words]);
-                    for chunk in 0..words / CHUNK {
-                        to[chunk * CHUNK..][..CHUNK].copy_from_slice(&from[chunk * CHUNK..][..CHUNK]);
-                    }
-                } else {
-                    to.iter_mut().zip(from.iter().step_by(stride)).take(segment.pixels).for_each(|(t, f)| *t = *f);
+                let words = segment.pixels.next_multiple_of(CHUNK);
+                if words > from.len() {
+                    to[..segment.pixels].copy_from_slice(&from[..segment.pixels]);
+                    continue;
+                }
+                let (from, to) = (&from[..words], &mut to[..words]);
+                for chunk in 0..words / CHUNK {
+                    to[chunk * CHUNK..][..CHUNK].copy_from_slice(&from[chunk * CHUNK..][..CHUNK]);
                 }
             }
         }

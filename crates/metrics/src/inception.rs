@@ -111,8 +111,12 @@ struct ConvBlock {
 
 impl ConvBlock {
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        self.forward_to(x, Activation::Relu)
+    }
+
+    fn forward_to(&self, x: &Tensor, activation: Activation) -> Result<Tensor> {
         let geometry = ConvGeometry { stride: self.stride, padding: self.padding, dilation: 1 };
-        Ok(conv2d(x, &self.weight, Some(&self.bias), geometry, Activation::Relu)?)
+        Ok(conv2d(x, &self.weight, Some(&self.bias), geometry, activation)?)
     }
 }
 
@@ -154,6 +158,10 @@ impl Mixed {
                     for tip in tips {
                         outputs.push(tip.forward(&trunk)?);
                     }
+                }
+                // An average of pixels and a mixture of channels commute, and there are fewer channels after it.
+                Branch::Pooled(Pool::Average, block) => {
+                    outputs.push(pool3x3(&block.forward_to(x, Activation::Identity)?, Pool::Average, 1, 1)?.relu()?);
                 }
                 Branch::Pooled(pool, block) => {
                     outputs.push(block.forward(&pool3x3(x, *pool, 1, 1)?)?);
