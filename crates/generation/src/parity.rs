@@ -7,7 +7,7 @@ use crate::pipeline::{Injected, Pipeline, Request, SizeConditioning, Trace};
 use crate::plan::{ConvAction, Dilation, Kernel, Plan};
 use crate::sampler::{Sampler, Schedule, ScheduleOptions, Spacing};
 use crate::unet::Told;
-use crate::{ClipTokenizer, Dispersion, MethodSpec, disperse};
+use crate::{ClipTokenizer, Dispersion, Dtype, LoadOptions, MethodSpec, disperse};
 use candle_core::{DType, Device, Tensor};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -259,6 +259,26 @@ fn unet() {
         };
         unet.forward_observed(&want["sample"], 401.0, &told(&want, ""), &Plan::plain(&unet.sites), &mut see).unwrap();
         assert_eq!(seen, if name == "sdxl" { 11 } else { 12 });
+    }
+}
+
+/// What `--dtype bf16` costs: root mean square of the deviation over that of the reference. Rounding to eight bits is
+/// a relative error of 2^-9 at most and adds up like noise.
+#[test]
+fn bf16_deviates_like_rounding() {
+    for name in MODELS {
+        let folder = data(&format!("models/tiny-{name}/unet"));
+        let unet = crate::unet::UNet::open(&folder, &LoadOptions { dtype: Dtype::Bf16, ..LoadOptions::default() }).unwrap();
+        let want = golden(&format!("{name}/unet"));
+        for (case, timestep) in [("base_t981", 981.0), ("x2_t500", 500.0), ("odd_22x30_t621", 621.0)] {
+            let at = |part: &str| &want[&format!("{case}.{part}")];
+            let got = unet.forward(at("sample"), timestep, &told(&want, case), &Plan::plain(&unet.sites)).unwrap();
+            let (got, want) = (values(&got), values(at("out")));
+            let squares = |v: &mut dyn Iterator<Item = f64>| v.map(|v| v * v).sum::<f64>();
+            let deviation = (squares(&mut got.iter().zip(&want).map(|(a, b)| a - b)) / squares(&mut want.iter().copied())).sqrt();
+            eprintln!("{name} {case} bf16: {deviation:.1e}");
+            assert!((1e-4..3e-2).contains(&deviation), "{name} {case}: {deviation:.2e}");
+        }
     }
 }
 

@@ -1,7 +1,7 @@
 //! Softmax attention that never holds more than one tile of scores.
 
 use crate::product::{Left, PANEL, Precision, Product, Right};
-use crate::simd::{LANES, exp, exp_simd};
+use crate::simd::{LANES, exp_simd, exp2_simd};
 use crate::view::{SharedMut, Unwritten, tensor, with_slice};
 use crate::weight::transpose;
 use crate::words;
@@ -66,6 +66,8 @@ fn wide(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize, scale: f64, precision:
     let key_size = m.div_ceil(PANEL) * depth * PANEL;
     let value_size = d.div_ceil(PANEL) * key_words * PANEL;
     let tiles = n.div_ceil(QUERY_TILE);
+    // Scores are logarithms to the base of 2.
+    let factor = (scale * std::f64::consts::LOG2_E) as f32;
     with_slice(q, |q| {
         let keys =
             with_slice(k, |k| Ok(panels(batch * heads * key_size, key_size, |i, to| lay_out_keys(k, i, m, heads, d, precision, to))))?;
@@ -87,7 +89,7 @@ fn wide(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize, scale: f64, precision:
                 acc.resize(QUERY_TILE * d, 0.0);
                 for (t, to) in queries.clone().zip(query.chunks_exact_mut(depth)) {
                     scaled.clear();
-                    scaled.extend(q[at(t)..][..d].iter().map(|v| v * scale as f32));
+                    scaled.extend(q[at(t)..][..d].iter().map(|v| v * factor));
                     words::rows(scaled, d, precision, to);
                 }
                 let mut peak = [f32::NEG_INFINITY; QUERY_TILE];
@@ -220,11 +222,11 @@ impl pulp::WithSimd for Soften<'_> {
             }
             let top = simd.max_f32s(simd.max_f32s(tops[0], tops[1]), simd.max_f32s(tops[2], tops[3]));
             let new_peak = peak.max(simd.reduce_max_f32s(top));
-            let shrink = exp(*peak - new_peak);
+            let shrink = (*peak - new_peak).exp2();
             let shift = simd.splat_f32s(new_peak);
             let mut total = simd.splat_f32s(0.0);
             for score in &mut *vectors {
-                *score = exp_simd(simd, simd.sub_f32s(*score, shift));
+                *score = exp2_simd(simd, simd.sub_f32s(*score, shift));
                 total = simd.add_f32s(total, *score);
             }
             *peak = new_peak;

@@ -9,7 +9,7 @@ use crate::product::{DEPTH, PANEL, Precision, Product, Right};
 use crate::simd::dispatch;
 use crate::view::{SharedMut, Unwritten, with_optional, with_slice};
 use crate::weight::ConvWeight;
-use crate::words;
+use crate::{winograd, words};
 use candle_core::{Result, Tensor, bail};
 use rayon::prelude::*;
 use std::borrow::Cow;
@@ -52,7 +52,7 @@ const CHANNELS: Range<usize> = 96..384;
 /// Tiles that a call is cut into, if it is large enough: work for some threads.
 const TILES: usize = 16;
 /// Words that a copy moves at once.
-const CHUNK: usize = 16;
+pub(crate) const CHUNK: usize = 16;
 
 #[derive(Default)]
 struct Scratch {
@@ -88,9 +88,12 @@ pub fn conv2d(x: &Tensor, weight: &ConvWeight, bias: Option<&Tensor>, geometry: 
         bail!("conv2d: bias {:?}, expected [{c_out}] or [{batch}, {c_out}]", bias.dims());
     }
     let channels = weight.precision.words(c_in);
-    // With a stride, a line holds every `stride`-th column, then those behind them, and so on: what a tap sees is contiguous.
-    let line = (w + 2 * pw).next_multiple_of(stride);
-    let rows_of = |band: usize| (band - 1) * stride + reach_h;
+    let tiled = winograd::pays(weight, stride, (oh, ow));
+    let pair = 2 * dilation;
+    // A line holds every `phases`-th column, then those behind them, and so on: what a tap sees is contiguous.
+    let phases = if tiled { pair } else { stride };
+    let line = (w + 2 * pw).next_multiple_of(phases);
+    let rows_of = |band: usize| if tiled { band.next_multiple_of(pair) + pair } else { (band - 1) * stride + reach_h };
     // Images side by side while they fit, else one image in bands of output rows.
     let direct = weight.precision == Precision::F32 && (kh, kw, stride, ph, pw) == (1, 1, 1, 0, 0);
     let (images, rows) = if direct {
@@ -98,8 +101,19 @@ pub fn conv2d(x: &Tensor, weight: &ConvWeight, bias: Option<&Tensor>, geometry: 
     } else {
         let images = (BAND / (channels * rows_of(oh) * line).max(1)).clamp(1, batch.max(1));
         let rows = (1..=oh).rev().find(|rows| channels * rows_of(*rows) * line <= BAND).unwrap_or(1);
-        (images, if images > 1 { oh } else { rows })
+        let whole = images > 1 || rows == oh;
+        (
+            images,
+            if whole {
+                oh
+            } else if tiled {
+                (rows / pair * pair).max(pair)
+            } else {
+                rows
+            },
+        )
     };
+    let transformed = tiled.then(|| winograd::transform_weight(weight));
     with_slice(x, |input| {
         with_optional(bias, |bias| {
             let mut output = Unwritten::new(batch * c_out * oh * ow);
@@ -116,10 +130,11 @@ pub fn conv2d(x: &Tensor, weight: &ConvWeight, bias: Option<&Tensor>, geometry: 
                         rows: start..oh.min(start + rows),
                         size: (h, w),
                         output_size: (oh, ow),
+                        phases,
                         line,
                         plane: rows_of(oh.min(start + rows) - start) * line,
                     }
-                    .run(output.shared());
+                    .run(transformed.as_deref(), output.shared());
                 }
             }
             // SAFETY: the bands cover all rows of all images.
@@ -129,22 +144,23 @@ pub fn conv2d(x: &Tensor, weight: &ConvWeight, bias: Option<&Tensor>, geometry: 
 }
 
 /// Some output rows of some images.
-struct Band<'a> {
+pub(crate) struct Band<'a> {
     input: &'a [f32],
-    weight: &'a ConvWeight,
-    bias: Option<&'a [f32]>,
-    geometry: ConvGeometry,
-    activation: Activation,
+    pub(crate) weight: &'a ConvWeight,
+    pub(crate) bias: Option<&'a [f32]>,
+    pub(crate) geometry: ConvGeometry,
+    pub(crate) activation: Activation,
     /// The input serves as it is: 1×1 kernels in `f32`.
     direct: bool,
-    images: Range<usize>,
-    rows: Range<usize>,
+    pub(crate) images: Range<usize>,
+    pub(crate) rows: Range<usize>,
     /// Of the input and of the output, (height, width).
     size: (usize, usize),
-    output_size: (usize, usize),
-    /// Width of a padded row, and words of one channel of the padded rows.
-    line: usize,
-    plane: usize,
+    pub(crate) output_size: (usize, usize),
+    /// Padded rows hold every `phases`-th column together; their width, and words of one channel of all of them.
+    phases: usize,
+    pub(crate) line: usize,
+    pub(crate) plane: usize,
 }
 
 /// Neighbouring pixels of one panel that lie in one row.
@@ -160,8 +176,12 @@ struct Segment {
 const PANEL_STRIDE: usize = DEPTH * PANEL + CHUNK;
 
 impl Band<'_> {
-    fn run(&self, output: SharedMut<f32>) {
+    /// Convolves; `transformed` is the weight for Winograd's way, if that is taken.
+    fn run(&self, transformed: Option<&[f32]>, output: SharedMut<f32>) {
         let padded = if self.direct { Cow::Borrowed(self.as_words()) } else { Cow::Owned(self.padded()) };
+        if let Some(weight) = transformed {
+            return winograd::run(self, &padded, weight, output);
+        }
         let (c_out, ..) = self.weight.dims;
         let pixels = self.rows.len() * self.output_size.1;
         // Even strips of whole panels.
@@ -190,15 +210,15 @@ impl Band<'_> {
         unsafe { std::slice::from_raw_parts(input.as_ptr().cast(), input.len()) }
     }
 
-    /// The rows of the input that the band sees, with zeros around them: `(images, channel words, plane)`.
+    /// The rows of the input that the band sees, with zeros around them: `(images, channel words, plane)`, and some slack.
     fn padded(&self) -> Vec<u32> {
-        let &Self { input, line, plane, size: (h, w), ref images, ref rows, .. } = self;
+        let &Self { input, phases, line, plane, size: (h, w), ref images, ref rows, .. } = self;
         let ConvGeometry { stride, padding: (ph, pw), .. } = self.geometry;
         let (_, c_in, ..) = self.weight.dims;
         let precision = self.weight.precision;
         let channels = precision.words(c_in);
         let per_word = c_in.div_ceil(channels.max(1));
-        let len = images.len() * channels * plane;
+        let len = images.len() * channels * plane + CHUNK;
         let mut padded = Unwritten::new(len);
         let to = padded.shared();
         (0..images.len() * channels).into_par_iter().for_each(|task| {
@@ -207,7 +227,7 @@ impl Band<'_> {
             let (low, high) = (channel(word * per_word), channel(word * per_word + 1));
             // SAFETY: this task owns one plane of the buffer.
             let to = unsafe { to.zeroed(task * plane, plane) };
-            let mut row = vec![0; if stride == 1 { 0 } else { w }];
+            let mut row = vec![0; if phases == 1 { 0 } else { w }];
             dispatch(
                 #[inline(always)]
                 || {
@@ -217,19 +237,21 @@ impl Band<'_> {
                             Precision::F32 => words::bits(&low[y * w..][..w], to),
                             Precision::Bf16 => words::joined(&low[y * w..][..w], high.get(y * w..(y + 1) * w).unwrap_or(&[]), to),
                         };
-                        if stride == 1 {
+                        if phases == 1 {
                             write(&mut to[pw..][..w]);
                         } else {
                             write(&mut row);
-                            for (x, &word) in (pw..).zip(&row) {
-                                to[x % stride * (line / stride) + x / stride] = word;
+                            for phase in 0..phases {
+                                take_phase(&row, pw, phases, phase, &mut to[phase * (line / phases)..]);
                             }
                         }
                     }
                 },
             );
         });
-        // SAFETY: the planes are all of it.
+        // SAFETY: as above, past the last plane.
+        unsafe { to.zeroed(len - CHUNK, CHUNK) };
+        // SAFETY: the planes and the slack are all of it.
         unsafe { padded.vec(len) }
     }
 
@@ -347,6 +369,26 @@ impl Band<'_> {
                     to[chunk * CHUNK..][..CHUNK].copy_from_slice(&from[chunk * CHUNK..][..CHUNK]);
                 }
             }
+        }
+    }
+}
+
+/// Of `row` with `padding` before it, the columns x ≡ `phase` (mod `phases`).
+#[inline(always)]
+fn take_phase(row: &[u32], padding: usize, phases: usize, phase: usize, to: &mut [u32]) {
+    let skip = padding.saturating_sub(phase).div_ceil(phases);
+    let first = phase + phases * skip - padding;
+    let from = &row[first.min(row.len())..];
+    let n = from.len().div_ceil(phases);
+    let to = &mut to[skip..][..n];
+    if phases == 2 {
+        // A constant stride is one that the compiler makes shuffles of.
+        for i in 0..n {
+            to[i] = from[2 * i];
+        }
+    } else {
+        for i in 0..n {
+            to[i] = from[phases * i];
         }
     }
 }
@@ -488,16 +530,40 @@ mod tests {
         }
     }
 
+    /// Winograd's way, with odd sizes, dilations larger than some phases are long, and more than one panel of everything.
+    #[test]
+    fn tiles_match_the_definition() {
+        for (size, dilation, padding) in [((45, 49), 1, 1), ((50, 47), 2, 2), ((33, 64), 3, 3), ((52, 48), 1, 0), ((70, 41), 16, 16)] {
+            let (x, k, b) = (ramp(&[2, 33, size.0, size.1], 0.37), ramp(&[131, 33, 3, 3], 0.71), ramp(&[131], 1.3));
+            let g = ConvGeometry { stride: 1, padding: (padding, padding), dilation };
+            let weight = ConvWeight::new(&k, Precision::F32).unwrap();
+            let y = conv2d(&x, &weight, Some(&b), g, Activation::Identity).unwrap();
+            assert!(winograd::pays(&weight, 1, (y.dims()[2], y.dims()[3])));
+            let got: Vec<f32> = y.flatten_all().unwrap().to_vec1().unwrap();
+            for (i, (g, w)) in got.iter().zip(direct(&x, &k, &b, g)).enumerate() {
+                assert!((f64::from(*g) - w).abs() < 1e-4, "{size:?} {dilation} at {i}: {g} {w}");
+            }
+            let rectified = conv2d(&x, &weight, Some(&b), g, Activation::Relu).unwrap().flatten_all().unwrap();
+            let clamped: Vec<f32> = got.iter().map(|v| v.max(0.0)).collect();
+            assert_eq!(rectified.to_vec1::<f32>().unwrap(), clamped);
+        }
+    }
+
     /// Maps too large for one band, and several images in one, give what they give alone.
     #[test]
     fn bands_and_batches_change_nothing() {
-        let weight = ConvWeight::new(&ramp(&[8, 512, 3, 3], 0.53), Precision::F32).unwrap();
-        let large = ramp(&[1, 512, 160, 132], 0.11);
-        let whole = conv2d(&large, &weight, None, ConvGeometry::padded(1), Activation::Identity).unwrap();
-        let rows = conv2d(&large.narrow(2, 100, 40).unwrap(), &weight, None, ConvGeometry::padded(1), Activation::Identity).unwrap();
         let values = |t: Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
         let same = |a: Tensor, b: Tensor| assert_eq!(values(a), values(b));
-        same(whole.narrow(2, 101, 38).unwrap(), rows.narrow(2, 1, 38).unwrap());
+        let large = ramp(&[1, 512, 160, 132], 0.11);
+        // Few outputs go the direct way, more in tiles.
+        for c_out in [8, 48] {
+            let weight = ConvWeight::new(&ramp(&[c_out, 512, 3, 3], 0.53), Precision::F32).unwrap();
+            let whole = conv2d(&large, &weight, None, ConvGeometry::padded(1), Activation::Identity).unwrap();
+            let rows = large.narrow(2, 100, 40).unwrap();
+            let rows = conv2d(&rows, &weight, None, ConvGeometry::padded(1), Activation::Identity).unwrap();
+            same(whole.narrow(2, 101, 38).unwrap(), rows.narrow(2, 1, 38).unwrap());
+        }
+        let weight = ConvWeight::new(&ramp(&[8, 512, 3, 3], 0.53), Precision::F32).unwrap();
         let three = ramp(&[3, 512, 8, 8], 0.2);
         let together = conv2d(&three, &weight, None, ConvGeometry::padded(1), Activation::Identity).unwrap();
         let alone = conv2d(&three.narrow(0, 2, 1).unwrap(), &weight, None, ConvGeometry::padded(1), Activation::Identity).unwrap();

@@ -20,6 +20,7 @@ mod resize;
 mod simd;
 mod view;
 mod weight;
+mod winograd;
 mod words;
 
 pub use attention::attention;

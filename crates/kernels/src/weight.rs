@@ -62,6 +62,12 @@ impl ConvWeight {
         tensor(values, self.dims)
     }
 
+    /// Tap `tap` of the kernel from input `c_in` to output `c_out`, in `f32` precision.
+    pub(crate) fn tap(&self, c_out: usize, c_in: usize, tap: usize) -> f32 {
+        let (_, inputs, kh, kw) = self.dims;
+        f32::from_bits(self.words[(c_out * inputs + c_in) * kh * kw + tap])
+    }
+
     /// Words of the kernels of one output.
     pub(crate) fn row(&self) -> usize {
         let (_, c_in, kh, kw) = self.dims;
