@@ -3,7 +3,8 @@
 //! The input is copied once, as words, with its zeros around it; then each tile of the output gathers
 //! what a few taps see, a part that stays in a second-level cache, and multiplies it, until all taps are
 //! through. A dilation only moves where the gather reads, so a dilated convolution costs what a plain
-//! one costs: the phase images of the algebra are never built.
+//! one costs: the phase images of the algebra are never built. Large `f32` maps under 3×3 kernels take
+//! Winograd's way from there.
 
 use crate::product::{DEPTH, PANEL, Precision, Product, Right};
 use crate::simd::dispatch;
@@ -101,17 +102,9 @@ pub fn conv2d(x: &Tensor, weight: &ConvWeight, bias: Option<&Tensor>, geometry: 
     } else {
         let images = (BAND / (channels * rows_of(oh) * line).max(1)).clamp(1, batch.max(1));
         let rows = (1..=oh).rev().find(|rows| channels * rows_of(*rows) * line <= BAND).unwrap_or(1);
-        let whole = images > 1 || rows == oh;
-        (
-            images,
-            if whole {
-                oh
-            } else if tiled {
-                (rows / pair * pair).max(pair)
-            } else {
-                rows
-            },
-        )
+        // Tiles begin where a band does.
+        let rows = if tiled { (rows / pair * pair).max(pair) } else { rows };
+        (images, if images > 1 { oh } else { rows })
     };
     let transformed = tiled.then(|| winograd::transform_weight(weight));
     with_slice(x, |input| {
