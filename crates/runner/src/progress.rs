@@ -26,22 +26,60 @@ pub(crate) fn log_as(log: Log) {
 #[serde(tag = "event", rename_all = "snake_case")]
 pub(crate) enum Event<'a> {
     /// Images that are this process's, and those among them that are not there yet.
-    Started { images: usize, to_make: usize },
+    Started {
+        images: usize,
+        to_make: usize,
+    },
     /// An image was made and written, the `done`-th of `of` to make.
-    Image { cell: &'a str, index: usize, seconds: f64, done: usize, of: usize },
+    Image {
+        cell: &'a str,
+        index: usize,
+        seconds: f64,
+        done: usize,
+        of: usize,
+    },
     /// The last of a cell's `images` that were to make.
-    Cell { cell: &'a str, images: usize, seconds: f64, done: usize, of: usize },
+    Cell {
+        cell: &'a str,
+        images: usize,
+        seconds: f64,
+        done: usize,
+        of: usize,
+    },
     /// Features that were not in the cache.
-    Features { what: &'a str, preprocess: &'a str, images: usize, seconds: f64 },
+    Features {
+        what: &'a str,
+        preprocess: &'a str,
+        images: usize,
+        seconds: f64,
+    },
     /// A row of the results.
-    Scores { model: &'a str, scale: f64, method: &'a str, n_images: u64, scores: BTreeMap<&'a str, Option<Interval>> },
+    Scores {
+        model: &'a str,
+        scale: f64,
+        method: &'a str,
+        n_images: u64,
+        scores: BTreeMap<&'a str, Option<Interval>>,
+    },
     /// Everything that was asked for is there; `missing` images are other shards'.
-    Finished { shard: String, missing: usize, report: Option<String> },
-    Note { text: &'a str },
-    Warning { text: &'a str },
+    Finished {
+        shard: String,
+        missing: usize,
+        report: Option<String>,
+    },
+    Note {
+        text: &'a str,
+    },
+    Warning {
+        text: &'a str,
+    },
     /// Told to stop; see [`crate::interrupt`].
-    Stopped { text: &'a str },
-    Error { text: &'a str },
+    Stopped {
+        text: &'a str,
+    },
+    Error {
+        text: &'a str,
+    },
 }
 
 impl<'a> Event<'a> {

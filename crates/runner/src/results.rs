@@ -1,12 +1,11 @@
 //! What a run found out: one row per cell, as plain data.
 
 use scalebench_metrics::{Estimate, Metric, Verdict};
-use serde::Serialize;
 
 use crate::methods::BASELINE;
 
 /// A value with its confidence interval.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct Interval {
     pub(crate) value: f64,
     pub(crate) lo: f64,

@@ -11,8 +11,8 @@ use scalebench_metrics::{
 use serde::Serialize;
 use serde_json::json;
 
-use crate::methods::BASELINE;
 use crate::interrupt;
+use crate::methods::BASELINE;
 use crate::plan::{Cell, Plan};
 use crate::progress::{self, Event};
 use crate::protocol::{Against, Comparison, Network, published};

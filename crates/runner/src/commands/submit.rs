@@ -24,15 +24,8 @@ pub(super) fn run(args: &Submit) -> Result<()> {
     let folder = std::env::current_dir().context("cannot find the current directory")?;
     let store = Store::new(&folder.join(&out), Shard::WHOLE);
     let logs = store.path("slurm");
-    let jobs = Jobs {
-        name,
-        folder: &folder,
-        logs: &logs,
-        sweep: &command,
-        shards: args.array,
-        resources: &args.resources,
-        grace: args.grace,
-    };
+    let jobs =
+        Jobs { name, folder: &folder, logs: &logs, sweep: &command, shards: args.array, resources: &args.resources, grace: args.grace };
     let scripts = [("slurm/shards.sbatch", jobs.shards()?), ("slurm/merge.sbatch", jobs.merge()?)];
     if args.dry_run {
         for (file, text) in &scripts {
