@@ -135,6 +135,7 @@ echo "$(images) images, $(state "$array" | grep -c RUNNING) tasks running: the n
 slurmd_pid=${daemons[-1]}
 unset 'daemons[-1]'
 kill -KILL "$slurmd_pid"
+wait "$slurmd_pid" 2>/dev/null || true
 # Everything of the jobs dies, as by a power cut: first their keepers, who would tell the controller, then shells and sweeps.
 of_jobs=()
 keepers=()
