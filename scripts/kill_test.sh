@@ -34,14 +34,18 @@ begin() {
     pids[shard]=$!
 }
 for shard in 0 1; do begin "$@"; done
-# On average the kills spread over the time that both shards need on two cores, and what they lose.
-for kill in $(seq $kills); do
-    wait_ms=$(((RANDOM * 32768 + RANDOM) % (2 * milliseconds / kills + 1)))
+# On average the kills spread over the half of that time that both shards need on two cores, and what they lose.
+kill=0
+while [ $kill -lt $kills ]; do
+    wait_ms=$(((RANDOM * 32768 + RANDOM) % (milliseconds / kills + 1)))
     sleep "$(printf '%d.%03d' $((wait_ms / 1000)) $((wait_ms % 1000)))"
     shard=$((RANDOM % 2))
-    kill -KILL "${pids[shard]}" 2>/dev/null && outcome=killed || outcome="had ended"
+    # One that had ended is begun again, which makes nothing, and does not count.
+    if kill -KILL "${pids[shard]}" 2>/dev/null; then
+        kill=$((kill + 1))
+        echo "$kill: shard $shard killed after another $wait_ms ms, $(images) images there"
+    fi
     wait "${pids[shard]}" 2>/dev/null || true
-    echo "$kill: shard $shard $outcome after another $wait_ms ms, $(images) images there"
     begin "$@"
 done
 for shard in 0 1; do wait "${pids[shard]}"; done

@@ -119,7 +119,7 @@ fn features(what: &str, prompts: &[usize], crops: usize, draw: u64, shift: f64) 
 /// Writes what a comparison reads of a finished run.
 pub(crate) fn write(folder: &Path, resolved: &Resolved, change: &Change) {
     let store = Store::new(folder, Shard::WHOLE);
-    let file = RunFile { command: String::new(), experiment: resolved.clone() };
+    let file = RunFile { command: String::new(), machine: None, experiment: resolved.clone() };
     store.write(RUN_FILE, serde_yaml::to_string(&file).unwrap().as_bytes()).unwrap();
     std::fs::create_dir_all(store.path("features")).unwrap();
     let prompts: Vec<usize> = (change.first_prompt..change.first_prompt + resolved.images).collect();
