@@ -9,7 +9,7 @@ use scalebench_metrics::{Crops, KidOptions, Metric, Position, Profile, Tap};
 
 /// Evaluates tuning-free methods that sample diffusion models above their training resolution.
 #[derive(Debug, Parser)]
-#[command(version, max_term_width = 100)]
+#[command(version = env!("SCALEBENCH_VERSION"), max_term_width = 100)]
 pub(crate) struct Cli {
     #[command(subcommand)]
     pub(crate) command: Command,
@@ -25,6 +25,8 @@ pub(crate) enum Command {
     Nightly(Nightly),
     /// Say how far a run is, while it goes on in another process or on another node
     Status(Status),
+    /// Run an experiment on a cluster: an array of shards, and a job that merges them
+    Submit(Submit),
     /// Make one image
     Generate(Generate),
     /// Extract features of a folder of images
@@ -51,9 +53,21 @@ pub(crate) enum Command {
     Weights(Weights),
     /// Time parts of the program on random weights
     Bench(Bench),
+    /// Print a script that completes this program's commands and options in a shell
+    Completions(Completions),
 }
 
 #[derive(Debug, Args)]
+#[command(after_help = "\
+Exit status: 0 done, 2 failed, 75 told to stop by SIGTERM: the image in hand was finished and written, and the same
+command goes on. SIGKILL loses the image in hand, no more.
+
+Example: two processes on one machine, then the results
+  scalebench sweep experiments/quick.yaml --shard 0/2 --images-only &
+  scalebench sweep experiments/quick.yaml --shard 1/2 --images-only; wait
+  scalebench sweep experiments/quick.yaml
+Example: what was made, as it is made
+  scalebench sweep experiments/quick.yaml --log json 2>&1 >/dev/null | jq -c 'select(.event == \"image\")'")]
 pub(crate) struct Sweep {
     /// The experiment file; see experiments/README.md
     pub(crate) experiment: PathBuf,
@@ -63,12 +77,88 @@ pub(crate) struct Sweep {
     /// Make only the images whose index leaves the remainder I when divided by N
     #[arg(long, value_name = "I/N", default_value = "0/1")]
     pub(crate) shard: Shard,
+    /// Leave scores, tables and report to a later sweep, even if all images are there
+    #[arg(long)]
+    pub(crate) images_only: bool,
     /// Replace a value of the experiment file, for example images=4 or sampler.steps=10
     #[arg(long, value_name = "KEY=VALUE")]
     pub(crate) set: Vec<String>,
+    /// What stderr says: text for people, or json: one object a line (started, image, cell, features, scores, finished,
+    /// stopped, note, warning, error)
+    #[arg(long, value_enum, value_name = "FORMAT", default_value = "text")]
+    pub(crate) log: Log,
     /// Print the cells, the images to make and the estimated time, and write nothing
     #[arg(long)]
     pub(crate) dry_run: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Log {
+    Text,
+    Json,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Writes DIR/slurm/shards.sbatch and DIR/slurm/merge.sbatch and submits both: an array whose tasks make one shard each, all in
+DIR on the shared file system, and a job that waits for all of them (afterok) and makes scores, tables and report. Logs are
+beside the scripts.
+
+A task that nears its time limit gets SIGTERM, finishes its image, exits with 75 and queues itself again, as often as it
+takes; one that is preempted or loses its node is queued again by Slurm. Should a task fail, submit again: what was made is kept.
+
+Other options of sbatch come from its environment: SBATCH_ACCOUNT, SBATCH_QOS, SBATCH_CONSTRAINT, ...
+
+Example: eight shards of at most four hours at a time
+  scalebench submit experiments/emoji.yaml --engine slurm --partition cpu --array 8 --cpus-per-task 4 --mem 8G --time 4:00:00
+  scalebench status runs/emoji")]
+pub(crate) struct Submit {
+    /// The experiment file; see experiments/README.md
+    pub(crate) experiment: PathBuf,
+    /// What runs the jobs
+    #[arg(long, value_enum, default_value = "slurm")]
+    pub(crate) engine: Engine,
+    /// Run directory, on a file system that all nodes see [default: runs/<name of the experiment file>]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) out: Option<PathBuf>,
+    /// Shards, each a task of the job array
+    #[arg(long, value_name = "N", default_value_t = 4)]
+    pub(crate) array: usize,
+    #[command(flatten)]
+    pub(crate) resources: Resources,
+    /// Seconds before the time limit at which a task is told to stop: more than its slowest image takes
+    #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+    pub(crate) grace: u32,
+    /// Replace a value of the experiment file, for example images=4 or sampler.steps=10
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub(crate) set: Vec<String>,
+    /// Print the scripts, and neither write nor submit them
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Engine {
+    Slurm,
+}
+
+/// What each job asks for, in the words of sbatch; the cluster's defaults where nothing is said.
+#[derive(Debug, Args)]
+pub(crate) struct Resources {
+    #[arg(long, value_name = "P")]
+    pub(crate) partition: Option<String>,
+    /// GPUs of each job, for example 1 or a100:1 (this version computes on the CPU)
+    #[arg(long, value_name = "G")]
+    pub(crate) gpus: Option<String>,
+    /// Cores of each job, and threads that it uses
+    #[arg(long, value_name = "C")]
+    pub(crate) cpus_per_task: Option<String>,
+    /// Memory of each job, for example 8G
+    #[arg(long, value_name = "M")]
+    pub(crate) mem: Option<String>,
+    /// Time limit of each job, for example 4:00:00
+    #[arg(long, value_name = "T")]
+    pub(crate) time: Option<String>,
 }
 
 #[derive(Debug, Args)]
@@ -139,7 +229,7 @@ significantly worse follows a slow decline too. When a change is meant to stay, 
 `--accept`.
 
 Example: in a nightly job
-  scalebench nightly experiments/nightly.yaml --history /var/lib/scalebench --commit \"$(git rev-parse HEAD)\"
+  scalebench nightly experiments/nightly.yaml --history /var/lib/scalebench
 and after a change that is meant
   scalebench nightly experiments/nightly.yaml --history /var/lib/scalebench --accept")]
 pub(crate) struct Nightly {
@@ -151,9 +241,6 @@ pub(crate) struct Nightly {
     /// Make the latest run the accepted one, and run nothing
     #[arg(long)]
     pub(crate) accept: bool,
-    /// Commit that this program was built from, for the history [default: $SCALEBENCH_COMMIT, at build time or now]
-    #[arg(long, value_name = "HASH")]
-    pub(crate) commit: Option<String>,
     /// Replace a value of the experiment file, for example images=4 or sampler.steps=10
     #[arg(long, value_name = "KEY=VALUE")]
     pub(crate) set: Vec<String>,
@@ -621,6 +708,14 @@ pub(crate) struct BenchUnet {
     pub(crate) method: Option<String>,
     #[command(flatten)]
     pub(crate) timed: Timed,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Example: in ~/.bashrc
+  source <(scalebench completions bash)")]
+pub(crate) struct Completions {
+    pub(crate) shell: clap_complete::Shell,
 }
 
 #[derive(Debug, Args)]

@@ -1,21 +1,20 @@
 //! Running a plan: images first, then scores, then everything that shows them.
 
 use std::fmt::Write as _;
-use std::io::IsTerminal;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use cpu_time::ProcessTime;
-use indicatif::{ProgressBar, ProgressStyle};
 use scalebench_metrics::{Image, jpeg};
 use serde::{Deserialize, Serialize};
 
 use crate::cli::Shard;
 use crate::machine::Machine;
 use crate::plan::{Cell, Plan};
+use crate::progress::{self, Event};
 use crate::resolve::{Inputs, Resolved, difference};
 use crate::store::{ManifestLine, Store, Timing};
-use crate::{memory, report, schedule, score, tables};
+use crate::{interrupt, memory, report, schedule, score, tables};
 
 /// `run.yaml`.
 #[derive(Debug, Serialize, Deserialize)]
@@ -44,34 +43,9 @@ pub(crate) const RUN_FILE: &str = "run.yaml";
 /// Prompts that are embedded at a time, before the text encoders make room for the U-Net.
 const EMBEDDED_AHEAD: usize = 64;
 
-/// Progress for people on stderr: a bar on a terminal, else a line per finished part.
-pub(crate) struct Progress {
-    terminal: bool,
-}
-
-impl Progress {
-    pub(crate) fn new() -> Progress {
-        Progress { terminal: std::io::stderr().is_terminal() }
-    }
-
-    /// A bar with an estimate of what is left; invisible unless stderr is a terminal.
-    pub(crate) fn bar(&self, length: u64, message: &str) -> ProgressBar {
-        if !self.terminal {
-            return ProgressBar::hidden();
-        }
-        let style = ProgressStyle::with_template("{bar:30} {percent:>3}% {msg} [{elapsed} elapsed, {eta} left]");
-        let bar = ProgressBar::new(length).with_message(message.to_owned());
-        bar.set_style(style.expect("a valid template"));
-        bar.enable_steady_tick(Duration::from_millis(500));
-        bar
-    }
-
-    /// A line, unless there are bars.
-    pub(crate) fn line(&self, text: &str) {
-        if !self.terminal {
-            eprintln!("{text}");
-        }
-    }
+/// Number of a cell's images that are this shard's.
+fn held(cell: &Cell, shard: Shard) -> usize {
+    (0..cell.jobs.len()).filter(|i| shard.holds(*i)).count()
 }
 
 /// Indices of a cell's images that this shard has still to make.
@@ -90,7 +64,7 @@ pub(crate) fn dry_run(plan: &Plan, inputs: &Inputs, store: &Store, shard: Shard)
     let mut lines = vec![["cell", "size", "images", "done", "to do", "s/image", "time"].map(String::from).to_vec()];
     let (mut n_images, mut n_missing, mut total) = (0, 0, 0.0);
     for cell in &plan.cells {
-        let held = (0..cell.jobs.len()).filter(|i| shard.holds(*i)).count();
+        let held = held(cell, shard);
         let missing = missing(cell, store, shard)?;
         let seconds = match missing.first() {
             Some(i) => inputs.pipelines[cell.model].estimate_seconds(&cell.jobs[*i].request, &cell.method)?,
@@ -134,40 +108,49 @@ pub(crate) fn check_same_experiment(store: &Store, resolved: &Resolved) -> Resul
     Ok(true)
 }
 
-/// Runs what is left of a plan.
-pub(crate) fn run(resolved: &Resolved, inputs: &Inputs, plan: &Plan, store: &Store, shard: Shard, command: String) -> Result<()> {
+/// Runs what is left of a plan; with `images_only`, up to the scores.
+pub(crate) fn run(
+    resolved: &Resolved,
+    inputs: &Inputs,
+    plan: &Plan,
+    store: &Store,
+    shard: Shard,
+    images_only: bool,
+    command: String,
+) -> Result<()> {
     if !check_same_experiment(store, resolved)? {
         let file = RunFile { command, machine: Some(Machine::here()), experiment: resolved.clone() };
         store.write(RUN_FILE, serde_yaml::to_string(&file)?.as_bytes())?;
     }
     store.remove_leftovers()?;
-    let progress = Progress::new();
-    make_images(inputs, plan, store, shard, resolved.sampler.jpeg_quality, &progress)?;
+    make_images(inputs, plan, store, shard, resolved.sampler.jpeg_quality)?;
     let n_missing = write_manifests(plan, store)?;
-    if n_missing > 0 {
-        eprintln!("shard {}/{} is done; other shards have {n_missing} images to make", shard.index, shard.count);
+    if n_missing > 0 || images_only {
+        progress::say(&Event::finished(shard, n_missing, None));
         return Ok(());
     }
     for cell in plan.cells.iter().filter(|cell| cell.asked_for) {
         schedule::write(store, cell, &inputs.pipelines[cell.model])?;
     }
-    let rows = score::score(resolved, inputs, plan, store, &progress)?;
+    let rows = score::score(resolved, inputs, plan, store)?;
     tables::write(store, &rows)?;
     report::write(store)?;
     print!("{}", tables::text(&rows));
     if !resolved.metrics.comparable() {
         println!("{}", report::NOT_COMPARABLE);
     }
-    eprintln!("report: {}", store.path("report/index.html").display());
+    rows.iter().for_each(|row| progress::say(&Event::scores(row)));
+    progress::say(&Event::finished(shard, 0, Some(store.path("report/index.html").display().to_string())));
     Ok(())
 }
 
-fn make_images(inputs: &Inputs, plan: &Plan, store: &Store, shard: Shard, jpeg_quality: Option<u8>, progress: &Progress) -> Result<()> {
+fn make_images(inputs: &Inputs, plan: &Plan, store: &Store, shard: Shard, jpeg_quality: Option<u8>) -> Result<()> {
     let todo: Vec<(&Cell, Vec<usize>)> = plan.cells.iter().map(|cell| Ok((cell, missing(cell, store, shard)?))).collect::<Result<_>>()?;
     let n_todo: usize = todo.iter().map(|(_, missing)| missing.len()).sum();
     // The bar counts pixels, so that its estimate knows that larger images take longer.
     let pixels = |cell: &Cell| u64::from(cell.width) * u64::from(cell.height);
-    let bar = progress.bar(todo.iter().map(|(cell, missing)| pixels(cell) * missing.len() as u64).sum(), "");
+    let bar = progress::bar(todo.iter().map(|(cell, missing)| pixels(cell) * missing.len() as u64).sum(), "");
+    progress::say(&Event::Started { images: plan.cells.iter().map(|cell| held(cell, shard)).sum(), to_make: n_todo });
     let start = Instant::now();
     let mut done = 0;
     for (cell, missing) in &todo {
@@ -178,13 +161,14 @@ fn make_images(inputs: &Inputs, plan: &Plan, store: &Store, shard: Shard, jpeg_q
             _ => store.read_lines(&store.timings(&cell.name))?,
         };
         for (n, &i) in missing.iter().enumerate() {
+            interrupt::check()?;
             if n % EMBEDDED_AHEAD == 0 {
                 let ahead = missing[n..].iter().take(EMBEDDED_AHEAD).map(|&i| &cell.jobs[i].request);
                 inputs.pipelines[cell.model].embed_ahead(ahead)?;
             }
             let mut message = format!("{done}/{n_todo} images");
             if done > 0 {
-                let rate = f64::from(done) / start.elapsed().as_secs_f64();
+                let rate = done as f64 / start.elapsed().as_secs_f64();
                 write!(message, ", {rate:.2} images/s").expect("writing to a string");
             }
             bar.set_message(format!("{message}, {}", cell.name));
@@ -198,16 +182,11 @@ fn make_images(inputs: &Inputs, plan: &Plan, store: &Store, shard: Shard, jpeg_q
             store.write_lines(&store.timings(&cell.name), &timings)?;
             store.write_image(&cell.name, i, &job.key, &image)?;
             done += 1;
+            progress::say(&Event::Image { cell: &cell.name, index: i, seconds: timing.seconds, done, of: n_todo });
             bar.inc(pixels(cell));
         }
         let seconds = cell_start.elapsed().as_secs_f64();
-        progress.line(&format!(
-            "{}: {} images in {}, {:.2} s each ({done}/{n_todo} images)",
-            cell.name,
-            missing.len(),
-            duration(seconds),
-            seconds / missing.len() as f64
-        ));
+        progress::say(&Event::Cell { cell: &cell.name, images: missing.len(), seconds, done, of: n_todo });
     }
     bar.finish_and_clear();
     Ok(())

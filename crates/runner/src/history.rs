@@ -36,6 +36,7 @@ pub(crate) struct Night {
     /// When it began, UTC, as `2026-01-31T02:00:00Z`; names the night.
     pub(crate) date: String,
     pub(crate) version: String,
+    /// That the program was built from, where `build.rs` could tell.
     pub(crate) commit: Option<String>,
     /// Digest of the program's file.
     pub(crate) build: String,
@@ -79,14 +80,14 @@ pub(crate) struct History {
 
 impl Night {
     /// This program on this machine, now.
-    pub(crate) fn now(commit: Option<String>) -> Result<Night> {
+    pub(crate) fn now() -> Result<Night> {
         let since = SystemTime::now().duration_since(UNIX_EPOCH).context("the clock stands before 1970")?;
         let program = std::env::current_exe().context("cannot find this program's file")?;
         let bytes = fs::read(&program).with_context(|| format!("cannot read {}", program.display()))?;
         Ok(Night {
             date: date(since.as_secs()),
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            commit,
+            commit: Some(env!("SCALEBENCH_COMMIT").to_owned()).filter(|commit| !commit.is_empty()),
             build: blake3::hash(&bytes).to_hex()[..16].to_owned(),
             machine: machine(),
         })
@@ -107,7 +108,7 @@ fn machine() -> String {
 }
 
 /// Seconds since 1970 as a date of the Gregorian calendar, UTC.
-fn date(seconds: u64) -> String {
+pub(crate) fn date(seconds: u64) -> String {
     let (days, rest) = (seconds / 86400, seconds % 86400);
     // Years that begin in March have the leap day at their end: Howard Hinnant, "chrono-compatible low-level date algorithms".
     let shifted = days + 719_468;

@@ -11,17 +11,18 @@ use scalebench_metrics::{
 use serde::Serialize;
 use serde_json::json;
 
-use crate::execute::Progress;
+use crate::interrupt;
 use crate::methods::BASELINE;
 use crate::plan::{Cell, Plan};
+use crate::progress::{self, Event};
 use crate::protocol::{Against, Comparison, Network, published};
 use crate::resolve::{Inputs, Reference, Resolved, Scale};
 use crate::results::{Difference, Row, Score};
 use crate::store::{Store, Timing};
 
 /// Scores every cell that was asked for.
-pub(crate) fn score(resolved: &Resolved, inputs: &Inputs, plan: &Plan, store: &Store, progress: &Progress) -> Result<Vec<Row>> {
-    let scorer = Scorer { resolved, inputs, plan, store, progress };
+pub(crate) fn score(resolved: &Resolved, inputs: &Inputs, plan: &Plan, store: &Store) -> Result<Vec<Row>> {
+    let scorer = Scorer { resolved, inputs, plan, store };
     let mut rows = Vec::new();
     for (model, described) in resolved.models.iter().enumerate() {
         for scale in &resolved.scales {
@@ -70,7 +71,6 @@ struct Scorer<'a> {
     inputs: &'a Inputs,
     plan: &'a Plan,
     store: &'a Store,
-    progress: &'a Progress,
 }
 
 /// Features of one side, one set per tap.
@@ -231,14 +231,16 @@ impl Scorer<'_> {
         if let Some(sets) = cached.collect::<Option<Sets>>() {
             return Ok(sets);
         }
+        interrupt::check()?;
         let folder = self.store.path("features");
         std::fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
         let start = Instant::now();
         let n = samples.len();
-        let bar = self.progress.bar(n as u64, &format!("features of {what}, {}", preprocess.id()));
+        let bar = progress::bar(n as u64, &format!("features of {what}, {}", preprocess.id()));
         let (sets, _) = extractor.taps(taps, samples, preprocess, Corrupt::Fail, |done| bar.set_position(done as u64))?;
         bar.finish_and_clear();
-        self.progress.line(&format!("features of {what}, {}: {n} images, {:.1} s", preprocess.id(), start.elapsed().as_secs_f64()));
+        let seconds = start.elapsed().as_secs_f64();
+        progress::say(&Event::Features { what, preprocess: &preprocess.id(), images: n, seconds });
         for ((_, path, _), set) in files.iter().zip(&sets) {
             set.save(path)?;
         }

@@ -89,6 +89,14 @@ fn compared_files(out: &Path) -> Vec<(PathBuf, Vec<u8>)> {
     found
 }
 
+/// Number of the images that have their final name.
+fn images(out: &Path) -> usize {
+    let folders = |folder: PathBuf| std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
+    let cells = folders(out.join("cells")).flat_map(folders);
+    let files = cells.flat_map(|cell| folders(cell.join("images")));
+    files.filter(|file| !file.file_name().unwrap().to_string_lossy().starts_with('.')).count()
+}
+
 #[test]
 fn bad_input_is_one_line_and_status_2() {
     let dir = tempfile::tempdir().unwrap();
@@ -184,6 +192,153 @@ fn interrupted_and_sharded_sweeps_equal_an_undisturbed_one() {
     std::fs::remove_dir_all(killed.join("report")).unwrap();
     succeed(scalebench(&["report", killed.to_str().unwrap()]));
     assert!(compared_files(&killed) == expected, "a rebuilt report differs");
+}
+
+/// `sbatch` and `scontrol` that write down what they are asked. The test is the controller.
+fn stand_ins(bin: &Path) {
+    use std::os::unix::fs::PermissionsExt;
+    std::fs::create_dir(bin).unwrap();
+    let sbatch = "[ \"$1\" = --version ] && exit\n\
+        [ ! -e \"${0%/*}/closed\" ] || { echo 'no more jobs' >&2; exit 1; }\n\
+        echo \"$*\" >>\"$0.asked\"\n\
+        echo \"$((40 + $(wc -l <\"$0.asked\")));cluster\"\n";
+    for (name, body) in [("sbatch", sbatch), ("scontrol", "echo \"$*\" >>\"$0.asked\"\n")] {
+        let file = bin.join(name);
+        std::fs::write(&file, format!("#!/bin/bash\n{body}")).unwrap();
+        std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o755)).unwrap();
+    }
+}
+
+/// The events of `--log json`, which every line must be.
+fn events(stderr: &[u8]) -> Vec<serde_json::Value> {
+    let text = String::from_utf8(stderr.to_vec()).unwrap();
+    let event = |line: &str| -> serde_json::Value { serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}")) };
+    text.lines().map(event).collect()
+}
+
+/// The scripts that `submit` hands over, run as Slurm would: two tasks of which one is told to stop and one is killed, both
+/// once more, and the merge.
+#[test]
+fn a_cluster_makes_what_one_process_makes() {
+    use std::os::unix::process::CommandExt;
+    let dir = tempfile::tempdir().unwrap();
+    let here = dir.path().join("it's $HOME");
+    std::fs::create_dir(&here).unwrap();
+    write_experiment(&here);
+    let bin = dir.path().join("bin");
+    stand_ins(&bin);
+    let path = format!("{}:{}", bin.display(), std::env::var("PATH").unwrap());
+    let question = "question=Is \"it\" `$0` quoted\\?";
+    let submit_from = |path: &str, array: &str, out: &str, more: &[&str]| {
+        let mut command = scalebench(&["submit", "tiny.yaml", "--array", array, "--out", out, "--set", question]);
+        command.args(more).current_dir(&here).env("PATH", path);
+        command
+    };
+    let submit = |more: &[&str]| submit_from(&path, "2", "the run", more);
+    let asked = |program: &str| std::fs::read_to_string(bin.join(format!("{program}.asked"))).unwrap_or_default();
+    let run = here.join("the run");
+
+    check_failure(submit_from(dir.path().to_str().unwrap(), "2", "the run", &[]), &["sbatch: not found on PATH"]);
+    check_failure(submit_from(&path, "4", "the run", &[]), &["--array: expected 1 to 3", "found 4"]);
+    check_failure(submit(&["--mem", "8\"G"]), &["--mem: expected a value as sbatch takes it"]);
+    check_failure(submit(&["--set", "images=many"]), &["tiny.yaml: images"]);
+    std::fs::write(bin.join("closed"), "").unwrap();
+    check_failure(submit_from(&path, "2", "other", &[]), &["sbatch: exit status: 1: no more jobs"]);
+    std::fs::remove_file(bin.join("closed")).unwrap();
+    let options = ["--engine", "slurm", "--partition", "p 1", "--gpus", "1", "--cpus-per-task", "2", "--mem", "1G", "--time", "1:00"];
+    let dry = String::from_utf8(succeed(submit(&[&options[..], &["--dry-run"]].concat())).stdout).unwrap();
+    assert!(!run.exists() && asked("sbatch").is_empty(), "a dry run does nothing");
+
+    let printed = String::from_utf8(succeed(submit(&options)).stdout).unwrap();
+    assert_eq!(printed, "shards: job 41, tasks 0 to 1\nmerge: job 42\n");
+    let [shards, merge] = ["shards", "merge"].map(|name| run.join(format!("slurm/{name}.sbatch")));
+    let expected = format!("--parsable {}\n--parsable --dependency=afterok:41 {}\n", shards.display(), merge.display());
+    assert_eq!(asked("sbatch"), expected);
+    let [shards_text, merge_text] = [&shards, &merge].map(|file| std::fs::read_to_string(file).unwrap());
+    assert!(dry.contains(&shards_text) && dry.contains(&merge_text));
+    for directive in ["array=\"0-1\"", "requeue", "signal=\"B:TERM@60\"", "partition=\"p 1\"", "cpus-per-task=\"2\"", "time=\"1:00\""] {
+        assert!(shards_text.contains(&format!("#SBATCH --{directive}\n")), "{directive}: {shards_text}");
+    }
+    assert!(!merge_text.contains("--array") && !merge_text.contains("--shard"), "{merge_text}");
+
+    let job = |script: &Path, job: &str, task: Option<&str>| {
+        let mut command = Command::new("bash");
+        command.arg(script).current_dir("/").env("PATH", &path).env("SLURM_JOB_ID", job).stdin(Stdio::null());
+        command.envs(task.map(|task| ("SLURM_ARRAY_TASK_ID", task)));
+        command.stdout(Stdio::null()).stderr(Stdio::piped()).process_group(0);
+        command
+    };
+    let count = || images(&run);
+    let interrupt = |task: &str, signal: &str, group: bool| {
+        let before = count();
+        let mut child = job(&shards, &format!("5{task}"), Some(task)).spawn().unwrap();
+        while count() == before {
+            assert!(child.try_wait().unwrap().is_none(), "ended early");
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        let target = format!("{}{}", if group { "-" } else { "" }, child.id());
+        assert!(Command::new("kill").args(["-s", signal, "--", &target]).status().unwrap().success());
+        child.wait_with_output().unwrap()
+    };
+    let told = interrupt("0", "TERM", false);
+    let stderr = String::from_utf8_lossy(&told.stderr).into_owned();
+    assert_eq!(told.status.code(), Some(75), "{stderr}");
+    assert!(stderr.contains("stopped: told to stop by SIGTERM"), "{stderr}");
+    assert_eq!(asked("scontrol"), "requeue 50\n");
+    let leftovers = std::fs::read_dir(run.join("cells/tiny/1x-direct-inf/images")).unwrap();
+    assert!(leftovers.flatten().all(|entry| !entry.file_name().to_string_lossy().contains(".tmp")), "what was begun is finished");
+    assert!((1..6).contains(&count()), "{} images", count());
+    assert_eq!(interrupt("1", "KILL", true).status.code(), None);
+    let both = ["0", "1"].map(|task| job(&shards, &format!("6{task}"), Some(task)).spawn().unwrap());
+    for child in both {
+        let output = child.wait_with_output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+    assert!(count() == 9 && !run.join("results.csv").exists(), "the results are the merge's");
+    succeed(job(&merge, "42", None));
+    assert_eq!(asked("scontrol"), "requeue 50\n");
+
+    let whole = dir.path().join("whole");
+    let output = succeed(sweep(&here.join("tiny.yaml"), &whole, &["--log", "json", "--set", question]));
+    assert!(compared_files(&run) == compared_files(&whole), "the cluster's run differs");
+    let events = events(&output.stderr);
+    let named = |name: &str| events.iter().filter(|event| event["event"] == name).collect::<Vec<_>>();
+    assert!(events.iter().all(|event| event["time"].as_str().unwrap().ends_with('Z')), "{events:?}");
+    assert_eq!((named("started").len(), named("image").len(), named("cell").len(), named("scores").len()), (1, 9, 3, 2), "{events:?}");
+    let last = events.last().unwrap();
+    assert!(last["event"] == "finished" && Path::new(last["report"].as_str().unwrap()).is_file(), "{last}");
+    let csv = std::fs::read_to_string(whole.join("results.csv")).unwrap();
+    let fid: f64 = csv.lines().nth(1).unwrap().split(',').nth(8).unwrap().parse().unwrap();
+    let said = named("scores")[0]["scores"]["fid_r"]["value"].as_f64().unwrap();
+    assert!((said / fid - 1.0).abs() < 1e-12, "{said} {csv}");
+    let failed = sweep(&here.join("tiny.yaml"), &whole, &["--log", "json", "--set", "images=many"]).output().unwrap();
+    assert_eq!(failed.status.code(), Some(2));
+    let failed = self::events(&failed.stderr);
+    assert!(failed.len() == 1 && failed[0]["event"] == "error" && failed[0]["text"].as_str().unwrap().contains("tiny.yaml: images"));
+}
+
+#[test]
+fn the_program_knows_its_commit_and_completes_its_commands() {
+    let version = String::from_utf8(succeed(scalebench(&["--version"])).stdout).unwrap();
+    assert_eq!(version, format!("scalebench {}\n", env!("SCALEBENCH_VERSION")));
+    if crates().join("../.git").exists() {
+        let commit = version.trim_end().strip_suffix(')').and_then(|text| Some(text.rsplit_once('(')?.1));
+        assert!(commit.is_some_and(|commit| commit.len() == 12 && env!("SCALEBENCH_COMMIT").starts_with(commit)), "{version}");
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let script = dir.path().join("completions");
+    std::fs::write(&script, succeed(scalebench(&["completions", "bash"])).stdout).unwrap();
+    let mut complete = Command::new("bash");
+    complete.args([
+        "-c",
+        "source \"$0\" && COMP_WORDS=(scalebench sub) COMP_CWORD=1 && _scalebench scalebench sub scalebench && echo \"${COMPREPLY[*]}\"",
+    ]);
+    complete.arg(&script);
+    assert_eq!(String::from_utf8(succeed(complete).stdout).unwrap(), "submit\n");
+    for shell in ["zsh", "fish"] {
+        let script = String::from_utf8(succeed(scalebench(&["completions", shell])).stdout).unwrap();
+        assert!(script.contains("images-only"), "{shell}");
+    }
 }
 
 #[test]
@@ -360,7 +515,7 @@ fn nights_are_compared_with_the_accepted_one() {
         command
     };
     check_failure(nightly(&["--accept"]), &["latest", "expected a run to accept"]);
-    let (code, text) = status_of(nightly(&["--commit", "abc", "--no-speed"]));
+    let (code, text) = status_of(nightly(&["--no-speed"]));
     assert_eq!(code, Some(0), "{text}");
     assert!(text.contains("accepted: the first run"), "{text}");
     assert!(!history.join("accepted/cells/pocket/1x-other/images").exists(), "no images are kept twice");

@@ -2,6 +2,7 @@
 
 mod bench;
 mod compare;
+mod completions;
 mod dataset;
 mod disperse;
 mod generate;
@@ -10,6 +11,7 @@ mod nightly;
 mod reconstruct;
 mod score;
 mod status;
+mod submit;
 mod sweep;
 mod weights;
 
@@ -20,6 +22,7 @@ use anyhow::{Context, Result};
 use scalebench_generation::Pipeline;
 
 use crate::cli::{Cli, Command, Shard};
+use crate::progress::{self, Event};
 use crate::report;
 use crate::store::Store;
 
@@ -29,6 +32,7 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode> {
         Command::Compare(args) => return compare::run(&args),
         Command::Nightly(args) => return nightly::run(&args),
         Command::Status(args) => status::run(&args),
+        Command::Submit(args) => submit::run(&args),
         Command::Sweep(args) => sweep::run(&args),
         Command::Generate(args) => generate::run(args),
         Command::Features(args) => score::features(&args),
@@ -43,6 +47,7 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode> {
         Command::Reconstruct(args) => reconstruct::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Weights(args) => weights::run(&args),
+        Command::Completions(args) => completions::run(&args),
     };
     done.map(|()| ExitCode::SUCCESS)
 }
@@ -51,7 +56,7 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode> {
 pub(crate) fn warn_of_overflow(pipeline: &Pipeline, prompt: &str) -> Result<()> {
     let cut = pipeline.overflow(prompt)?;
     if !cut.is_empty() {
-        eprintln!("warning: the prompt is longer than the text encoder takes; not seen: `{cut}`");
+        progress::say(&Event::Warning { text: &format!("the prompt is longer than the text encoder takes; not seen: `{cut}`") });
     }
     Ok(())
 }

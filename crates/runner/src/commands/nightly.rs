@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, ensure};
 
 use super::{compare as command, sweep};
-use crate::cli::{Nightly, Shard, Sweep};
+use crate::cli::{Log, Nightly, Shard, Sweep};
 use crate::compare::{self, Comparison, Run};
 use crate::history::{Entry, History, Night};
 use crate::plan::cell_name;
@@ -31,10 +31,12 @@ pub(super) fn run(args: &Nightly) -> Result<ExitCode> {
         experiment: args.experiment.clone(),
         out: Some(latest.clone()),
         shard: Shard::WHOLE,
+        images_only: false,
         set: args.set.clone(),
+        log: Log::Text,
         dry_run: false,
     };
-    let prepared = sweep::prepare(&sweep)?;
+    let prepared = sweep::prepare(&args.experiment, &args.set)?;
     let accepted = history.accepted()?;
     if let Some((night, run)) = &accepted {
         let (here, there) = (&prepared.resolved, &run.resolved);
@@ -43,9 +45,7 @@ pub(super) fn run(args: &Nightly) -> Result<ExitCode> {
         // Before the night is spent on it.
         compare::check_comparable(there, here).with_context(|| format!("{place}: accepted run of {}", night.date))?;
     }
-    let environment = || std::env::var("SCALEBENCH_COMMIT").ok().filter(|commit| !commit.is_empty());
-    let commit = args.commit.clone().or_else(environment).or_else(|| option_env!("SCALEBENCH_COMMIT").map(str::to_owned));
-    let night = history.begin(Night::now(commit)?, &prepared.resolved)?;
+    let night = history.begin(Night::now()?, &prepared.resolved)?;
     prepared.run(&sweep)?;
 
     let run = Run::open(&latest)?;

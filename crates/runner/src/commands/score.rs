@@ -11,7 +11,7 @@ use scalebench_metrics::{
 };
 
 use crate::cli::{CropSpec, Features, Look, Score, ScoreMetric, Stats};
-use crate::execute::Progress;
+use crate::progress;
 use crate::protocol::{self, Against, Comparison, Network};
 use crate::resolve::load_extractor;
 use crate::tables;
@@ -46,7 +46,7 @@ fn extract(
 ) -> Result<(Vec<FeatureSet>, Vec<Skipped>)> {
     let samples = Sample::all(images)?;
     let n = samples.len();
-    let bar = Progress::new().bar(n as u64, &format!("features of {}", images.display()));
+    let bar = progress::bar(n as u64, &format!("features of {}", images.display()));
     let (sets, skipped) = extractor.taps(taps, samples, preprocess, corrupt, |done| bar.set_position(done as u64))?;
     bar.finish_and_clear();
     for image in &skipped {

@@ -5,14 +5,17 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
-use crate::cli::Sweep;
+use crate::cli::{Shard, Sweep};
 use crate::plan::Plan;
+use crate::progress::{self, Event};
 use crate::resolve::{Inputs, Resolved};
 use crate::store::Store;
-use crate::{execute, plan, resolve, spec};
+use crate::{execute, interrupt, plan, resolve, spec};
 
 pub(super) fn run(args: &Sweep) -> Result<()> {
-    prepare(args)?.run(args)
+    progress::log_as(args.log);
+    interrupt::listen()?;
+    prepare(&args.experiment, &args.set)?.run(args)
 }
 
 /// An experiment that was read, loaded, checked and planned.
@@ -22,10 +25,11 @@ pub(super) struct Prepared {
     plan: Plan,
 }
 
-pub(super) fn prepare(args: &Sweep) -> Result<Prepared> {
-    let experiment = spec::read(&args.experiment, &args.set)?;
-    let (resolved, inputs) = resolve::resolve(&args.experiment, experiment)?;
-    let plan = plan::plan(&resolved, &inputs).with_context(|| args.experiment.display().to_string())?;
+/// Reads an experiment file with some of its values replaced.
+pub(super) fn prepare(file: &Path, set: &[String]) -> Result<Prepared> {
+    let experiment = spec::read(file, set)?;
+    let (resolved, inputs) = resolve::resolve(file, experiment)?;
+    let plan = plan::plan(&resolved, &inputs).with_context(|| file.display().to_string())?;
     for pipeline in &inputs.pipelines {
         let distinct: BTreeSet<&String> = inputs.prompts.iter().collect();
         distinct.into_iter().try_for_each(|prompt| super::warn_of_overflow(pipeline, prompt))?;
@@ -42,14 +46,19 @@ impl Prepared {
 
     pub(super) fn run(&self, args: &Sweep) -> Result<()> {
         let Prepared { resolved, inputs, plan } = self;
-        let out = args.out.clone().unwrap_or_else(|| PathBuf::from("runs").join(&resolved.name));
-        let store = Store::new(&out, args.shard);
-        execute::check_same_experiment(&store, resolved)?;
+        let store = Store::new(&self.directory(args.out.as_deref())?, args.shard);
         warn_of_counts(resolved, plan);
         if args.dry_run {
             return execute::dry_run(plan, inputs, &store, args.shard);
         }
-        execute::run(resolved, inputs, plan, &store, args.shard, command(args, &resolved.name))
+        execute::run(resolved, inputs, plan, &store, args.shard, args.images_only, command(args, &resolved.name))
+    }
+
+    /// Where the run goes: a directory that is new or belongs to this experiment.
+    pub(super) fn directory(&self, out: Option<&Path>) -> Result<PathBuf> {
+        let out = out.map_or_else(|| PathBuf::from("runs").join(&self.resolved.name), Path::to_owned);
+        execute::check_same_experiment(&Store::new(&out, Shard::WHOLE), &self.resolved)?;
+        Ok(out)
     }
 }
 
@@ -64,11 +73,9 @@ fn warn_of_counts(resolved: &Resolved, plan: &Plan) {
     if !counts.is_empty() {
         let sizes: Vec<String> = counts.into_iter().map(|(width, height, n)| format!("{n} at {width}x{height}")).collect();
         let n = resolved.images;
-        eprintln!(
-            "note: {n} images a cell; protocol {} was published with {}: FIDs do not compare, KIDs do",
-            protocol.name,
-            sizes.join(", ")
-        );
+        let (name, sizes) = (&protocol.name, sizes.join(", "));
+        let text = format!("{n} images a cell; protocol {name} was published with {sizes}: FIDs do not compare, KIDs do");
+        progress::say(&Event::Note { text: &text });
     }
 }
 
