@@ -66,9 +66,13 @@ pub(crate) struct Sweep {
     /// Replace a value of the experiment file, for example images=4 or sampler.steps=10
     #[arg(long, value_name = "KEY=VALUE")]
     pub(crate) set: Vec<String>,
-    /// Print the cells, the images to make and the estimated time, and write nothing
+    /// Print for every cell its images, steps, U-Net passes, operations, estimated time and peak memory, and write nothing.
+    /// A few steps of every image size are timed for it
     #[arg(long)]
     pub(crate) dry_run: bool,
+    /// Print the costs of a dry run as one JSON object
+    #[arg(long, requires = "dry_run")]
+    pub(crate) json: bool,
 }
 
 #[derive(Debug, Args)]

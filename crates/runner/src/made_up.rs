@@ -14,7 +14,14 @@ use crate::store::{ManifestLine, Store, Timing};
 
 /// An experiment of `images` images a cell: a base cell and two methods at 4×.
 pub(crate) fn resolved(images: usize) -> Resolved {
-    let method = |name: &str| Method { name: name.into(), title: name.into(), settings: serde_yaml::Value::Null };
+    let method = |name: &str| Method {
+        name: name.into(),
+        title: name.into(),
+        settings: serde_yaml::Value::Null,
+        variant_of: None,
+        set: Default::default(),
+        sampler: None,
+    };
     Resolved {
         name: "made-up".into(),
         question: None,
@@ -28,6 +35,7 @@ pub(crate) fn resolved(images: usize) -> Resolved {
             digest: "checkpoint".into(),
             width: 64,
             height: 64,
+            set: Default::default(),
         }],
         methods: vec![method("direct-inf"), method("other")],
         scales: vec![Scale { factor: 4.0, width: 2.0, height: 2.0 }],
@@ -119,7 +127,7 @@ fn features(what: &str, prompts: &[usize], crops: usize, draw: u64, shift: f64) 
 /// Writes what a comparison reads of a finished run.
 pub(crate) fn write(folder: &Path, resolved: &Resolved, change: &Change) {
     let store = Store::new(folder, Shard::WHOLE);
-    let file = RunFile { command: String::new(), experiment: resolved.clone() };
+    let file = RunFile { command: String::new(), machine: None, experiment: resolved.clone() };
     store.write(RUN_FILE, serde_yaml::to_string(&file).unwrap().as_bytes()).unwrap();
     std::fs::create_dir_all(store.path("features")).unwrap();
     let prompts: Vec<usize> = (change.first_prompt..change.first_prompt + resolved.images).collect();

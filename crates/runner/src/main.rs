@@ -2,8 +2,9 @@
 //!
 //! | layer | modules |
 //! | --- | --- |
-//! | what was asked | [`cli`], [`spec`] (as written), [`resolve`] (as it will run) |
+//! | what was asked | [`cli`], [`spec`] (as written), [`matrix`] (its variants), [`resolve`] (as it will run) |
 //! | what will be made | [`methods`], [`protocol`], [`plan`] |
+//! | what it costs | [`cost`], [`flops`] |
 //! | making it | [`execute`], [`score`], [`store`], [`png`], [`memory`] |
 //! | its record | [`machine`], [`schedule`] (what methods do by layer and step) |
 //! | showing it | [`results`], [`tables`] (polars), [`latex`], [`figures`] (plotters), [`heatmap`], [`grid`], [`page`] (HTML), [`report`] |
@@ -17,8 +18,10 @@
 mod cli;
 mod commands;
 mod compare;
+mod cost;
 mod execute;
 mod figures;
+mod flops;
 mod grid;
 mod heatmap;
 mod history;
@@ -27,6 +30,7 @@ mod latex;
 mod machine;
 #[cfg(test)]
 mod made_up;
+mod matrix;
 mod memory;
 mod methods;
 mod page;

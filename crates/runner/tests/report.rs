@@ -183,7 +183,7 @@ fn a_report_is_whole_safe_and_the_same_when_rebuilt() {
     }
     assert!(text("p").contains(&"Does <i>it</i> run at 100 %?".to_owned()));
     let heads: Vec<String> = elements.iter().filter(|e| e.name == "h2").map(|e| e.text.clone()).collect();
-    assert_eq!(heads, ["Results", "Scores against scale", "Samples", "What the methods do", "Provenance"]);
+    assert_eq!(heads, ["Results", "Charts", "Samples", "What the methods do", "Provenance"]);
 
     // The record: every input by its digest, and the machine.
     let record = |name: &str| {

@@ -158,7 +158,7 @@ mod tests {
         assert!(error.contains("run.yaml") && error.contains("expected the description of a run"), "{error}");
 
         let resolved = crate::made_up::resolved(4);
-        let file = RunFile { command: String::new(), experiment: resolved };
+        let file = RunFile { command: String::new(), machine: None, experiment: resolved };
         store.write("run.yaml", serde_yaml::to_string(&file).unwrap().as_bytes()).unwrap();
         let start = SystemTime::now() - Duration::from_secs(30);
         let image = |cell: &str, index: usize, after: u64| {

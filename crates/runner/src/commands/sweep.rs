@@ -9,7 +9,7 @@ use crate::cli::Sweep;
 use crate::plan::Plan;
 use crate::resolve::{Inputs, Resolved};
 use crate::store::Store;
-use crate::{execute, plan, resolve, spec};
+use crate::{cost, execute, plan, resolve, spec};
 
 pub(super) fn run(args: &Sweep) -> Result<()> {
     prepare(args)?.run(args)
@@ -47,7 +47,12 @@ impl Prepared {
         execute::check_same_experiment(&store, resolved)?;
         warn_of_counts(resolved, plan);
         if args.dry_run {
-            return execute::dry_run(plan, inputs, &store, args.shard);
+            let cost = cost::estimate(resolved, plan, inputs, &store, args.shard)?;
+            match args.json {
+                true => println!("{}", serde_json::to_string(&cost)?),
+                false => print!("{}", cost.text()),
+            }
+            return Ok(());
         }
         execute::run(resolved, inputs, plan, &store, args.shard, command(args, &resolved.name))
     }
