@@ -540,7 +540,7 @@ mod tests {
             ("{base: x.yaml}", "{base: ../base.yaml}", ["derived.yaml: base", "has a base itself"]),
             (base, "{base: none.yaml}", ["derived.yaml: base: cannot read", "none.yaml"]),
             (base, "{base: [../base.yaml]}", ["derived.yaml: base", "expected the path"]),
-            (base, "{base: ../base.yaml, imges: 3}", ["derived.yaml: unknown field `imges`", "did you mean `images`?"]),
+            (base, "{base: ../base.yaml, imges: 3}", ["derived.yaml: ", "unknown field `imges`", "did you mean `images`?"]),
             ("{images: [}", "{base: ../base.yaml}", ["derived.yaml: base", "base.yaml"]),
         ] {
             let message = check_base(base, derived).unwrap_err();
