@@ -87,9 +87,13 @@ pub(crate) struct Sweep {
     /// stopped, note, warning, error)
     #[arg(long, value_enum, value_name = "FORMAT", default_value = "text")]
     pub(crate) log: Log,
-    /// Print the cells, the images to make and the estimated time, and write nothing
+    /// Print for every cell its images, steps, U-Net passes, operations, estimated time and peak memory, and write nothing.
+    /// A few steps of every image size are timed for it
     #[arg(long)]
     pub(crate) dry_run: bool,
+    /// Print the costs of a dry run as one JSON object
+    #[arg(long, requires = "dry_run")]
+    pub(crate) json: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

@@ -377,6 +377,7 @@ fn notes(baseline: &Resolved, run: &Resolved) -> Result<Vec<String>> {
         let Some(found) = run.methods.iter().find(|found| found.name == method.name) else { continue };
         let mut changed = baseline.clone();
         changed.methods[i].settings.clone_from(&found.settings);
+        changed.methods[i].sampler.clone_from(&found.sampler);
         note(&format!("method {}: ", method.name), changed)?;
     }
     Ok(notes)

@@ -49,7 +49,7 @@ fn held(cell: &Cell, shard: Shard) -> usize {
 }
 
 /// Indices of a cell's images that this shard has still to make.
-fn missing(cell: &Cell, store: &Store, shard: Shard) -> Result<Vec<usize>> {
+pub(crate) fn missing(cell: &Cell, store: &Store, shard: Shard) -> Result<Vec<usize>> {
     let mut missing = Vec::new();
     for (i, job) in cell.jobs.iter().enumerate().filter(|(i, _)| shard.holds(*i)) {
         if store.read_image(&cell.name, i, &job.key)?.is_none() {
@@ -57,34 +57,6 @@ fn missing(cell: &Cell, store: &Store, shard: Shard) -> Result<Vec<usize>> {
         }
     }
     Ok(missing)
-}
-
-/// Prints what a run would do, and how long it would take.
-pub(crate) fn dry_run(plan: &Plan, inputs: &Inputs, store: &Store, shard: Shard) -> Result<()> {
-    let mut lines = vec![["cell", "size", "images", "done", "to do", "s/image", "time"].map(String::from).to_vec()];
-    let (mut n_images, mut n_missing, mut total) = (0, 0, 0.0);
-    for cell in &plan.cells {
-        let held = held(cell, shard);
-        let missing = missing(cell, store, shard)?;
-        let seconds = match missing.first() {
-            Some(i) => inputs.pipelines[cell.model].estimate_seconds(&cell.jobs[*i].request, &cell.method)?,
-            None => 0.0,
-        };
-        let time = seconds * missing.len() as f64;
-        (n_images, n_missing, total) = (n_images + held, n_missing + missing.len(), total + time);
-        lines.push(vec![
-            cell.name.clone(),
-            format!("{}x{}", cell.width, cell.height),
-            held.to_string(),
-            (held - missing.len()).to_string(),
-            missing.len().to_string(),
-            format!("{seconds:.2}"),
-            duration(time),
-        ]);
-    }
-    print!("{}", tables::aligned(&lines));
-    println!("{n_images} images, {} done, {n_missing} to make in about {}", n_images - n_missing, duration(total));
-    Ok(())
 }
 
 /// Seconds as people say them.
@@ -123,7 +95,7 @@ pub(crate) fn run(
         store.write(RUN_FILE, serde_yaml::to_string(&file)?.as_bytes())?;
     }
     store.remove_leftovers()?;
-    make_images(inputs, plan, store, shard, resolved.sampler.jpeg_quality)?;
+    make_images(inputs, plan, store, shard)?;
     let n_missing = write_manifests(plan, store)?;
     if n_missing > 0 || images_only {
         progress::say(&Event::finished(shard, n_missing, None));
@@ -144,7 +116,7 @@ pub(crate) fn run(
     Ok(())
 }
 
-fn make_images(inputs: &Inputs, plan: &Plan, store: &Store, shard: Shard, jpeg_quality: Option<u8>) -> Result<()> {
+fn make_images(inputs: &Inputs, plan: &Plan, store: &Store, shard: Shard) -> Result<()> {
     let todo: Vec<(&Cell, Vec<usize>)> = plan.cells.iter().map(|cell| Ok((cell, missing(cell, store, shard)?))).collect::<Result<_>>()?;
     let n_todo: usize = todo.iter().map(|(_, missing)| missing.len()).sum();
     // The bar counts pixels, so that its estimate knows that larger images take longer.
@@ -176,7 +148,7 @@ fn make_images(inputs: &Inputs, plan: &Plan, store: &Store, shard: Shard, jpeg_q
             let (mut image, timing) = make(inputs, cell, i)?;
             timings.retain(|timing| timing.index != i);
             timings.push(timing);
-            if let Some(quality) = jpeg_quality {
+            if let Some(quality) = cell.sampler.jpeg_quality {
                 image = jpeg::round_trip(&image, quality)?;
             }
             store.write_lines(&store.timings(&cell.name), &timings)?;

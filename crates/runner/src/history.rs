@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 use crate::cli::Shard;
 use crate::compare::Run;
 use crate::execute::RunFile;
+use crate::machine;
 use crate::resolve::{Resolved, difference};
 use crate::results::Interval;
 use crate::store::Store;
@@ -82,13 +83,11 @@ impl Night {
     /// This program on this machine, now.
     pub(crate) fn now() -> Result<Night> {
         let since = SystemTime::now().duration_since(UNIX_EPOCH).context("the clock stands before 1970")?;
-        let program = std::env::current_exe().context("cannot find this program's file")?;
-        let bytes = fs::read(&program).with_context(|| format!("cannot read {}", program.display()))?;
         Ok(Night {
             date: date(since.as_secs()),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             commit: Some(env!("SCALEBENCH_COMMIT").to_owned()).filter(|commit| !commit.is_empty()),
-            build: blake3::hash(&bytes).to_hex()[..16].to_owned(),
+            build: machine::build()?,
             machine: machine(),
         })
     }

@@ -107,10 +107,15 @@ pub(crate) fn table(resolved: &Resolved, rows: &[Row], note: &str) -> String {
     let model_head = if several_models { "Model & " } else { "" };
     let heads: String = columns.iter().map(|column| format!(" & {}", head(column))).collect();
     let _ = writeln!(tex, "{model_head}Scale & Method{heads} \\\\");
+    // Shapes of one factor are told apart by their size.
+    let size = |row: &Row| match rows.iter().any(|other| other.scale == row.scale && other.model == row.model && !other.is_rival_of(row)) {
+        true => format!(" (${}\\times{}$)", row.width, row.height),
+        false => String::new(),
+    };
     let mut group = None;
     for (row, standings) in rows.iter().zip(standings(rows)) {
-        let begins = group != Some((&row.model, row.scale));
-        group = Some((&row.model, row.scale));
+        let begins = group.is_none_or(|group: &Row| !group.is_rival_of(row));
+        group = Some(row);
         if begins {
             tex += "\\midrule\n";
         }
@@ -119,7 +124,7 @@ pub(crate) fn table(resolved: &Resolved, rows: &[Row], note: &str) -> String {
             (true, true) => format!("{} & ", escape(&row.model)),
             (true, false) => " & ".to_owned(),
         };
-        let scale = if begins { format!("${}\\times$", row.scale) } else { String::new() };
+        let scale = if begins { format!("${}\\times${}", row.scale, size(row)) } else { String::new() };
         let cells: String = row.scores.iter().zip(standings).map(|(score, standing)| format!(" & {}", cell(score, standing))).collect();
         let _ = writeln!(tex, "{model}{scale} & {}{cells} \\\\", title(&row.method));
     }

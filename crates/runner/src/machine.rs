@@ -3,6 +3,7 @@
 
 use std::fmt;
 
+use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
 /// What of a machine explains a number.
@@ -33,6 +34,13 @@ impl Machine {
             memory_bytes: kib.map(|kib| kib * 1024),
         }
     }
+}
+
+/// Digest of this program's file.
+pub(crate) fn build() -> Result<String> {
+    let program = std::env::current_exe().context("cannot find this program's file")?;
+    let bytes = std::fs::read(&program).with_context(|| format!("cannot read {}", program.display()))?;
+    Ok(blake3::hash(&bytes).to_hex()[..16].to_owned())
 }
 
 impl fmt::Display for Machine {

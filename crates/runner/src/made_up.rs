@@ -14,7 +14,14 @@ use crate::store::{ManifestLine, Store, Timing};
 
 /// An experiment of `images` images a cell: a base cell and two methods at 4×.
 pub(crate) fn resolved(images: usize) -> Resolved {
-    let method = |name: &str| Method { name: name.into(), title: name.into(), settings: serde_yaml::Value::Null };
+    let method = |name: &str| Method {
+        name: name.into(),
+        title: name.into(),
+        settings: serde_yaml::Value::Null,
+        variant_of: None,
+        set: Default::default(),
+        sampler: None,
+    };
     Resolved {
         name: "made-up".into(),
         question: None,
@@ -28,6 +35,7 @@ pub(crate) fn resolved(images: usize) -> Resolved {
             digest: "checkpoint".into(),
             width: 64,
             height: 64,
+            set: Default::default(),
         }],
         methods: vec![method("direct-inf"), method("other")],
         scales: vec![Scale { factor: 4.0, width: 2.0, height: 2.0 }],

@@ -2,8 +2,9 @@
 //!
 //! | layer | modules |
 //! | --- | --- |
-//! | what was asked | [`cli`], [`spec`] (as written), [`resolve`] (as it will run) |
+//! | what was asked | [`cli`], [`spec`] (as written), [`matrix`] (its variants), [`resolve`] (as it will run) |
 //! | what will be made | [`methods`], [`protocol`], [`plan`] |
+//! | what it costs | [`cost`], [`flops`] |
 //! | making it | [`execute`], [`score`], [`store`], [`png`], [`memory`], [`interrupt`], [`slurm`] (job scripts) |
 //! | talking | [`progress`]: stderr, for people or programs |
 //! | its record | [`machine`], [`schedule`] (what methods do by layer and step) |
@@ -18,8 +19,10 @@
 mod cli;
 mod commands;
 mod compare;
+mod cost;
 mod execute;
 mod figures;
+mod flops;
 mod grid;
 mod heatmap;
 mod history;
@@ -29,6 +32,7 @@ mod latex;
 mod machine;
 #[cfg(test)]
 mod made_up;
+mod matrix;
 mod memory;
 mod methods;
 mod page;

@@ -207,11 +207,11 @@ impl Page<'_> {
         }
         *html += "</thead>\n";
         let n_columns = 3 + columns.len() + published.iter().filter(|published| **published).count();
-        let mut scale = None;
+        let mut group: Option<&Row> = None;
         for (row, standings) in rows {
-            if scale != Some(row.scale) {
-                *html += if scale.is_some() { "</tbody>\n" } else { "" };
-                scale = Some(row.scale);
+            if group.is_none_or(|group| !group.is_rival_of(row)) {
+                *html += if group.is_some() { "</tbody>\n" } else { "" };
+                group = Some(row);
                 writeln!(
                     html,
                     "<tbody>\n<tr class=\"group\"><th scope=\"rowgroup\" colspan=\"{n_columns}\"><span>{}× the training pixels, {}×{} px: {} images, \
@@ -243,7 +243,8 @@ impl Page<'_> {
         writeln!(
             html,
             "<p><strong>best</strong> of its scale; <strong>≈ best</strong> where the paired difference to the best is undecided, \
-             which is known where one of the two is {baseline}. Δ: paired difference to {baseline} at the same scale, with what its \
+             which is known where one of the two is {baseline}. Δ: paired difference to {baseline} at the same scale (by the same sampler, where \
+             methods have their own), with what its \
              interval says. Intervals are 95 % (delete-a-block jackknife over prompts and seeds, t distribution). FID depends on the \
              number of images, KID does not.</p>"
         )?;
@@ -279,7 +280,7 @@ impl Page<'_> {
             let title = escape(&chart.title);
             writeln!(
                 html,
-                "<figure><div class=\"drawing\" role=\"img\" aria-label=\"{title} against scale; the table above has the numbers\">{}</div>\
+                "<figure><div class=\"drawing\" role=\"img\" aria-label=\"{title}; the table above has the numbers\">{}</div>\
                  <figcaption>{title}. Bars are 95 % intervals.</figcaption></figure>",
                 chart.svg
             )?;
@@ -430,7 +431,7 @@ impl Page<'_> {
 /// Identifier and name of the page's sections, in order.
 const SECTIONS: [(&str, &str); 5] = [
     ("results", "Results"),
-    ("charts", "Scores against scale"),
+    ("charts", "Charts"),
     ("samples", "Samples"),
     ("schedules", "What the methods do"),
     ("provenance", "Provenance"),

@@ -5,22 +5,23 @@ use scalebench_generation::{Dtype, Method, Pipeline, Request, Seeding};
 use serde::Serialize;
 
 use crate::methods::BASELINE;
-use crate::resolve::{Inputs, Resolved, Scale};
+use crate::resolve::{Inputs, Resolved, Sampler, Scale};
 
 /// Everything that a run makes, in order.
 pub(crate) struct Plan {
     pub(crate) cells: Vec<Cell>,
 }
 
-/// One model at one size under one method.
+/// One model at one size under one method, by one sampler.
 pub(crate) struct Cell {
-    /// `model/scale-method`, the folder under `cells/`.
+    /// `MODEL/SCALE-METHOD`, the folder under `cells/`.
     pub(crate) name: String,
     /// Index of the model.
     pub(crate) model: usize,
     pub(crate) scale: Scale,
     pub(crate) method_name: String,
     pub(crate) method: Method,
+    pub(crate) sampler: Sampler,
     pub(crate) width: u32,
     pub(crate) height: u32,
     /// Whether it is a row of the results, or only made because `_b` scores need it.
@@ -70,7 +71,7 @@ pub(crate) fn outline(resolved: &Resolved) -> Vec<Outline> {
 
 /// Folder name of a cell.
 pub(crate) fn cell_name(model: &str, scale: &Scale, method: &str) -> String {
-    format!("{model}/{}x-{method}", scale.factor)
+    format!("{model}/{}-{method}", scale.label())
 }
 
 /// Plans and checks every cell; nothing is made yet, so that no error comes late.
@@ -79,29 +80,33 @@ pub(crate) fn plan(resolved: &Resolved, inputs: &Inputs) -> Result<Plan> {
     for Outline { name, model, scale, method: method_name, asked_for } in outline(resolved) {
         let (described, pipeline) = (&resolved.models[model], &inputs.pipelines[model]);
         // What `_b` scores compare with is plain sampling, whatever the experiment calls by its name.
-        let spec = inputs.methods.iter().find(|spec| asked_for && spec.name() == method_name).unwrap_or(&inputs.baseline);
+        let configured = inputs.methods.iter().find(|known| asked_for && known.spec.name() == method_name);
+        let sampler = if asked_for { resolved.sampler_of(&method_name) } else { &resolved.sampler };
         let cell = || -> Result<Cell> {
             let (width, height) = described.size(&scale).context("scales")?;
-            let method = spec.resolve(&described.family, scale.factor, pipeline.sites())?;
+            let method = match configured {
+                Some(configured) => configured.resolve(&described.family, scale.factor, pipeline.sites())?,
+                None => inputs.baseline.resolve(&described.family, scale.factor, pipeline.sites())?,
+            };
             let request = |i: usize| -> Result<Request> {
                 Ok(Request {
                     prompt: inputs.prompts[i].clone(),
-                    negative_prompt: resolved.sampler.negative_prompt.clone(),
+                    negative_prompt: sampler.negative_prompt.clone(),
                     width,
                     height,
-                    steps: resolved.sampler.steps,
-                    sampler: resolved.sampler.kind()?,
-                    guidance_scale: resolved.sampler.guidance_scale,
-                    guidance_rescale: resolved.sampler.guidance_rescale,
-                    schedule: resolved.sampler.schedule,
-                    eta: resolved.sampler.eta,
-                    seed: match resolved.sampler.seed_once_per_batch_of {
+                    steps: sampler.steps,
+                    sampler: sampler.kind()?,
+                    guidance_scale: sampler.guidance_scale,
+                    guidance_rescale: sampler.guidance_rescale,
+                    schedule: sampler.schedule,
+                    eta: sampler.eta,
+                    seed: match sampler.seed_once_per_batch_of {
                         None => resolved.seed.wrapping_add(i as u64),
                         Some(_) => resolved.seed,
                     },
-                    size_conditioning: resolved.sampler.size_conditioning,
-                    vae_decode: resolved.sampler.vae_decode,
-                    seeding: match resolved.sampler.seed_once_per_batch_of {
+                    size_conditioning: sampler.size_conditioning,
+                    vae_decode: sampler.vae_decode,
+                    seeding: match sampler.seed_once_per_batch_of {
                         None => Seeding::PerImage,
                         Some(batch) => Seeding::Batched { batch, row: i % batch },
                     },
@@ -111,10 +116,11 @@ pub(crate) fn plan(resolved: &Resolved, inputs: &Inputs) -> Result<Plan> {
             for i in 0..resolved.images {
                 let request = request(i)?;
                 pipeline.check(&request, &method)?;
-                let key = key(pipeline, &method, &request, resolved.sampler.jpeg_quality)?;
+                let key = key(pipeline, &method, &request, sampler.jpeg_quality)?;
                 jobs.push(Job { request, key });
             }
-            Ok(Cell { name: name.clone(), model, scale, method_name: method_name.clone(), method, width, height, asked_for, jobs })
+            let (name, method_name, sampler) = (name.clone(), method_name.clone(), sampler.clone());
+            Ok(Cell { name, model, scale, method_name, method, sampler, width, height, asked_for, jobs })
         };
         cells.push(cell().with_context(|| format!("cell {name}"))?);
     }

@@ -11,7 +11,7 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use scalebench_metrics::{Aspect, Crops, Extractor, Metric, Position, Preprocess, Profile};
 use serde::{Deserialize, Serialize};
 
-use crate::spec::did_you_mean;
+use crate::spec::{did_you_mean, is_file_name};
 
 /// What is measured, on what, against what.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -407,7 +407,7 @@ pub(crate) fn find(name: &str, folder: &Path) -> Result<Protocol> {
     if let Some(text) = text(name) {
         return parse(text, &format!("experiments/protocols/{name}.yaml"));
     }
-    if name.ends_with(".yaml") || name.ends_with(".yml") || name.contains('/') {
+    if is_file_name(name) {
         let file = folder.join(name);
         let text = std::fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
         return parse(&text, &file.display().to_string());

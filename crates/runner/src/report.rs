@@ -27,9 +27,7 @@ pub(crate) fn write(store: &Store) -> Result<()> {
     let rows = tables::read(store)?;
     let resolved = &run.experiment;
     let note = if resolved.metrics.comparable() { "" } else { NOT_COMPARABLE };
-    let methods: Vec<(String, String)> = resolved.methods.iter().map(|method| (method.name.clone(), method.title.clone())).collect();
-
-    let charts = figures::charts(&rows, &methods, note)?;
+    let charts = figures::charts(&rows, &resolved.methods, note)?;
     for chart in &charts {
         store.write(&format!("report/{}.svg", chart.name), chart.svg.as_bytes())?;
     }
@@ -37,13 +35,13 @@ pub(crate) fn write(store: &Store) -> Result<()> {
     for model in &resolved.models {
         for scale in &resolved.scales {
             let (found, image) = sample(store, resolved, model, scale)?;
-            store.write(&format!("report/grid-{}-{}x.png", model.name, scale.factor), &png::encode(&image, None)?)?;
+            store.write(&format!("report/grid-{}-{}.png", model.name, scale.label()), &png::encode(&image, None)?)?;
             samples.push(found);
         }
     }
     let schedules = schedules(store, resolved)?;
     let mut markdown = tables::markdown(&rows);
-    markdown += "\nBold: best of its scale. †: its paired difference to the best is undecided, which is known where one of the two is direct-inf.\n";
+    markdown += "\nBold: best of its scale. †: its paired difference to the best is undecided, which is known where one of the two is the other's direct-inf.\n";
     if !note.is_empty() {
         write!(markdown, "\n{note}\n")?;
     }
@@ -102,7 +100,7 @@ fn schedules(store: &Store, resolved: &Resolved) -> Result<Vec<ScheduleMap>> {
         for scale in &resolved.scales {
             for method in &resolved.methods {
                 if let Some(schedule) = schedule::read(store, &cell_name(&model.name, scale, &method.name))? {
-                    let file = format!("schedule-{}-{}x-{}", model.name, scale.factor, method.name);
+                    let file = format!("schedule-{}-{}-{}", model.name, scale.label(), method.name);
                     found.push((place(model, scale)?, method.title.clone(), file, schedule));
                 }
             }

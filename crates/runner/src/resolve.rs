@@ -13,8 +13,10 @@ use scalebench_metrics::{Extractor, Preprocess, Provenance, Tap, list_images};
 use serde::{Deserialize, Serialize};
 use serde_yaml::Value;
 
+use crate::matrix::Change;
+use crate::methods::{BASELINE, Configured};
 use crate::protocol::{self, Network, Protocol};
-use crate::{methods, spec};
+use crate::{matrix, methods, spec};
 
 /// Fewest images per cell that FID with a jackknife interval can be computed from.
 const MIN_IMAGES: usize = 3;
@@ -51,6 +53,9 @@ pub(crate) struct Model {
     /// Training size in pixels.
     pub(crate) width: u32,
     pub(crate) height: u32,
+    /// What sets it apart from the other variants of its checkpoint.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub(crate) set: BTreeMap<String, String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -58,6 +63,15 @@ pub(crate) struct Method {
     pub(crate) name: String,
     pub(crate) title: String,
     pub(crate) settings: Value,
+    /// The method that it is a variant of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) variant_of: Option<String>,
+    /// What sets it apart from that: dotted keys, and values as tables show them.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub(crate) set: BTreeMap<String, String>,
+    /// Its own sampler, if that is not the experiment's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) sampler: Option<Sampler>,
 }
 
 /// A pixel factor, and its linear multiples of the training size.
@@ -149,8 +163,10 @@ impl Metrics {
 pub(crate) struct Inputs {
     /// One per model.
     pub(crate) pipelines: Vec<Pipeline>,
+    /// Where they were loaded from.
+    pub(crate) folders: Vec<PathBuf>,
     /// One per method.
-    pub(crate) methods: Vec<MethodSpec>,
+    pub(crate) methods: Vec<Configured>,
     /// What base-resolution images are made with.
     pub(crate) baseline: MethodSpec,
     /// One per feature network of the protocol.
@@ -181,9 +197,17 @@ impl Scale {
     /// The training size itself.
     pub(crate) const BASE: Scale = Scale { factor: 1.0, width: 1.0, height: 1.0 };
 
+    /// `4x`; with the shape, as in `4x-4by1`, where that is not the factor's usual one.
+    pub(crate) fn label(&self) -> String {
+        match *self == Scale::from_factor(self.factor) {
+            true => format!("{}x", self.factor),
+            false => format!("{}x-{}by{}", self.factor, self.width, self.height),
+        }
+    }
+
     /// Square in multiples where the factor has a square root in quarters (4, 6.25, 16), else
     /// landscape with twice the width for odd powers of two (2, 8, 32).
-    fn from_factor(factor: f64) -> Scale {
+    pub(crate) fn from_factor(factor: f64) -> Scale {
         let half = (factor / 2.0).sqrt();
         if half.fract() == 0.0 && half > 0.0 {
             return Scale { factor, width: 2.0 * half, height: half };
@@ -206,14 +230,32 @@ pub(crate) fn resolve(file: &Path, experiment: spec::Experiment) -> Result<(Reso
         experiment.images
     );
     let scales = scales(&experiment.scales).with_context(|| at("scales"))?;
-    let sampler = Sampler::resolve(experiment.sampler, &at)?;
+    let sampler = Sampler::resolve(experiment.sampler.clone(), &at)?;
 
-    let method_specs =
-        experiment.methods.iter().map(|name| methods::find(name, folder)).collect::<Result<Vec<_>>>().with_context(|| at("methods"))?;
-    let names: Vec<&str> = method_specs.iter().map(MethodSpec::name).collect();
+    let mut methods = Vec::new();
+    let mut configured = Vec::new();
+    for variant in matrix::methods(&experiment.methods, &experiment.matrix).with_context(|| file.display().to_string())? {
+        let original = methods::find(&variant.of, folder).with_context(|| at("methods"))?;
+        let variant_of = variant.label.as_ref().map(|_| original.name().to_owned());
+        let own = own_sampler(&experiment.sampler, &sampler, &variant.changes, &at)?;
+        let method = Configured::new(original, variant.label.as_deref(), &variant.changes).with_context(|| at("methods"))?;
+        methods.push(Method {
+            name: method.spec.name().to_owned(),
+            title: method.spec.title().to_owned(),
+            settings: serde_yaml::to_value(&method.spec)?,
+            variant_of,
+            set: matrix::shown(&variant.changes),
+            sampler: own,
+        });
+        configured.push(method);
+    }
+    let names: Vec<&str> = methods.iter().map(|method| method.name.as_str()).collect();
     check_names(&names).with_context(|| at("methods"))?;
-    let names: Vec<&str> = experiment.models.keys().map(String::as_str).collect();
-    check_names(&names).with_context(|| at("models"))?;
+    let variants = matrix::models(experiment.models, &experiment.matrix).with_context(|| file.display().to_string())?;
+    let variant_name =
+        |name: &str, label: &Option<String>| label.as_ref().map_or_else(|| name.to_owned(), |label| format!("{name}_{label}"));
+    let names: Vec<String> = variants.iter().map(|variant| variant_name(&variant.of.0, &variant.label)).collect();
+    check_names(&names.iter().map(String::as_str).collect::<Vec<_>>()).with_context(|| at("models"))?;
 
     let prompt_seed = experiment.prompts.seed.unwrap_or(0);
     let (prompts, prompt_list) = resolve_prompts(&experiment.prompts, experiment.images, folder).with_context(|| at("prompts"))?;
@@ -221,21 +263,23 @@ pub(crate) fn resolve(file: &Path, experiment: spec::Experiment) -> Result<(Reso
 
     let (metrics, extractors) = resolve_metrics(experiment.metrics, folder, &at)?;
 
-    let (mut models, mut pipelines) = (Vec::new(), Vec::new());
-    for (name, model) in experiment.models {
+    let (mut models, mut pipelines, mut folders) = (Vec::new(), Vec::new(), Vec::new());
+    for matrix::Variant { of: (name, model), label, changes } in variants {
         let known = FAMILIES.iter().find(|f| f.name == name);
         let path = model.path.or_else(|| known.and_then(|f| f.repository).map(PathBuf::from));
         let path = path.with_context(|| format!("{}: expected the path of a checkpoint", at(&format!("models.{name}.path"))))?;
         let options = LoadOptions { variant: model.variant.clone(), dtype: model.dtype.unwrap_or_default() };
         let load = || {
             let beside = folder.join(&path);
-            Pipeline::load_with(&locate(if beside.is_dir() { &beside } else { &path })?, &options)
+            let found = locate(if beside.is_dir() { &beside } else { &path })?;
+            Ok::<_, scalebench_generation::Error>((Pipeline::load_with(&found, &options)?, found))
         };
-        let pipeline = load().with_context(|| at(&format!("models.{name}.path")))?;
+        let (pipeline, found) = load().with_context(|| at(&format!("models.{name}.path")))?;
+        folders.push(found);
         let (width, height) = pipeline.native_size();
         let family = model.family.or_else(|| known.or(pipeline.family()).map(|f| f.name.to_owned())).unwrap_or_else(|| name.clone());
         models.push(Model {
-            name,
+            name: variant_name(&name, &label),
             family,
             path,
             variant: model.variant,
@@ -243,19 +287,17 @@ pub(crate) fn resolve(file: &Path, experiment: spec::Experiment) -> Result<(Reso
             digest: pipeline.digest().to_owned(),
             width,
             height,
+            set: matrix::shown(&changes),
         });
         pipelines.push(pipeline);
     }
 
-    let method = |spec: &MethodSpec| -> Result<Method> {
-        Ok(Method { name: spec.name().to_owned(), title: spec.title().to_owned(), settings: serde_yaml::to_value(spec)? })
-    };
     let resolved = Resolved {
         name,
         question: experiment.question,
         tool: concat!("scalebench ", env!("CARGO_PKG_VERSION")).to_owned(),
         models,
-        methods: method_specs.iter().map(method).collect::<Result<_>>()?,
+        methods,
         scales,
         images: experiment.images,
         prompts,
@@ -265,8 +307,51 @@ pub(crate) fn resolve(file: &Path, experiment: spec::Experiment) -> Result<(Reso
         metrics,
     };
     let baseline = methods::find(methods::BASELINE, folder)?;
-    let inputs = Inputs { pipelines, methods: method_specs, baseline, extractors, prompts: prompt_list, reference: reference_files };
+    let inputs = Inputs { pipelines, folders, methods: configured, baseline, extractors, prompts: prompt_list, reference: reference_files };
     Ok((resolved, inputs))
+}
+
+/// The sampler of a method whose changes speak of one.
+fn own_sampler(written: &spec::Sampler, plain: &Sampler, changes: &[Change], at: &dyn Fn(&str) -> String) -> Result<Option<Sampler>> {
+    let mut value = serde_yaml::to_value(written)?;
+    let map = value.as_mapping_mut().context("expected a map")?;
+    let mut of_sampler = changes.iter().filter_map(|change| Some((change.key.strip_prefix("sampler.")?, change))).peekable();
+    if of_sampler.peek().is_none() {
+        return Ok(None);
+    }
+    for (key, change) in of_sampler {
+        map.insert(key.into(), change.value.clone());
+    }
+    let changed: spec::Sampler = spec::from_value(value).map_err(|message| anyhow!("{}: {message}", at("sampler")))?;
+    Ok(Some(Sampler::resolve(changed, at)?).filter(|own| own != plain))
+}
+
+impl Resolved {
+    /// The sampler that images of a method are made with.
+    pub(crate) fn sampler_of(&self, method: &str) -> &Sampler {
+        let found = self.methods.iter().find(|known| known.name == method);
+        found.and_then(|method| method.sampler.as_ref()).unwrap_or(&self.sampler)
+    }
+
+    /// What sets a method apart from the one that it is a variant of.
+    pub(crate) fn set_of(&self, method: &str) -> impl Iterator<Item = (&String, &String)> {
+        self.methods.iter().filter(move |known| known.name == method).flat_map(|method| &method.set)
+    }
+
+    /// The method that another one's differences are taken against: plain sampling by the same sampler, else plain sampling
+    /// by the experiment's; none if the experiment has neither, and the baseline itself for a baseline.
+    pub(crate) fn baseline_of(&self, method: &str) -> Option<&str> {
+        let is_plain = |known: &&Method| {
+            known.variant_of.as_deref().unwrap_or(&known.name) == BASELINE && known.set.keys().all(|key| key.starts_with("sampler."))
+        };
+        let mut plain = self.methods.iter().filter(|known| is_plain(known));
+        if plain.clone().any(|known| known.name == method) {
+            return plain.find(|known| known.name == method).map(|known| known.name.as_str());
+        }
+        let sampler = self.sampler_of(method);
+        let same = plain.clone().find(|known| known.sampler.as_ref().unwrap_or(&self.sampler) == sampler);
+        same.or_else(|| plain.find(|known| known.sampler.is_none())).map(|known| known.name.as_str())
+    }
 }
 
 fn resolve_metrics(written: spec::Metrics, folder: &Path, at: &dyn Fn(&str) -> String) -> Result<(Metrics, BTreeMap<Network, Extractor>)> {
@@ -365,7 +450,7 @@ fn scales(written: &[spec::Scale]) -> Result<Vec<Scale>> {
             }
         };
         ensure!(scale.factor.is_finite() && scale.factor > 0.0, "{} is not a pixel factor", scale.factor);
-        ensure!(scales.iter().all(|s| s.factor != scale.factor), "{} stands there twice", scale.factor);
+        ensure!(!scales.contains(&scale), "{} stands there twice", scale.label());
         scales.push(scale);
     }
     Ok(scales)
@@ -376,10 +461,10 @@ fn check_names(names: &[&str]) -> Result<()> {
     ensure!(!names.is_empty(), "expected at least one");
     let mut seen = BTreeSet::new();
     for name in names {
-        let safe = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+        let safe = |c: char| c.is_ascii_alphanumeric() || "._-=,+".contains(c);
         ensure!(
             name.chars().all(safe) && !name.is_empty() && !name.starts_with('.'),
-            "`{name}`: expected letters, digits, `.`, `_` and `-` only"
+            "`{name}`: expected letters, digits, `.`, `_`, `-`, `=`, `,` and `+` only"
         );
         ensure!(seen.insert(name), "`{name}` stands there twice");
     }
@@ -487,7 +572,9 @@ mod tests {
         let shape = |factor, width, height| spec::Scale::Shape(spec::Shape { factor, width, height });
         assert!(scales(&[shape(8.0, 4.0, 2.0)]).is_ok());
         assert!(scales(&[shape(8.0, 4.0, 4.0)]).is_err());
-        assert!(scales(&[spec::Scale::Factor(4.0), shape(4.0, 4.0, 1.0)]).is_err());
+        assert!(scales(&[spec::Scale::Factor(4.0), shape(4.0, 2.0, 2.0)]).is_err());
+        let labels: Vec<String> = scales(&[spec::Scale::Factor(4.0), shape(4.0, 4.0, 1.0)]).unwrap().iter().map(Scale::label).collect();
+        assert_eq!(labels, ["4x", "4x-4by1"]);
         assert!(scales(&[spec::Scale::Factor(-4.0)]).is_err());
         assert!(scales(&[]).is_err());
     }

@@ -1,8 +1,8 @@
 //! What a run found out: one row per cell, as plain data.
 
-use scalebench_metrics::{Estimate, Metric, Verdict};
+use std::collections::BTreeMap;
 
-use crate::methods::BASELINE;
+use scalebench_metrics::{Estimate, Metric, Verdict};
 
 /// A value with its confidence interval.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -49,6 +49,10 @@ pub(crate) struct Row {
     pub(crate) protocol: String,
     pub(crate) n_images: u64,
     pub(crate) n_reference: u64,
+    /// The method that differences are taken against; this one itself if it is a baseline.
+    pub(crate) baseline: String,
+    /// What sets the cell apart from others of its model and method.
+    pub(crate) set: BTreeMap<String, String>,
     /// The same columns in every row of a run.
     pub(crate) scores: Vec<Score>,
     pub(crate) seconds_per_image: Option<f64>,
@@ -56,6 +60,11 @@ pub(crate) struct Row {
 }
 
 impl Row {
+    /// Whether two cells stand beside one another: the same model at the same size.
+    pub(crate) fn is_rival_of(&self, other: &Row) -> bool {
+        (&self.model, self.width, self.height) == (&other.model, other.width, other.height)
+    }
+
     /// A score by its column name.
     pub(crate) fn score(&self, column: &str) -> Option<Interval> {
         self.scores.iter().find(|score| score.column == column)?.value
@@ -78,14 +87,14 @@ pub(crate) enum Standing {
 
 /// The standing of every score of every row; none where a value is behind, or has no rival.
 ///
-/// Paired differences are taken against the baseline, so of two methods that differ the standing is only known if one
-/// of them is the baseline.
+/// Paired differences are taken against a baseline, so of two methods that differ the standing is only known if one
+/// of them is the other one's baseline.
 pub(crate) fn standings(rows: &[Row]) -> Vec<Vec<Option<Standing>>> {
     let n_columns = rows.first().map_or(0, |row| row.scores.len());
     let mut standings = vec![vec![None; n_columns]; rows.len()];
     let undecided = |row: &Row, column: usize| row.scores[column].difference.is_some_and(|d| d.verdict == Verdict::Undecided);
     for (r, row) in rows.iter().enumerate() {
-        let rivals: Vec<&Row> = rows.iter().filter(|other| other.model == row.model && other.scale == row.scale).collect();
+        let rivals: Vec<&Row> = rows.iter().filter(|other| other.is_rival_of(row)).collect();
         for (column, score) in row.scores.iter().enumerate() {
             let Some((metric, _)) = metric_of(&score.column) else { continue };
             let value = |row: &Row| row.scores[column].value.map(|x| if metric.lower_is_better() { -x.value } else { x.value });
@@ -95,11 +104,11 @@ pub(crate) fn standings(rows: &[Row]) -> Vec<Vec<Option<Standing>>> {
             let is_best = |method: &Row| value(method) == Some(best);
             standings[r][column] = if own == best {
                 Some(Standing::Best)
-            } else if row.method == BASELINE {
-                rivals.iter().any(|rival| is_best(rival) && undecided(rival, column)).then_some(Standing::Undecided)
             } else {
-                let best_is_baseline = rivals.iter().any(|rival| is_best(rival) && rival.method == BASELINE);
-                (best_is_baseline && undecided(row, column)).then_some(Standing::Undecided)
+                let cannot_tell = |best: &Row| {
+                    best.baseline == row.method && undecided(best, column) || row.baseline == best.method && undecided(row, column)
+                };
+                rivals.iter().any(|rival| is_best(rival) && cannot_tell(rival)).then_some(Standing::Undecided)
             };
         }
     }
@@ -143,6 +152,8 @@ mod tests {
             protocol: "pocket".into(),
             n_images: 3,
             n_reference: 8,
+            baseline: "direct-inf".into(),
+            set: BTreeMap::new(),
             scores: vec![score("fid_r", fid, verdicts.map(|v| v[0])), score("recall_r", recall, verdicts.map(|v| v[1]))],
             seconds_per_image: None,
             peak_memory_bytes: None,
@@ -165,7 +176,13 @@ mod tests {
         // Equal values are both best; one method alone, or alone at its scale, has won against nobody.
         let twins = [row("a", 1.0, 1.0, None), row("b", 1.0, 1.0, None)];
         assert_eq!(standings(&twins), [[Some(Best); 2]; 2]);
-        let apart = [row("a", 1.0, 1.0, None), Row { scale: 16.0, ..row("b", 1.0, 1.0, None) }];
+        // Every variant has its own baseline.
+        let with = |method: &str, baseline: &str, fid: f64, verdicts| Row { baseline: baseline.into(), ..row(method, fid, 0.5, verdicts) };
+        let own = Some([Verdict::Undecided, Verdict::Undecided]);
+        let rows =
+            [with("d=1", "d=1", 20.0, None), with("d=2", "d=2", 9.0, None), with("a=1", "d=1", 11.0, own), with("a=2", "d=2", 10.0, own)];
+        assert_eq!(standings(&rows).iter().map(|s| s[0]).collect::<Vec<_>>(), [None, Some(Best), None, Some(Undecided)]);
+        let apart = [row("a", 1.0, 1.0, None), Row { scale: 16.0, width: 256, height: 256, ..row("b", 1.0, 1.0, None) }];
         assert_eq!(standings(&apart), [[None; 2]; 2]);
     }
 

@@ -1,5 +1,6 @@
 //! From images to rows of results: features (cached by content), scores, paired differences.
 
+use std::collections::BTreeMap;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
@@ -27,16 +28,15 @@ pub(crate) fn score(resolved: &Resolved, inputs: &Inputs, plan: &Plan, store: &S
     for (model, described) in resolved.models.iter().enumerate() {
         for scale in &resolved.scales {
             let cells: Vec<&Cell> = plan.cells.iter().filter(|c| c.asked_for && c.model == model && c.scale == *scale).collect();
-            let baseline = cells.iter().find(|cell| cell.method_name == BASELINE).copied();
             let mut columns: Vec<Vec<Score>> = vec![Vec::new(); cells.len()];
             // Column by column: at any time the features of one comparison are in memory.
             for comparison in &resolved.metrics.protocol.compare {
-                let scores =
-                    scorer.compare(comparison, &cells, baseline).with_context(|| format!("{} {}x", described.name, scale.factor))?;
+                let scores = scorer.compare(comparison, &cells).with_context(|| format!("{} {}", described.name, scale.label()))?;
                 columns.iter_mut().zip(scores).for_each(|(all, new)| all.extend(new));
             }
             for (cell, mut scores) in cells.into_iter().zip(columns) {
-                if let Some(table) = &resolved.metrics.protocol.published {
+                // Figures are published for the factor's usual shape.
+                if let Some(table) = resolved.metrics.protocol.published.as_ref().filter(|_| *scale == Scale::from_factor(scale.factor)) {
                     for score in &mut scores {
                         score.published = published(table, &described.family, cell.scale.factor, &cell.method_name, &score.column);
                     }
@@ -51,6 +51,8 @@ pub(crate) fn score(resolved: &Resolved, inputs: &Inputs, plan: &Plan, store: &S
                     protocol: resolved.metrics.protocol.name.clone(),
                     n_images: cell.jobs.len() as u64,
                     n_reference: resolved.reference.n_images() as u64,
+                    baseline: resolved.baseline_of(&cell.method_name).unwrap_or(BASELINE).to_owned(),
+                    set: described.set.iter().chain(resolved.set_of(&cell.method_name)).map(|(k, v)| (k.clone(), v.clone())).collect(),
                     scores,
                     seconds_per_image: mean_seconds(&timings),
                     peak_memory_bytes: timings.iter().filter_map(|t| t.peak_memory_bytes).max(),
@@ -83,7 +85,7 @@ fn set_of(sets: &Sets, tap: Tap) -> &FeatureSet {
 
 impl Scorer<'_> {
     /// The scores of one comparison for cells of one model and size.
-    fn compare(&self, comparison: &Comparison, cells: &[&Cell], baseline: Option<&Cell>) -> Result<Vec<Vec<Score>>> {
+    fn compare(&self, comparison: &Comparison, cells: &[&Cell]) -> Result<Vec<Vec<Score>>> {
         let Some(first) = cells.first() else { return Ok(Vec::new()) };
         let described = &self.resolved.models[first.model];
         let base = described.width.min(described.height);
@@ -114,12 +116,17 @@ impl Scorer<'_> {
             _ => Jackknife::STANDARD,
         };
         let is_itself = |cell: &Cell| comparison.against == Against::Base && std::ptr::eq(cell, base_cell);
-        let of_baseline = match baseline {
-            Some(cell) if !is_itself(cell) => Some(generated(cell)?),
-            _ => None,
-        };
+        let baseline = |cell: &Cell| self.resolved.baseline_of(&cell.method_name).filter(|baseline| *baseline != cell.method_name);
+        let mut of_baselines: BTreeMap<&str, Sets> = BTreeMap::new();
+        for cell in cells {
+            let is_needed = cells.iter().any(|other| baseline(other) == Some(cell.method_name.as_str()));
+            if is_needed && !is_itself(cell) {
+                of_baselines.insert(&cell.method_name, generated(cell)?);
+            }
+        }
         let mut rows = Vec::new();
         for cell in cells {
+            let of_baseline = baseline(cell).and_then(|baseline| of_baselines.get(baseline));
             let features = match is_itself(cell) {
                 true => None,
                 false => Some(generated(cell)?),
@@ -129,7 +136,7 @@ impl Scorer<'_> {
                 let side = |sets| set_of(sets, metric.tap());
                 let other = other.as_ref().map(|sets| set_of(sets, Tap::Features)).filter(|_| metric.needs_reference());
                 let value = features.as_ref().map(|features| estimate(*metric, side(features), other, &jackknife)).transpose();
-                let pair = features.as_ref().zip(of_baseline.as_ref()).filter(|_| cell.method_name != BASELINE);
+                let pair = features.as_ref().zip(of_baseline);
                 let difference = |(features, baseline)| -> Result<Estimate, scalebench_metrics::Error> {
                     paired_difference(*metric, (side(features), other), (side(baseline), other), &jackknife)
                 };

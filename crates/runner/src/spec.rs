@@ -4,13 +4,14 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::marker::PhantomData;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use scalebench_generation::{Dtype, SizeConditioning, Spacing, VaeDecode};
 use serde::de::value::MapAccessDeserializer;
-use serde::de::{self, Deserialize, DeserializeOwned, Deserializer, MapAccess, Visitor};
-use serde_yaml::Value;
+use serde::de::{self, Deserialize, DeserializeOwned, Deserializer, MapAccess, SeqAccess, Visitor};
+use serde_yaml::{Mapping, Value};
 
 /// One experiment: a question, and the matrix of cells that answers it.
 #[derive(Debug, serde::Deserialize)]
@@ -18,7 +19,9 @@ use serde_yaml::Value;
 pub(crate) struct Experiment {
     pub(crate) question: Option<String>,
     pub(crate) models: BTreeMap<String, Model>,
-    pub(crate) methods: Vec<String>,
+    pub(crate) methods: Vec<Entry>,
+    #[serde(default)]
+    pub(crate) matrix: Matrix,
     pub(crate) scales: Vec<Scale>,
     pub(crate) images: usize,
     #[serde(default)]
@@ -31,7 +34,7 @@ pub(crate) struct Experiment {
 }
 
 /// A checkpoint: `{path, family, variant, dtype}`, or the path alone.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(crate) struct Model {
     pub(crate) path: Option<PathBuf>,
     pub(crate) family: Option<String>,
@@ -71,6 +74,113 @@ impl<'de> Deserialize<'de> for Model {
             }
         }
         deserializer.deserialize_any(ModelVisitor)
+    }
+}
+
+/// A method of the experiment: `{method, label, set}`, or the method alone.
+#[derive(Debug, Clone)]
+pub(crate) struct Entry {
+    /// A built-in name or the path of a YAML file.
+    pub(crate) method: String,
+    pub(crate) label: Option<String>,
+    /// What differs from the method and from the experiment's sampler.
+    pub(crate) set: Pairs<Value>,
+}
+
+impl<'de> Deserialize<'de> for Entry {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(serde::Deserialize)]
+        #[serde(deny_unknown_fields)]
+        struct Written {
+            method: String,
+            label: Option<String>,
+            #[serde(default)]
+            set: Pairs<Value>,
+        }
+        struct EntryVisitor;
+        impl<'de> Visitor<'de> for EntryVisitor {
+            type Value = Entry;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a method's name or file, or {method, label, set}")
+            }
+
+            fn visit_str<E: de::Error>(self, method: &str) -> Result<Entry, E> {
+                Ok(Entry { method: method.to_owned(), label: None, set: Pairs::default() })
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Entry, A::Error> {
+                let Written { method, label, set } = Written::deserialize(MapAccessDeserializer::new(map))?;
+                Ok(Entry { method, label, set })
+            }
+        }
+        deserializer.deserialize_any(EntryVisitor)
+    }
+}
+
+/// Axes in the order in which they are written; see [`crate::matrix`].
+pub(crate) type Matrix = Pairs<Axis>;
+
+/// The values of an axis, each with its label if it has one.
+#[derive(Debug, Clone)]
+pub(crate) struct Axis(pub(crate) Vec<(Option<String>, Value)>);
+
+impl<'de> Deserialize<'de> for Axis {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct AxisVisitor;
+        impl<'de> Visitor<'de> for AxisVisitor {
+            type Value = Axis;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a list of values, or a map from labels to values")
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Axis, A::Error> {
+                let mut values = Vec::new();
+                while let Some(value) = list.next_element()? {
+                    values.push((None, value));
+                }
+                Ok(Axis(values))
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Axis, A::Error> {
+                let labelled: Pairs<Value> = Pairs::deserialize(MapAccessDeserializer::new(map))?;
+                Ok(Axis(labelled.0.into_iter().map(|(label, value)| (Some(label), value)).collect()))
+            }
+        }
+        deserializer.deserialize_any(AxisVisitor)
+    }
+}
+
+/// A map whose order counts.
+#[derive(Debug, Clone)]
+pub(crate) struct Pairs<T>(pub(crate) Vec<(String, T)>);
+
+impl<T> Default for Pairs<T> {
+    fn default() -> Self {
+        Pairs(Vec::new())
+    }
+}
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Pairs<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct PairsVisitor<T>(PhantomData<T>);
+        impl<'de, T: Deserialize<'de>> Visitor<'de> for PairsVisitor<T> {
+            type Value = Pairs<T>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a map")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Pairs<T>, A::Error> {
+                let mut pairs = Vec::new();
+                while let Some(pair) = map.next_entry()? {
+                    pairs.push(pair);
+                }
+                Ok(Pairs(pairs))
+            }
+        }
+        deserializer.deserialize_map(PairsVisitor(PhantomData))
     }
 }
 
@@ -133,7 +243,7 @@ pub(crate) struct Prompts {
     pub(crate) file: Option<PathBuf>,
 }
 
-#[derive(Debug, Default, serde::Deserialize)]
+#[derive(Debug, Clone, Default, serde::Serialize, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Sampler {
     pub(crate) name: Option<String>,
@@ -169,14 +279,85 @@ pub(crate) struct Metrics {
     pub(crate) dinov2: Option<PathBuf>,
 }
 
-/// Reads an experiment file, with `key=value` overrides applied first.
+/// Reads an experiment file: what its base says, then what it says itself, then the `key=value` overrides.
 pub(crate) fn read(file: &Path, overrides: &[String]) -> Result<Experiment> {
-    let text = std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
-    let mut value: Value = serde_yaml::from_str(&text).map_err(|error| anyhow!("{}: {error}", file.display()))?;
+    let mut value = load(file)?;
+    if let Some(base) = value.as_mapping_mut().and_then(|map| map.remove("base")) {
+        let at = || format!("{}: base", file.display());
+        let base = base.as_str().with_context(|| format!("{}: expected the path of an experiment file", at()))?.to_owned();
+        let mut merged = load(&file.parent().unwrap_or(Path::new("")).join(&base)).with_context(at)?;
+        ensure!(merged.get("base").is_none(), "{}: {base} has a base itself, expected a file without one", at());
+        let folder = Path::new(&base).parent().unwrap_or(Path::new(""));
+        relocate(&mut merged, folder, file.parent().unwrap_or(Path::new("")));
+        merge(&mut merged, value);
+        value = merged;
+    }
     for text in overrides {
         set(&mut value, text).with_context(|| format!("--set {text}"))?;
     }
     from_value(value).map_err(|message| anyhow!("{}: {message}", file.display()))
+}
+
+fn load(file: &Path) -> Result<Value> {
+    let text = std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
+    serde_yaml::from_str(&text).map_err(|error| anyhow!("{}: {error}", file.display()))
+}
+
+/// Maps key by key; everything else of `over` replaces what is there.
+fn merge(under: &mut Value, over: Value) {
+    match (under, over) {
+        (Value::Mapping(under), Value::Mapping(over)) => {
+            for (key, value) in over {
+                match under.get_mut(&key) {
+                    Some(there) => merge(there, value),
+                    None => {
+                        under.insert(key, value);
+                    }
+                }
+            }
+        }
+        (under, over) => *under = over,
+    }
+}
+
+/// Whether a method or protocol of this name is looked for in a file.
+pub(crate) fn is_file_name(name: &str) -> bool {
+    name.ends_with(".yaml") || name.ends_with(".yml") || name.contains('/')
+}
+
+/// Rewrites the paths of an experiment that lies in `folder`, relative to `here`, so that they are right in a file in `here`.
+fn relocate(experiment: &mut Value, folder: &Path, here: &Path) {
+    let move_if = |value: Option<&mut Value>, is_path: &dyn Fn(&str) -> bool| {
+        let Some(value) = value else { return };
+        if let Some(text) = value.as_str().filter(|text| is_path(text)) {
+            *value = Value::from(folder.join(text).display().to_string());
+        }
+    };
+    let always = |_: &str| true;
+    // What is not there may be the name of something on the hub or in a cache.
+    let if_there = |text: &str| here.join(folder).join(text).exists();
+    for key in ["file", "folder", "list"] {
+        move_if(experiment.get_mut("prompts").and_then(|map| map.get_mut(key)), &always);
+        move_if(experiment.get_mut("reference").and_then(|map| map.get_mut(key)), &always);
+    }
+    for key in ["extractor", "clip", "dinov2"] {
+        move_if(experiment.get_mut("metrics").and_then(|map| map.get_mut(key)), &if_there);
+    }
+    move_if(experiment.get_mut("metrics").and_then(|map| map.get_mut("protocol")), &is_file_name);
+    let models = experiment.get_mut("models").and_then(Value::as_mapping_mut);
+    for model in models.into_iter().flat_map(Mapping::values_mut) {
+        match model {
+            Value::Mapping(model) => move_if(model.get_mut("path"), &if_there),
+            model => move_if(Some(model), &if_there),
+        }
+    }
+    let methods = experiment.get_mut("methods").and_then(Value::as_sequence_mut);
+    for method in methods.into_iter().flatten() {
+        match method {
+            Value::Mapping(entry) => move_if(entry.get_mut("method"), &is_file_name),
+            method => move_if(Some(method), &is_file_name),
+        }
+    }
 }
 
 /// Typed data from YAML; the error names the key, what was expected, and what may have been meant.
@@ -210,12 +391,36 @@ pub(crate) fn did_you_mean<'a>(found: &str, candidates: impl IntoIterator<Item =
     close.map_or_else(String::new, |(_, name)| format!("; did you mean `{name}`?"))
 }
 
+/// Keys of `sampler`.
+pub(crate) const SAMPLER_KEYS: [&str; 13] = [
+    "name",
+    "steps",
+    "eta",
+    "guidance_scale",
+    "guidance_rescale",
+    "negative_prompt",
+    "timestep_spacing",
+    "use_karras_sigmas",
+    "rescale_betas_zero_snr",
+    "size_conditioning",
+    "vae_decode",
+    "seed_once_per_batch_of",
+    "jpeg_quality",
+];
+
 /// Applies one `key=value`; the key is a dotted path, the value YAML.
 fn set(root: &mut Value, text: &str) -> Result<()> {
     let (path, value) = text.split_once('=').context("expected KEY=VALUE")?;
     let value: Value = serde_yaml::from_str(value)?;
     let mut at = root;
-    for part in path.split('.') {
+    let mut rest = Some(path);
+    while let Some(path) = rest {
+        let (mut part, mut after) = path.split_once('.').map_or((path, None), |(part, after)| (part, Some(after)));
+        // Axes of a matrix have dots in their names.
+        if at.as_mapping().is_some_and(|map| map.contains_key(path)) {
+            (part, after) = (path, None);
+        }
+        rest = after;
         at = match at {
             Value::Sequence(items) => {
                 let length = items.len();
@@ -274,11 +479,80 @@ mod tests {
             ("scales.1=big", &["scales[1]", "a pixel factor such as 4"]),
             ("scales.2.hight=1", &["scales[2]", "did you mean `height`?"]),
             ("images.x=1", &["inside a plain value"]),
+            ("methods.0.metod=x", &["inside a plain value"]),
+            ("methods=[{metod: x}]", &["methods[0]", "did you mean `method`?"]),
+            ("methods=[{method: x, set: [1]}]", &["methods[0].set", "expected a map"]),
+            ("matrix={sampler.steps: 3}", &["matrix.sampler.steps", "a list of values"]),
         ] {
             let message = check(&[overrides]).unwrap_err();
             for fragment in fragments {
                 assert!(message.contains(fragment), "{overrides}: {message}");
             }
         }
+    }
+
+    fn check_base(base: &str, derived: &str) -> Result<Value, String> {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(dir.path().join("sub")).unwrap();
+        std::fs::create_dir_all(dir.path().join("pocket")).unwrap();
+        std::fs::write(dir.path().join("base.yaml"), base).unwrap();
+        std::fs::write(dir.path().join("sub/derived.yaml"), derived).unwrap();
+        let experiment = read(&dir.path().join("sub/derived.yaml"), &[]).map_err(|e| format!("{e:#}"))?;
+        let paths: Vec<String> = experiment.models.values().map(|m| m.path.as_ref().unwrap().display().to_string()).collect();
+        let methods: Vec<String> = experiment.methods.into_iter().map(|entry| entry.method).collect();
+        let file = |path: Option<PathBuf>| path.map(|path| path.display().to_string());
+        let found =
+            (paths, methods, experiment.images, experiment.sampler, file(experiment.prompts.file), file(experiment.metrics.extractor));
+        Ok(serde_yaml::to_value(found).unwrap())
+    }
+
+    #[test]
+    fn a_base_is_merged_key_by_key_and_its_paths_stay_its_own() {
+        let base = "
+            models: {pocket: {path: pocket}, other: org/name}
+            methods: [direct-inf, mine.yaml]
+            scales: [4]
+            images: 2
+            prompts: {file: prompts.txt}
+            sampler: {name: ddim, steps: 3}
+            reference: {source: emoji, images: 8}
+            metrics: {protocol: pocket, extractor: inception}
+        ";
+        let found = check_base(base, "{base: ../base.yaml, images: 5, sampler: {steps: 4}}").unwrap();
+        let text = serde_yaml::to_string(&found).unwrap();
+        for expected in [
+            "- org/name\n",
+            "- ../pocket\n",
+            "- ../mine.yaml\n",
+            "- 5\n",
+            "name: ddim\n",
+            "steps: 4\n",
+            "- ../prompts.txt\n",
+            "- inception\n",
+        ] {
+            assert!(text.contains(expected), "{expected}: {text}");
+        }
+        // Paths of the file itself are its own, and lists are replaced.
+        let found = check_base(base, "{base: ../base.yaml, methods: [ours.yaml], prompts: {file: ours.txt}}").unwrap();
+        let text = serde_yaml::to_string(&found).unwrap();
+        assert!(text.contains("- - ours.yaml\n") && text.contains("- ours.txt\n") && !text.contains("mine"), "{text}");
+        for (base, derived, fragments) in [
+            ("{base: x.yaml}", "{base: ../base.yaml}", ["derived.yaml: base", "has a base itself"]),
+            (base, "{base: none.yaml}", ["derived.yaml: base: cannot read", "none.yaml"]),
+            (base, "{base: [../base.yaml]}", ["derived.yaml: base", "expected the path"]),
+            (base, "{base: ../base.yaml, imges: 3}", ["unknown field `imges`", "did you mean `images`?"]),
+            ("{images: [}", "{base: ../base.yaml}", ["derived.yaml: base", "base.yaml"]),
+        ] {
+            let message = check_base(base, derived).unwrap_err();
+            assert!(fragments.iter().all(|fragment| message.contains(fragment)), "{derived}: {message}");
+        }
+    }
+
+    #[test]
+    fn an_axis_is_replaced_by_its_whole_name() {
+        let mut value = serde_yaml::from_str("{matrix: {sampler.steps: [1], a: {b: 1}}}").unwrap();
+        set(&mut value, "matrix.sampler.steps=[2, 3]").unwrap();
+        set(&mut value, "matrix.a.b=2").unwrap();
+        assert_eq!(value, serde_yaml::from_str::<Value>("{matrix: {sampler.steps: [2, 3], a: {b: 2}}}").unwrap());
     }
 }

@@ -4,15 +4,20 @@
 //! be compared byte for byte. `results.parquet` holds the measured costs as well, and `timings.csv`
 //! holds them alone.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use anyhow::{Context, Result};
 use polars::prelude::{Column, CsvWriter, DataFrame, ParquetReader, ParquetWriter, SerReader, SerWriter};
 use scalebench_metrics::Verdict;
 
+use crate::methods::BASELINE;
 use crate::results::{Difference, Interval, Row, Score, Standing, label, standings};
 use crate::store::Store;
 
 const PARQUET: &str = "results.parquet";
 const CELL: [&str; 5] = ["model", "scale", "width", "height", "method"];
+/// Begins the names of the columns that hold what sets variants apart.
+const SET: &str = "set.";
 const COSTS: [&str; 2] = ["seconds_per_image", "peak_memory_bytes"];
 
 /// All columns of the results, in order.
@@ -27,6 +32,20 @@ fn frame(rows: &[Row]) -> Result<DataFrame> {
         Column::new("n_images".into(), rows.iter().map(|r| r.n_images).collect::<Vec<_>>()),
         Column::new("n_reference".into(), rows.iter().map(|r| r.n_reference).collect::<Vec<_>>()),
     ];
+    if rows.iter().any(|r| r.baseline != BASELINE) {
+        columns.push(Column::new("baseline".into(), rows.iter().map(|r| r.baseline.as_str()).collect::<Vec<_>>()));
+    }
+    let keys: BTreeSet<&String> = rows.iter().flat_map(|r| r.set.keys()).collect();
+    for key in keys {
+        let name = format!("{SET}{key}").into();
+        let texts: Vec<Option<&str>> = rows.iter().map(|r| r.set.get(key).map(String::as_str)).collect();
+        let numbers: Option<Vec<Option<f64>>> =
+            texts.iter().map(|text| text.map(|t| t.parse::<f64>().ok()).map_or(Some(None), |n| n.map(Some))).collect();
+        columns.push(match numbers {
+            Some(numbers) => Column::new(name, numbers),
+            None => Column::new(name, texts),
+        });
+    }
     let interval = |columns: &mut Vec<Column>, name: String, values: Vec<Option<Interval>>| {
         let mut part = |suffix: &str, part: fn(Interval) -> f64| {
             let values: Vec<Option<f64>> = values.iter().map(|x| x.map(part)).collect();
@@ -98,6 +117,24 @@ pub(crate) fn read(store: &Store) -> Result<Vec<Row>> {
                 _ => None,
             })
         };
+        let columns: Vec<&str> = all.get_column_names().iter().map(|name| name.as_str()).collect();
+        let set = |i: usize| -> Result<BTreeMap<String, String>> {
+            let mut set = BTreeMap::new();
+            for column in columns.iter().filter(|column| column.starts_with(SET)) {
+                let value = match all.column(column)?.str() {
+                    Ok(texts) => texts.get(i).map(str::to_owned),
+                    Err(_) => float(column, i)?.map(|number| number.to_string()),
+                };
+                set.extend(value.map(|value| (column[SET.len()..].to_owned(), value)));
+            }
+            Ok(set)
+        };
+        let baseline = |i: usize| -> Result<String> {
+            match columns.contains(&"baseline") {
+                true => text("baseline", i)?.context("empty cell"),
+                false => Ok(BASELINE.to_owned()),
+            }
+        };
         // A score is what has a column for its differences.
         let names: Vec<String> =
             all.get_column_names().iter().filter_map(|name| Some(name.strip_prefix("d_")?.strip_suffix("_verdict")?.to_owned())).collect();
@@ -123,6 +160,8 @@ pub(crate) fn read(store: &Store) -> Result<Vec<Row>> {
                 protocol: text("protocol", i)?.context("empty cell")?,
                 n_images: count("n_images", i)?.context("empty cell")?,
                 n_reference: count("n_reference", i)?.context("empty cell")?,
+                baseline: baseline(i)?,
+                set: set(i)?,
                 scores: names.iter().map(|name| score(name, i)).collect::<Result<_>>()?,
                 seconds_per_image: float(COSTS[0], i)?,
                 peak_memory_bytes: count(COSTS[1], i)?,
@@ -242,6 +281,8 @@ mod tests {
             protocol: "pocket".into(),
             n_images: 3,
             n_reference: 8,
+            baseline: "direct-inf".into(),
+            set: BTreeMap::new(),
             scores: vec![
                 Score { column: "fid_r".into(), value: Some(interval), difference: Some(difference), published: Some(38.5) },
                 Score { column: "kid_b".into(), value: None, difference: None, published: None },
@@ -264,6 +305,24 @@ mod tests {
         let table = compact(std::slice::from_ref(&row));
         assert_eq!(table[0][5..], ["FID_r", "KID_b·10³", "ΔFID_r", "s/image", "MiB", "published FID_r"]);
         assert_eq!(table[1][5..], ["1.50 ± 0.50", "–", "1.50 ± 0.50 (worse)", "0.25", "–", "38.5"]);
+        let set = |pairs: &[(&str, &str)]| pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+        let variants = [
+            Row { set: set(&[("redilation.tau", "20"), ("dtype", "f32")]), baseline: "direct-inf_steps=4".into(), ..row.clone() },
+            Row { set: set(&[("redilation.tau", "2.5"), ("dtype", "1")]), ..row.clone() },
+            row.clone(),
+        ];
+        write(&store, &variants).unwrap();
+        assert_eq!(read(&store).unwrap(), variants);
+        let csv = String::from_utf8(store.read("results.csv").unwrap().unwrap()).unwrap();
+        assert!(
+            csv.starts_with("model,scale,width,height,method,protocol,n_images,n_reference,baseline,set.dtype,set.redilation.tau,fid_r,")
+        );
+        assert!(
+            csv.contains(",direct-inf_steps=4,f32,20.0,1.5,")
+                && csv.contains(",direct-inf,1,2.5,1.5,")
+                && csv.contains(",direct-inf,,,1.5,")
+        );
+        write(&store, std::slice::from_ref(&row)).unwrap();
         let worse = Row {
             method: "a|b".into(),
             scores: row.scores.iter().map(|s| Score { value: s.value.map(shifted), ..s.clone() }).collect(),

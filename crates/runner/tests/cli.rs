@@ -41,7 +41,9 @@ fn write_experiment(dir: &Path) -> PathBuf {
 
 fn scalebench(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_scalebench"));
-    command.args(args).stdin(Stdio::null()).env("HF_HUB_OFFLINE", "1");
+    // Calibrations of dry runs go where the build goes, not into the user's cache.
+    let cache = Path::new(env!("CARGO_TARGET_TMPDIR")).join("cache");
+    command.args(args).stdin(Stdio::null()).env("HF_HUB_OFFLINE", "1").env("XDG_CACHE_HOME", cache);
     command
 }
 
@@ -127,6 +129,12 @@ fn bad_input_is_one_line_and_status_2() {
         ("prompts={file: none.txt}", &["tiny.yaml: prompts", "none.txt"]),
         ("metrics.extractor=nowhere", &["tiny.yaml: metrics.extractor", "nowhere"]),
         ("metrics={protocol: pocket}", &["tiny.yaml: metrics.extractor", "expected the path of Inception"]),
+        ("matrix={methods.othr.redilation.tau: [1]}", &["tiny.yaml: matrix.methods.othr", "did you mean `other`?"]),
+        ("matrix={sampler.stps: [1]}", &["tiny.yaml: sampler", "unknown field `stps`", "did you mean `steps`?"]),
+        ("matrix={sampler.eta: [0, 2]}", &["tiny.yaml", "`eta` is 2"]),
+        ("matrix={methods.other.redilation.tau: [10]}", &["tiny.yaml: methods", "no variant of other has `redilation`"]),
+        ("methods=[{method: direct-inf, label: a/b, set: {sampler.eta: 0}}]", &["tiny.yaml: methods", "`direct-inf_a/b`", "letters"]),
+        ("methods=[{method: scalecrafter, set: {noise_damped_guidance.tau: 9}}]", &["tiny.yaml", "no variant for model `sd15` at 0.25"]),
     ];
     for (overrides, fragments) in cases {
         check_failure(sweep(&experiment, &out, &["--set", overrides]), fragments);
@@ -339,6 +347,147 @@ fn the_program_knows_its_commit_and_completes_its_commands() {
         let script = String::from_utf8(succeed(scalebench(&["completions", shell])).stdout).unwrap();
         assert!(script.contains("images-only"), "{shell}");
     }
+}
+
+/// Settings of methods and of the sampler as axes: cells, differences, columns, charts; and a comparison of two such runs.
+#[test]
+fn a_matrix_becomes_cells_columns_and_charts() {
+    let dir = tempfile::tempdir().unwrap();
+    let experiment = write_experiment(dir.path());
+    std::fs::write(
+        dir.path().join("matrix.yaml"),
+        "base: tiny.yaml\n\
+         methods: [direct-inf, {method: dilated.yaml, label: late, set: {freeu: {trigger: blocks, b1: 1.2, b2: 1.1, s1: 0.9, s2: 0.8}}}]\n\
+         matrix:\n  methods.dilated.redilation.tau: [20, 50]\n  sampler.guidance_scale: [1, 7.5]\n\
+         scales: [0.25, {factor: 0.25, width: 0.25, height: 1}]\n",
+    )
+    .unwrap();
+    let dilated = "{name: dilated, title: Dilated, source: here, variants: [{redilation: {tau: 30, dilation: {\"mid_block.**\": 2}}}]}";
+    std::fs::write(dir.path().join("dilated.yaml"), dilated).unwrap();
+    let (file, out) = (dir.path().join("matrix.yaml"), dir.path().join("out"));
+    assert!(experiment.exists());
+    succeed(sweep(&file, &out, &[]));
+    let csv = std::fs::read_to_string(out.join("results.csv")).unwrap();
+    let columns: Vec<&str> = csv.lines().next().unwrap().split(',').collect();
+    let extra = ["baseline", "set.freeu", "set.redilation.tau", "set.sampler.guidance_scale"];
+    assert_eq!(columns[8..12], extra);
+    let at = |name: &str| columns.iter().position(|column| *column == name).unwrap();
+    // Labels hold commas, so their cells are quoted.
+    let unquoted = csv.replace("late,tau", "late;tau").replace(",guidance_scale", ";guidance_scale").replace('"', "");
+    let rows: Vec<Vec<&str>> = unquoted.lines().skip(1).map(|line| line.split(',').collect()).collect();
+    assert_eq!(rows.len(), 12);
+    let identity: Vec<String> = rows[..6].iter().map(|row| format!("{} {} {}", row[4], row[8], row[9..12].join("/"))).collect();
+    assert_eq!(
+        identity,
+        [
+            "direct-inf_guidance_scale=1 direct-inf_guidance_scale=1 //1.0",
+            "direct-inf_guidance_scale=7.5 direct-inf_guidance_scale=7.5 //7.5",
+            "dilated_late;tau=20;guidance_scale=1 direct-inf_guidance_scale=1 late/20.0/1.0",
+            "dilated_late;tau=20;guidance_scale=7.5 direct-inf_guidance_scale=7.5 late/20.0/7.5",
+            "dilated_late;tau=50;guidance_scale=1 direct-inf_guidance_scale=1 late/50.0/1.0",
+            "dilated_late;tau=50;guidance_scale=7.5 direct-inf_guidance_scale=7.5 late/50.0/7.5"
+        ]
+    );
+    let number = |row: usize, column: &str| rows[row][at(column)].parse::<f64>().ok();
+    for row in [2, 3, 8, 9] {
+        let difference = number(row, "fid_r").unwrap() - number(row - 2, "fid_r").unwrap();
+        assert!((number(row, "d_fid_r").unwrap() - difference).abs() < 1e-9 && difference != 0.0, "{csv}");
+    }
+    assert_eq!((number(0, "d_fid_r"), number(1, "d_fid_r")), (None, None));
+    assert_eq!([2, 3].map(|i| rows[6][i].parse::<u32>().unwrap()), [64, 256]);
+    assert!(out.join("cells/tiny/0.25x-0.25by1-dilated_late,tau=20,guidance_scale=1/manifest.jsonl").is_file());
+    for file in ["fid_r-by-redilation.tau.svg", "fid_r-by-sampler.guidance_scale.svg", "grid-tiny-0.25x.png", "grid-tiny-0.25x-0.25by1.png"]
+    {
+        assert!(out.join("report").join(file).is_file(), "{file}");
+    }
+    let run: serde_json::Value = serde_yaml_of(&out.join("run.yaml"));
+    let method = &run["experiment"]["methods"][2];
+    assert_eq!((&method["variant_of"], &method["sampler"]["guidance_scale"]), (&"dilated".into(), &1.0.into()));
+    assert_eq!(method["settings"]["variants"][0]["redilation"]["tau"], 20.0);
+    assert_eq!(run["experiment"]["sampler"]["steps"], 2, "from the base");
+
+    let compared = succeed(scalebench(&["compare", out.to_str().unwrap(), out.to_str().unwrap(), "--no-speed", "--json"]));
+    let compared: serde_json::Value = serde_json::from_slice(&compared.stdout).unwrap();
+    assert_eq!(compared["cells"].as_array().unwrap().len(), 13);
+    assert_eq!(compared["only_in_run"].as_array().unwrap().len(), 0);
+}
+
+fn serde_yaml_of(file: &Path) -> serde_json::Value {
+    serde_yaml::from_slice(&std::fs::read(file).unwrap()).unwrap()
+}
+
+fn shipped_experiments() -> Vec<PathBuf> {
+    let root = crates().join("../experiments");
+    let files = [root.clone(), root.join("ablations")].into_iter().flat_map(|folder| std::fs::read_dir(folder).unwrap());
+    let mut files: Vec<PathBuf> =
+        files.map(|entry| entry.unwrap().path()).filter(|path| path.extension().is_some_and(|e| e == "yaml")).collect();
+    files.sort();
+    files
+}
+
+/// What can be run here says what it costs; what needs files that are not shipped names the first one that is missing.
+#[test]
+fn shipped_experiments_pass_a_dry_run() {
+    let out = tempfile::tempdir().unwrap();
+    let files = shipped_experiments();
+    assert!(files.len() >= 16, "{files:?}");
+    for file in files {
+        let name = file.file_stem().unwrap().to_str().unwrap().to_owned();
+        let out = out.path().join(&name);
+        if name.starts_with("table1_") {
+            let lacks = |overrides: &[&str], fragments: &[&str]| {
+                let overrides: Vec<&str> = overrides.iter().flat_map(|text| ["--set", text]).collect();
+                let mut command = sweep(&file, &out, &[&["--dry-run"], &overrides[..]].concat());
+                command.env("TORCH_HOME", &out).env("HF_HOME", &out);
+                check_failure(command, &[&[name.as_str()], fragments].concat());
+            };
+            lacks(&[], &["prompts", "captions.txt", "cannot read"]);
+            let captions = out.with_extension("txt");
+            std::fs::write(&captions, "a cat\n").unwrap();
+            let captions = format!("prompts.file={}", captions.display());
+            lacks(&[&captions], &["reference", "images"]);
+            let emoji = "reference={source: emoji, images: 8}";
+            lacks(&[&captions, emoji], &["metrics.extractor", "pt_inception"]);
+            let extractor = format!("metrics.extractor={}", crates().join("../datasets/pocket-inception").display());
+            lacks(&[&captions, emoji, &extractor], &["models.", ".path", "stab"]);
+            continue;
+        }
+        let output = succeed(sweep(&file, &out, &["--dry-run", "--json", "--shard", "0/16"]));
+        let cost: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        let cells = cost["cells"].as_array().unwrap();
+        assert!(cells.len() >= 2 || name == "pocket", "{name}");
+        for cell in cells {
+            let number = |key: &str| cell[key].as_f64().unwrap_or_else(|| panic!("{name}: {key} of {cell}"));
+            assert!(number("seconds_per_image") > 0.0 && number("peak_memory_bytes") > 1e6, "{name}: {cell}");
+            assert!(number("passes") >= number("steps") && number("flops_per_image") > 1e8, "{name}: {cell}");
+        }
+        let sum = |key: &str| cells.iter().map(|cell| cell[key].as_f64().unwrap()).sum::<f64>();
+        assert!((sum("hours") - cost["total"]["hours"].as_f64().unwrap()).abs() < 1e-9 && sum("to_do") == cost["total"]["to_do"], "{name}");
+        assert!(!out.exists(), "a dry run writes nothing");
+    }
+}
+
+/// A dry run counts what the run then does, and does not ask the clock twice.
+#[test]
+fn a_dry_run_counts_passes_and_keeps_its_calibration() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = crates().join("../experiments/quick.yaml");
+    let run = || {
+        let mut command = sweep(&file, &dir.path().join("out"), &["--dry-run", "--json"]);
+        command.env("XDG_CACHE_HOME", dir.path());
+        serde_json::from_slice::<serde_json::Value>(&succeed(command).stdout).unwrap()
+    };
+    let first = run();
+    assert_eq!(run(), first, "from the cache");
+    let cell = |name: &str| first["cells"].as_array().unwrap().iter().find(|cell| cell["cell"] == name).unwrap();
+    // 20 guided steps; at 16× a third pass while noise-damped guidance acts: 35 of 50 steps, here 14 of 20.
+    assert_eq!((&cell("pocket/4x-scalecrafter")["steps"], &cell("pocket/4x-scalecrafter")["passes"]), (&20.into(), &40.into()));
+    assert_eq!(cell("pocket/16x-scalecrafter")["passes"], 54);
+    let per_image = |name: &str| cell(name)["flops_per_image"].as_f64().unwrap();
+    assert_eq!(per_image("pocket/4x-attn-sf"), per_image("pocket/4x-direct-inf"));
+    let ratio = per_image("pocket/16x-direct-inf") / per_image("pocket/4x-direct-inf");
+    assert!((4.0..8.0).contains(&ratio), "four times the pixels, and attention grows by their square: {ratio}");
+    assert_eq!(scalebench(&["sweep", "--json", file.to_str().unwrap()]).output().unwrap().status.code(), Some(2));
 }
 
 #[test]

@@ -183,7 +183,7 @@ fn a_report_is_whole_safe_and_the_same_when_rebuilt() {
     }
     assert!(text("p").contains(&"Does <i>it</i> run at 100 %?".to_owned()));
     let heads: Vec<String> = elements.iter().filter(|e| e.name == "h2").map(|e| e.text.clone()).collect();
-    assert_eq!(heads, ["Results", "Scores against scale", "Samples", "What the methods do", "Provenance"]);
+    assert_eq!(heads, ["Results", "Charts", "Samples", "What the methods do", "Provenance"]);
 
     // The record: every input by its digest, and the machine.
     let record = |name: &str| {
@@ -231,7 +231,7 @@ fn a_report_is_whole_safe_and_the_same_when_rebuilt() {
     // A rebuilt report is the same report; one of a run without schedules says that it has none.
     scalebench(&["report", &path("run")]);
     assert!(read("report/index.html") == html, "a rebuilt page differs");
-    for cell in ["0.25x-direct-inf", "0.25x-dilated", "0.5x-direct-inf", "0.5x-dilated"] {
+    for cell in ["0.25x-direct-inf", "0.25x-dilated", "0.5x-1by0.5-direct-inf", "0.5x-1by0.5-dilated"] {
         std::fs::remove_file(dir.path().join("run/cells/tiny").join(cell).join("schedule.json")).unwrap();
     }
     scalebench(&["report", &path("run")]);

@@ -9,8 +9,7 @@ use super::{compare as command, sweep};
 use crate::cli::{Log, Nightly, Shard, Sweep};
 use crate::compare::{self, Comparison, Run};
 use crate::history::{Entry, History, Night};
-use crate::plan::cell_name;
-use crate::resolve::Scale;
+use crate::plan::Outline;
 use crate::score::mean_seconds;
 use crate::store::Store;
 use crate::{tables, trend, verdicts};
@@ -35,6 +34,7 @@ pub(super) fn run(args: &Nightly) -> Result<ExitCode> {
         set: args.set.clone(),
         log: Log::Text,
         dry_run: false,
+        json: false,
     };
     let prepared = sweep::prepare(&args.experiment, &args.set)?;
     let accepted = history.accepted()?;
@@ -100,8 +100,13 @@ fn entries(night: &Night, run: &Run, compared_with: Option<String>, comparison: 
         regressions.entry(&regression.cell).or_default().push(&regression.what);
     }
     let entry = |row: crate::results::Row| -> Result<Entry> {
-        let scale = run.resolved.scales.iter().find(|scale| scale.factor == row.scale).unwrap_or(&Scale::BASE);
-        let cell = cell_name(&row.model, scale, &row.method);
+        let is_row = |cell: &&Outline| -> bool {
+            let model = &run.resolved.models[cell.model];
+            let size = model.size(&cell.scale).ok();
+            cell.asked_for && model.name == row.model && cell.method == row.method && size == Some((row.width, row.height))
+        };
+        let cell = run.cells.iter().map(|cell| &cell.outline).find(is_row);
+        let cell = cell.with_context(|| format!("{} {}x{} {}: no such cell", row.model, row.width, row.height, row.method))?.name.clone();
         let (images, features) = run.digests(&cell)?;
         Ok(Entry {
             night: night.clone(),

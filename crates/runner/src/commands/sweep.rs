@@ -10,7 +10,7 @@ use crate::plan::Plan;
 use crate::progress::{self, Event};
 use crate::resolve::{Inputs, Resolved};
 use crate::store::Store;
-use crate::{execute, interrupt, plan, resolve, spec};
+use crate::{cost, execute, interrupt, plan, resolve, spec};
 
 pub(super) fn run(args: &Sweep) -> Result<()> {
     progress::log_as(args.log);
@@ -49,7 +49,12 @@ impl Prepared {
         let store = Store::new(&self.directory(args.out.as_deref())?, args.shard);
         warn_of_counts(resolved, plan);
         if args.dry_run {
-            return execute::dry_run(plan, inputs, &store, args.shard);
+            let cost = cost::estimate(resolved, plan, inputs, &store, args.shard)?;
+            match args.json {
+                true => println!("{}", serde_json::to_string(&cost)?),
+                false => print!("{}", cost.text()),
+            }
+            return Ok(());
         }
         execute::run(resolved, inputs, plan, &store, args.shard, args.images_only, command(args, &resolved.name))
     }
