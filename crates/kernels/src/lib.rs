@@ -7,6 +7,11 @@
 //! Results do not depend on the number of threads: work is cut into tiles whose sizes follow from the
 //! shapes alone, and each output element is summed inside one tile.
 
+#![allow(
+    clippy::needless_range_loop,
+    reason = "iterator chains are functions of their own, not compiled along with the wide instructions of their caller"
+)]
+
 mod attention;
 mod conv;
 mod elementwise;

@@ -90,7 +90,7 @@ impl Flops {
         net.resnet("mid_block.resnets.0", deepest, width, width, Some(time));
         net.transformer(deepest, width, depths[blocks - 1], text);
         net.resnet("mid_block.resnets.1", deepest, width, width, Some(time));
-        for i in 0..blocks {
+        for (i, &attends) in up.iter().enumerate().take(blocks) {
             let mirrored = blocks - 1 - i;
             let (out, halvings) = (widths[mirrored], mirrored as i32);
             let n = layers[mirrored] as usize + 1;
@@ -99,7 +99,7 @@ impl Flops {
                 let skip = if j + 1 == n { widths[mirrored.saturating_sub(1)] } else { out };
                 net.resnet(&format!("up_blocks.{i}.resnets.{j}"), halvings, width + skip, out, Some(time));
                 width = out;
-                if up[i] {
+                if attends {
                     net.transformer(halvings, width, depths[mirrored], text);
                 }
             }
