@@ -110,7 +110,7 @@ impl LinearWeight {
     /// From `weight` `(n, k)`, `f32`.
     pub fn new(weight: &Tensor, precision: Precision) -> Result<Self> {
         let dims @ (n, k) = weight.dims2()?;
-        let words = with_slice(weight, |weight| Ok(panels(weight, n, k, k, precision)))?;
+        let words = with_slice(weight, |weight| Ok(panels(weight, n, k, precision)))?;
         Ok(Self { dims, precision, words })
     }
 
@@ -132,12 +132,12 @@ impl fmt::Debug for LinearWeight {
     }
 }
 
-/// The transpose of a matrix as a right operand: `from` holds `n` rows of `k` numbers, `stride` apart.
-fn panels(from: &[f32], n: usize, k: usize, stride: usize, precision: Precision) -> Vec<u32> {
+/// The transpose of `n` rows of `k` numbers as a right operand.
+fn panels(from: &[f32], n: usize, k: usize, precision: Precision) -> Vec<u32> {
     let depth = precision.words(k);
     let mut words = vec![0u32; n.div_ceil(PANEL) * depth * PANEL];
     words.par_chunks_exact_mut((depth * PANEL).max(1)).enumerate().for_each(|(i, panel)| {
-        let rows = (i * PANEL..n.min((i + 1) * PANEL)).map(|row| &from[row * stride..][..k]);
+        let rows = (i * PANEL..n.min((i + 1) * PANEL)).map(|row| &from[row * k..][..k]);
         transpose(rows, precision, panel);
     });
     words

@@ -18,7 +18,7 @@ pub(crate) struct Chart {
 
 /// Okabe and Ito's palette without black and yellow, which colour-blind readers can tell apart:
 /// <https://jfly.uni-koeln.de/color/>.
-const PALETTE: [RGBColor; 6] = [
+pub(crate) const PALETTE: [RGBColor; 6] = [
     RGBColor(213, 94, 0),
     RGBColor(0, 114, 178),
     RGBColor(0, 158, 115),

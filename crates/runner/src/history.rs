@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use crate::cli::Shard;
 use crate::compare::Run;
 use crate::execute::RunFile;
-use crate::machine;
+use crate::machine::{self, Machine};
 use crate::resolve::{Resolved, difference};
 use crate::results::Interval;
 use crate::store::Store;
@@ -100,10 +100,8 @@ impl Night {
 
 /// Processor, number of threads in use, operating system and architecture.
 fn machine() -> String {
-    let cpus = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let model = cpus.lines().find_map(|line| line.strip_prefix("model name")?.split_once(':')).map(|(_, name)| name.trim().to_owned());
-    let model = model.unwrap_or_else(|| "unknown processor".to_owned());
-    format!("{model}, {} threads, {} {}", rayon::current_num_threads(), std::env::consts::OS, std::env::consts::ARCH)
+    let Machine { processor, threads, system, .. } = Machine::here();
+    format!("{}, {threads} threads, {system}", processor.as_deref().unwrap_or("unknown processor"))
 }
 
 /// Seconds since 1970 as a date of the Gregorian calendar, UTC.

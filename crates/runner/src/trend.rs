@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use anyhow::{Result, anyhow};
 use plotters::prelude::*;
 
+use crate::figures::PALETTE;
 use crate::history::{Entry, score_names};
 use crate::results::{Interval, label};
 
@@ -14,16 +15,11 @@ const PANEL: (u32, u32) = (900, 280);
 /// Cells in a row of the legend, and the row's height in pixels.
 const LEGEND: (usize, u32) = (3, 22);
 
-/// Okabe and Ito's palette, in an order of its own: <https://jfly.uni-koeln.de/color/>.
-const COLORS: [RGBColor; 7] = [
-    RGBColor(213, 94, 0),
-    RGBColor(0, 114, 178),
-    RGBColor(0, 158, 115),
-    RGBColor(204, 121, 167),
-    RGBColor(86, 180, 233),
-    RGBColor(230, 159, 0),
-    RGBColor(0, 0, 0),
-];
+/// The charts' palette, and black.
+const COLORS: [RGBColor; 7] = {
+    let [a, b, c, d, e, f] = PALETTE;
+    [a, b, c, d, e, f, BLACK]
+};
 
 /// One SVG with a panel for every score and one for the seconds; None of an empty history.
 pub(crate) fn chart(entries: &[Entry]) -> Result<Option<String>> {
