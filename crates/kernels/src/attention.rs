@@ -42,6 +42,10 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize, scale: f64, p
     if heads == 0 || width % heads != 0 || (kb, kw) != (batch, width) || v.dims() != k.dims() || m == 0 {
         bail!("attention: q {:?}, k {:?}, v {:?} with {heads} heads", q.dims(), k.dims(), v.dims());
     }
+    #[cfg(gpu)]
+    if crate::gpu::takes(q) {
+        return crate::gpu::attention(q, k, v, heads, scale);
+    }
     let d = width / heads;
     // Long lines amortise their overhead; short ones do not pad a short context much.
     let narrow = match (d, m >= 512) {

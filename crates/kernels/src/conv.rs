@@ -88,6 +88,10 @@ pub fn conv2d(x: &Tensor, weight: &ConvWeight, bias: Option<&Tensor>, geometry: 
     {
         bail!("conv2d: bias {:?}, expected [{c_out}] or [{batch}, {c_out}]", bias.dims());
     }
+    #[cfg(gpu)]
+    if let Some(weight) = &weight.on_gpu {
+        return crate::gpu::conv2d(x, weight, bias, geometry, activation, (oh, ow));
+    }
     let channels = weight.precision.words(c_in);
     let tiled = winograd::pays(weight, stride, (oh, ow));
     let pair = 2 * dilation;

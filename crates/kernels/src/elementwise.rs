@@ -11,6 +11,10 @@ macro_rules! elementwise {
     ($(#[$doc:meta])* $name:ident, $f:expr) => {
         $(#[$doc])*
         pub fn $name(x: &Tensor) -> Result<Tensor> {
+            #[cfg(gpu)]
+            if crate::gpu::takes(x) {
+                return crate::gpu::unary(stringify!($name), x);
+            }
             with_slice(x, |data| {
                 let mut output = vec![0f32; data.len()];
                 output.par_chunks_mut(BLOCK).zip(data.par_chunks(BLOCK)).for_each(|(out, data)| {
@@ -41,6 +45,32 @@ elementwise!(
     |v: f32| silu_scalar(1.702 * v) / 1.702
 );
 
+/// `x + y`, elementwise, of equal shapes; on a GPU in the layout and type of `x`.
+pub fn add(x: &Tensor, y: &Tensor) -> Result<Tensor> {
+    #[cfg(gpu)]
+    if crate::gpu::takes(x) && x.shape() == y.shape() {
+        return crate::gpu::add(x, y);
+    }
+    x + y
+}
+
+/// Maps `(batch, channels, height, width)` side by side along their channels.
+pub fn join_channels(parts: &[Tensor]) -> Result<Tensor> {
+    #[cfg(gpu)]
+    if let Some(first) = parts.first()
+        && crate::gpu::takes(first)
+    {
+        let rest = |t: &Tensor| t.dims4().map(|(b, _, h, w)| (b, h, w));
+        for part in parts {
+            if rest(part)? != rest(first)? {
+                bail!("join_channels: {:?} and {:?}", first.dims(), part.dims());
+            }
+        }
+        return crate::gpu::join_channels(parts);
+    }
+    Tensor::cat(parts, 1)
+}
+
 /// `a · gelu(g)` where `x` `(…, 2c)` holds `a` then `g`; the exact (erf) GELU that diffusers uses.
 pub fn geglu(x: &Tensor) -> Result<Tensor> {
     let mut dims = x.dims().to_vec();
@@ -49,6 +79,10 @@ pub fn geglu(x: &Tensor) -> Result<Tensor> {
     };
     *last /= 2;
     let c = *last;
+    #[cfg(gpu)]
+    if crate::gpu::takes(x) {
+        return crate::gpu::geglu(x, &dims);
+    }
     with_slice(x, |data| {
         let mut output = vec![0f32; data.len() / 2];
         let rows = (BLOCK / c).max(1);

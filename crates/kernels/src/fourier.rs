@@ -12,6 +12,10 @@ use std::f64::consts::TAU;
 /// over the map: only four coefficients change.
 pub fn scale_low_frequencies(x: &Tensor, scale: f64) -> Result<Tensor> {
     let (_, _, h, w) = x.dims4()?;
+    #[cfg(gpu)]
+    if crate::gpu::takes(x) {
+        return crate::gpu::by_host(x, |x| scale_low_frequencies(x, scale));
+    }
     // cos and sin of 2πi/n: the wave of frequency −1.
     let wave = |n: usize| -> Vec<(f64, f64)> { (0..n).map(|i| (TAU * i as f64 / n as f64).sin_cos()).map(|(s, c)| (c, s)).collect() };
     let (rows, columns) = (wave(h), wave(w));

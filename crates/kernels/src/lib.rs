@@ -1,11 +1,12 @@
-//! The hot path: convolution, attention, normalisation and resizing on the CPU.
+//! The hot path: convolution, attention, normalisation and resizing.
 //!
-//! Every function takes and returns contiguous `f32` candle tensors and knows nothing else: no
-//! network, no method, no checkpoint. Shapes are written `(batch, channels, height, width)` for maps
-//! and `(batch, tokens, channels)` for token sequences.
+//! Every function takes and returns candle tensors and knows nothing else: no network, no method, no
+//! checkpoint. Shapes are written `(batch, channels, height, width)` for maps and `(batch, tokens, channels)`
+//! for token sequences. On the CPU tensors are `f32`. With the feature `cuda`, tensors on a GPU may also be
+//! `f16` or `bf16`, and go to kernels of the same names there; the feature `emulator` runs those on the CPU.
 //!
-//! Results do not depend on the number of threads: work is cut into tiles whose sizes follow from the
-//! shapes alone, and each output element is summed inside one tile.
+//! Results do not depend on the number of threads, nor an image's on the others of its batch: work is cut into
+//! tiles whose sizes follow from the shapes alone, and each output element is summed inside one tile.
 
 #![allow(
     clippy::needless_range_loop,
@@ -16,6 +17,8 @@ mod attention;
 mod conv;
 mod elementwise;
 mod fourier;
+#[cfg(gpu)]
+mod gpu;
 mod inner;
 mod linear;
 mod norm;
@@ -31,8 +34,12 @@ mod words;
 pub use attention::attention;
 pub use candle_core::{Result, Tensor};
 pub use conv::{Activation, ConvGeometry, conv2d};
-pub use elementwise::{geglu, gelu, quick_gelu, silu};
+pub use elementwise::{add, geglu, gelu, join_channels, quick_gelu, silu};
 pub use fourier::scale_low_frequencies;
+#[cfg(feature = "cuda")]
+pub use gpu::device;
+#[cfg(feature = "emulator")]
+pub use gpu::{emulate, emulated};
 pub use inner::inner_products;
 pub use linear::{linear, map_to_tokens, tokens_to_map};
 pub use norm::{channel_affine, channel_sums, group_norm, layer_norm};

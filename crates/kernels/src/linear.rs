@@ -104,6 +104,10 @@ pub fn linear(x: &Tensor, weight: &LinearWeight, bias: Option<&Tensor>) -> Resul
         _ => bail!("linear: input {:?}, weight {:?}", x.dims(), weight.dims),
     }
     check_bias(bias, n)?;
+    #[cfg(gpu)]
+    if let Some(weight) = &weight.on_gpu {
+        return crate::gpu::linear(x, weight, bias);
+    }
     let (precision, depth) = (weight.precision, weight.precision.words(k));
     with_slice(x, |x| {
         with_optional(bias, |bias| {
@@ -138,6 +142,10 @@ pub fn map_to_tokens(x: &Tensor, weight: &LinearWeight, bias: &Tensor) -> Result
         bail!("map_to_tokens: input {:?}, weight {:?}", x.dims(), weight.dims);
     }
     check_bias(Some(bias), n)?;
+    #[cfg(gpu)]
+    if let Some(weight) = &weight.on_gpu {
+        return crate::gpu::map_to_tokens(x, weight, bias);
+    }
     let (tokens, precision) = (h * w, weight.precision);
     let depth = precision.words(k);
     with_slice(x, |x| {
@@ -181,6 +189,10 @@ pub fn tokens_to_map(x: &Tensor, weight: &ConvWeight, bias: &Tensor, residual: &
         bail!("tokens_to_map: tokens {:?}, weight {:?}, residual {:?}", x.dims(), weight.dims, residual.dims());
     }
     check_bias(Some(bias), n)?;
+    #[cfg(gpu)]
+    if let Some(weight) = &weight.on_gpu {
+        return crate::gpu::tokens_to_map(x, weight, bias, residual);
+    }
     let (precision, depth) = (weight.precision, weight.precision.words(k));
     with_slice(x, |x| {
         with_slice(bias, |bias| {

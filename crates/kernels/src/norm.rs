@@ -56,6 +56,10 @@ pub fn group_norm(x: &Tensor, groups: usize, weight: &Tensor, bias: &Tensor, eps
     if groups == 0 || channels % groups != 0 {
         bail!("group_norm: {channels} channels do not divide into {groups} groups");
     }
+    #[cfg(gpu)]
+    if crate::gpu::takes(x) {
+        return crate::gpu::group_norm(x, groups, weight, bias, eps, with_silu);
+    }
     let (per_group, plane) = (channels / groups, h * w);
     with_slice(x, |x| {
         with_slice(weight, |weight| {
@@ -87,6 +91,10 @@ pub fn group_norm(x: &Tensor, groups: usize, weight: &Tensor, bias: &Tensor, eps
 /// what [`channel_affine`] needs to normalise a map that is only ever seen in parts.
 pub fn channel_sums(x: &Tensor) -> Result<Vec<(f64, f64)>> {
     let (batch, channels, h, w) = x.dims4()?;
+    #[cfg(gpu)]
+    if crate::gpu::takes(x) {
+        return crate::gpu::channel_sums(x);
+    }
     let plane = h * w;
     with_slice(x, |x| {
         Ok((0..channels)
@@ -113,6 +121,10 @@ pub fn channel_affine(x: &Tensor, factors: &[(f32, f32)], with_silu: bool) -> Re
     if factors.len() != channels {
         bail!("channel_affine: {} factors for {channels} channels", factors.len());
     }
+    #[cfg(gpu)]
+    if crate::gpu::takes(x) {
+        return crate::gpu::channel_affine(x, factors, with_silu);
+    }
     let plane = h * w;
     with_slice(x, |x| {
         let mut output = vec![0f32; batch * channels * plane];
@@ -132,6 +144,10 @@ pub fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Resul
     let channels = x.dims().last().copied().unwrap_or(0);
     if channels == 0 || weight.dims() != [channels] {
         bail!("layer_norm: input {:?}, weight {:?}", x.dims(), weight.dims());
+    }
+    #[cfg(gpu)]
+    if crate::gpu::takes(x) {
+        return crate::gpu::layer_norm(x, weight, bias, eps);
     }
     with_slice(x, |data| {
         with_slice(weight, |weight| {

@@ -22,6 +22,10 @@ pub fn pool3x3(x: &Tensor, pool: Pool, stride: usize, padding: usize) -> Result<
     }
     let out = |side: usize| (side + 2 * padding - 3) / stride + 1;
     let (out_height, out_width) = (out(height), out(width));
+    #[cfg(gpu)]
+    if crate::gpu::takes(x) {
+        return crate::gpu::pool3x3(x, pool, stride, padding, (out_height, out_width));
+    }
     // The real positions of a window, first and one past the last.
     let window = |i: usize, side: usize| ((i * stride).saturating_sub(padding), (i * stride + 3 - padding).min(side));
     let columns: Vec<f32> = (0..out_width).map(|x| window(x, width)).map(|(left, right)| (right - left) as f32).collect();

@@ -27,6 +27,10 @@ pub fn resize_bilinear(x: &Tensor, height: usize, width: usize) -> Result<Tensor
     if [h, w, height, width].contains(&0) {
         bail!("resize_bilinear: {h}×{w} to {height}×{width}");
     }
+    #[cfg(gpu)]
+    if crate::gpu::takes(x) {
+        return crate::gpu::resize_bilinear(x, height, width);
+    }
     let (rows, columns) = (taps(h, height), taps(w, width));
     with_slice(x, |data| {
         let mut output = vec![0f32; batch * channels * height * width];
@@ -50,6 +54,10 @@ pub fn enlarge_bicubic(x: &Tensor, height: usize, width: usize) -> Result<Tensor
     let (batch, channels, h, w) = x.dims4()?;
     if h == 0 || w == 0 || height < h || width < w {
         bail!("enlarge_bicubic: {h}×{w} to {height}×{width}");
+    }
+    #[cfg(gpu)]
+    if crate::gpu::takes(x) {
+        return crate::gpu::by_host(x, |x| enlarge_bicubic(x, height, width));
     }
     let cubic = |t: f64| {
         let t = t.abs();
@@ -100,6 +108,10 @@ pub fn upsample_nearest(x: &Tensor, height: usize, width: usize) -> Result<Tenso
     let (batch, channels, h, w) = x.dims4()?;
     if [h, w, height, width].contains(&0) {
         bail!("upsample_nearest: {h}×{w} to {height}×{width}");
+    }
+    #[cfg(gpu)]
+    if crate::gpu::takes(x) {
+        return crate::gpu::upsample_nearest(x, height, width);
     }
     let index = |from: usize, to: usize| (0..to).map(|i| (i * from / to).min(from - 1)).collect::<Vec<_>>();
     let (rows, columns) = (index(h, height), index(w, width));

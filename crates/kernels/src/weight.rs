@@ -15,15 +15,24 @@ pub struct ConvWeight {
     pub(crate) precision: Precision,
     /// `(outputs, words of the inputs, height, width)`: with [`Precision::Bf16`], a word joins a tap of two input channels.
     words: Vec<u32>,
+    /// On a GPU, instead: `(outputs, height, width, inputs)`.
+    #[cfg(gpu)]
+    pub(crate) on_gpu: Option<Tensor>,
 }
 
 impl ConvWeight {
-    /// From `weight` `(c_out, c_in, kh, kw)`, or `(c_out, c_in)` for 1×1 kernels, `f32`.
+    /// From `weight` `(c_out, c_in, kh, kw)`, or `(c_out, c_in)` for 1×1 kernels: on the CPU `f32`; on a GPU of the type that is
+    /// to be multiplied in, whatever the precision.
     pub fn new(weight: &Tensor, precision: Precision) -> Result<Self> {
         let dims = match *weight.dims() {
             [c_out, c_in] => (c_out, c_in, 1, 1),
             _ => weight.dims4()?,
         };
+        #[cfg(gpu)]
+        if crate::gpu::takes(weight) {
+            let weight = crate::gpu::lay_out_kernels(&weight.reshape(dims)?)?;
+            return Ok(Self { dims, precision, words: Vec::new(), on_gpu: Some(weight) });
+        }
         let (_, c_in, kh, kw) = dims;
         let (taps, from) = (kh * kw, c_in * kh * kw);
         let words = with_slice(weight, |weight| {
@@ -40,12 +49,22 @@ impl ConvWeight {
             });
             Ok(words)
         })?;
-        Ok(Self { dims, precision, words })
+        Ok(Self {
+            dims,
+            precision,
+            words,
+            #[cfg(gpu)]
+            on_gpu: None,
+        })
     }
 
     /// The kernels, `(c_out, c_in, kh, kw)`, `f32`; rounded if the precision is [`Precision::Bf16`].
     pub fn tensor(&self) -> Result<Tensor> {
         let (c_out, c_in, kh, kw) = self.dims;
+        #[cfg(gpu)]
+        if let Some(weight) = &self.on_gpu {
+            return crate::gpu::kernels(weight, c_in);
+        }
         let (taps, row) = (kh * kw, self.row());
         let mut values = Vec::with_capacity(c_out * c_in * taps);
         for words in self.words.chunks_exact(row) {
@@ -104,14 +123,28 @@ pub struct LinearWeight {
     pub(crate) precision: Precision,
     /// The transposed matrix in panels, `(⌈outputs / PANEL⌉, words of the inputs, PANEL)`.
     words: Vec<u32>,
+    /// On a GPU, instead: `(outputs, 1, 1, inputs)`.
+    #[cfg(gpu)]
+    pub(crate) on_gpu: Option<Tensor>,
 }
 
 impl LinearWeight {
-    /// From `weight` `(n, k)`, `f32`.
+    /// From `weight` `(n, k)`, of the types of [`ConvWeight::new`].
     pub fn new(weight: &Tensor, precision: Precision) -> Result<Self> {
         let dims @ (n, k) = weight.dims2()?;
+        #[cfg(gpu)]
+        if crate::gpu::takes(weight) {
+            let weight = crate::gpu::lay_out_kernels(&weight.reshape((n, k, 1, 1))?)?;
+            return Ok(Self { dims, precision, words: Vec::new(), on_gpu: Some(weight) });
+        }
         let words = with_slice(weight, |weight| Ok(panels(weight, n, k, precision)))?;
-        Ok(Self { dims, precision, words })
+        Ok(Self {
+            dims,
+            precision,
+            words,
+            #[cfg(gpu)]
+            on_gpu: None,
+        })
     }
 
     /// Number of outputs.
