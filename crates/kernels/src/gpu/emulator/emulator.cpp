@@ -176,11 +176,11 @@ void commit() {
 
 void wait(int groups) {
     Fiber& fiber = self();
-    const size_t land = fiber.groups.size() > (size_t)groups ? fiber.groups.size() - groups : 0;
-    for (size_t i = 0; i < land; i++) {
+    const size_t due = fiber.groups.size() > (size_t)groups ? fiber.groups.size() - groups : 0;
+    for (size_t i = 0; i < due; i++) {
         for (const Copy& copy : fiber.groups[i]) land(copy);
     }
-    fiber.groups.erase(fiber.groups.begin(), fiber.groups.begin() + land);
+    fiber.groups.erase(fiber.groups.begin(), fiber.groups.begin() + due);
 }
 
 void together(void (*operation)(void* const*), void* mine) {
