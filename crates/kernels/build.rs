@@ -15,7 +15,7 @@ fn main() {
     cc::Build::new()
         .cpp(true)
         .std("c++17")
-        .opt_level(2)
+        .opt_level(3)
         .flag_if_supported("-Wno-unknown-pragmas")
         // A GPU refuses loads that are not aligned; here they trap.
         .flag_if_supported("-fsanitize=alignment")

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use candle_core::Tensor;
+use candle_core::{Device, Tensor};
 
 use crate::checkpoint::Dtype;
 use crate::error::{Error, Result};
@@ -33,8 +33,8 @@ pub struct BenchStep {
 
 impl UNetBench {
     /// Reads the configuration and draws the weights: uniform, of a variance that keeps activations of order one.
-    pub fn open(config: &Path, dtype: Dtype) -> Result<Self> {
-        Ok(Self { unet: UNet::random(config, dtype.products())?, generator: Generator::new(0) })
+    pub fn open(config: &Path, dtype: Dtype, device: &Device) -> Result<Self> {
+        Ok(Self { unet: UNet::random(config, dtype, device)?, generator: Generator::new(0) })
     }
 
     /// Where methods may act.
@@ -93,8 +93,8 @@ pub struct VaeBench {
 
 impl VaeBench {
     /// Reads the configuration and draws the weights, f32.
-    pub fn open(config: &Path) -> Result<Self> {
-        let vae = Vae::random(config)?;
+    pub fn open(config: &Path, device: &Device) -> Result<Self> {
+        let vae = Vae::random(config, device)?;
         Ok(Self { latent_channels: vae.latent_channels(), vae, generator: Generator::new(0) })
     }
 
@@ -121,7 +121,7 @@ mod tests {
             std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../../experiments/methods/scalecrafter.yaml")).unwrap();
         let spec = MethodSpec::parse(&spec, Path::new("scalecrafter.yaml")).unwrap();
         let run = |method: Option<&MethodSpec>, size| {
-            let mut bench = UNetBench::open(&config, Dtype::F32).unwrap();
+            let mut bench = UNetBench::open(&config, Dtype::F32, &Device::Cpu).unwrap();
             let step = bench.step(2, size, 50, method).unwrap();
             let samples = bench.samples_per_image(&step);
             let out = bench.run(&step).unwrap();

@@ -1,6 +1,7 @@
 //! Where checkpoints are found, which of their files are read, and which families are known.
 
 use crate::error::{Error, Result, read};
+use candle_core::{DType, Device};
 use scalebench_kernels::Precision;
 use serde_json::Value;
 use std::collections::BTreeSet;
@@ -55,19 +56,29 @@ pub const FAMILIES: [Family; 5] = [
 ];
 
 /// How a checkpoint is read.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct LoadOptions {
     /// File variant, such as `fp16` (`diffusion_pytorch_model.fp16.safetensors`). Without one the plain
     /// files are taken, or `fp16` where a component has nothing else.
     pub variant: Option<String>,
     /// Precision of weights and of the U-Net's products.
     pub dtype: Dtype,
+    /// Where the networks run, opened by [`DeviceId::open`](crate::DeviceId::open).
+    pub device: Device,
+}
+
+impl Default for LoadOptions {
+    /// Plain files, as stored, on the CPU.
+    fn default() -> Self {
+        Self { variant: None, dtype: Dtype::F32, device: Device::Cpu }
+    }
 }
 
 /// Precision of weights.
 ///
-/// Activations, sums and everything that is not a product are f32 always; so are the text encoders and the
-/// autoencoder, which take little of the time and whose decoder needs the range in SDXL.
+/// On the CPU activations, sums and everything that is not a product are f32 always. On a GPU the U-Net's activations have this
+/// type too, as in PyTorch, and sums are f32. Text encoders and autoencoder are f32 everywhere: they take little of the
+/// time, and SDXL's decoder needs the range.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Dtype {
@@ -82,7 +93,16 @@ pub enum Dtype {
 }
 
 impl Dtype {
-    /// What the operands of the U-Net's products are rounded to.
+    /// The type of the U-Net's tensors on a GPU, and of the rounded weights everywhere.
+    pub(crate) fn stored(self) -> DType {
+        match self {
+            Self::F32 => DType::F32,
+            Self::Bf16 => DType::BF16,
+            Self::F16 => DType::F16,
+        }
+    }
+
+    /// What the operands of the U-Net's products are rounded to on the CPU.
     pub(crate) fn products(self) -> Precision {
         match self {
             Self::Bf16 => Precision::Bf16,

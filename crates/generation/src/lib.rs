@@ -29,13 +29,14 @@ mod vae;
 mod weights;
 
 pub use bench::{BenchStep, UNetBench, VaeBench};
-pub use candle_core::Tensor;
+pub use candle_core::{Device, Tensor};
 pub use checkpoint::{Dtype, FAMILIES, Family, LoadOptions, locate};
 pub use disperse::{Dispersion, disperse};
 pub use error::{Error, Result};
 pub use methods::{Method, MethodSpec};
 pub use pipeline::{Injected, Pipeline, Request, Rgb, Seeding, SizeConditioning, Trace};
 pub use sampler::{Sampler, ScheduleOptions, Spacing};
+pub use scalebench_kernels::DeviceId;
 pub use site::SiteTable;
 pub use text::ClipTokenizer;
 pub use vae::VaeDecode;

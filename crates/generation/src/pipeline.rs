@@ -328,7 +328,8 @@ impl Pipeline {
 
     /// [`generate`](Self::generate) with randomness from outside where it is given.
     pub fn generate_with(&self, request: &Request, method: &Method, injected: &Injected, mut trace: Option<&mut Trace>) -> Result<Rgb> {
-        let latents = self.sample(request, method, injected, trace.as_deref_mut(), usize::MAX, &mut Generator::new(request.seed))?;
+        let generators = &mut generators(&[request]);
+        let latents = self.sample(&[request], method, injected, trace.as_deref_mut(), usize::MAX, generators)?;
         let start = Instant::now();
         let image = self.decode(&latents, request.vae_decode)?;
         if let Some(trace) = trace {
@@ -337,13 +338,31 @@ impl Pipeline {
         Ok(image)
     }
 
+    /// Images of several requests at once, each the same as [`generate`](Self::generate) makes: on a GPU small images are
+    /// faster together. The requests may differ in prompts, seeds and seeding alone.
+    pub fn generate_batch(&self, requests: &[&Request], method: &Method) -> Result<Vec<Rgb>> {
+        let Some(first) = requests.first() else { return Ok(Vec::new()) };
+        for request in requests {
+            let Request { prompt, negative_prompt, seed, seeding, .. } = (*request).clone();
+            if (Request { prompt, negative_prompt, seed, seeding, ..(*first).clone() }) != **request {
+                let (found, expected) = ("different ones".to_owned(), "requests that differ in prompts and seeds alone".to_owned());
+                return Err(Error::Request { key: "batch", found, expected });
+            }
+        }
+        let latents = self.sample(requests, method, &Injected::default(), None, usize::MAX, &mut generators(requests))?;
+        match first.vae_decode {
+            VaeDecode::Whole => rgb(&self.vae.decode(&(latents / self.vae.scaling_factor)?)?),
+            _ => (0..requests.len()).map(|i| self.decode(&latents.narrow(0, i, 1)?, first.vae_decode)).collect(),
+        }
+    }
+
     /// Seconds that an image of this request takes here: one step is timed after a warm-up step, and
     /// the decoder once. Steps differ in cost where the method changes over time, so the timed step's
     /// passes are weighed against those of the whole run.
     pub fn estimate_seconds(&self, request: &Request, method: &Method) -> Result<f64> {
         self.check(request, method)?;
         let injected = Injected::default();
-        let one_step = || self.sample(request, method, &injected, None, 1, &mut Generator::new(request.seed));
+        let one_step = || self.sample(&[request], method, &injected, None, 1, &mut generators(&[request]));
         one_step()?;
         let start = Instant::now();
         let latents = one_step()?;
@@ -382,22 +401,26 @@ impl Pipeline {
         timesteps.iter().enumerate().map(moment).collect()
     }
 
-    /// The sampler loop, stopped after `limit` steps: latents `(1, c, h, w)`.
+    /// The sampler loop, stopped after `limit` steps: latents `(images, c, h, w)`. The requests, one for each image, with its
+    /// generator, agree in all that is not an image's own. What is injected is a single image's.
     fn sample(
         &self,
-        request: &Request,
+        requests: &[&Request],
         method: &Method,
         injected: &Injected,
         mut trace: Option<&mut Trace>,
         limit: usize,
-        generator: &mut Generator,
+        generators: &mut [Generator],
     ) -> Result<Tensor> {
-        self.check(request, method)?;
+        let request = requests[0];
+        for request in requests {
+            self.check(request, method)?;
+        }
         let (h, w) = self.latent_size(request);
         let mut walk = self.walk(request)?;
         let smaller = match &method.settings().sdedit {
             None => None,
-            Some(start) => Some((start.first_step(walk.timesteps().len()), self.enlarged(request, start, limit, generator)?)),
+            Some(start) => Some((start.first_step(walk.timesteps().len()), self.enlarged(requests, start, limit, generators)?)),
         };
         let shape = (1, self.unet.config.in_channels, h, w);
         let mut record = |name: String, tensor: &Tensor| {
@@ -407,18 +430,22 @@ impl Pipeline {
         };
         let start = Instant::now();
         let mut stages = Vec::new();
-        let text = self.texts.embed(&request.prompt, false)?;
-        let empty = self.texts.embed(&request.negative_prompt, true)?;
-        record("text.cond".into(), &text.hidden);
-        record("text.uncond".into(), &empty.hidden);
-        for (name, embedding) in [("text.cond_pooled", &text), ("text.uncond_pooled", &empty)] {
+        let texts = requests.iter().map(|r| self.texts.embed(&r.prompt, false)).collect::<Result<Vec<_>>>()?;
+        let empties = requests.iter().map(|r| self.texts.embed(&r.negative_prompt, true)).collect::<Result<Vec<_>>>()?;
+        record("text.cond".into(), &texts[0].hidden);
+        record("text.uncond".into(), &empties[0].hidden);
+        for (name, embedding) in [("text.cond_pooled", &texts[0]), ("text.uncond_pooled", &empties[0])] {
             if let Some(pooled) = &embedding.pooled {
                 record(name.into(), pooled);
             }
         }
 
         stages.push(("text".to_owned(), start.elapsed().as_secs_f64()));
-        let drawn = request.seeding.draw(generator, shape)?;
+        let mut draw = || {
+            let each = requests.iter().zip(&mut *generators).map(|(request, generator)| request.seeding.draw(generator, shape));
+            Ok::<_, Error>(Tensor::cat(&each.collect::<Result<Vec<_>>>()?, 0)?)
+        };
+        let drawn = draw()?;
         let mut latents = match &injected.init_latents {
             Some(given) => checked(given, &[shape.0, shape.1, h, w], "init_latents")?,
             None => drawn,
@@ -444,9 +471,9 @@ impl Pipeline {
             let passes = method.passes(self.sites(), moment);
             let shown = walk.scale_input(i, &latents)?;
             let mut told = |conditionings: &[Conditioning]| {
-                let embeddings = conditionings.iter().map(|conditioning| match conditioning {
-                    Conditioning::Text => &text,
-                    Conditioning::Empty => &empty,
+                let embeddings = conditionings.iter().flat_map(|conditioning| match conditioning {
+                    Conditioning::Text => &texts,
+                    Conditioning::Empty => &empties,
                 });
                 self.told(request, &embeddings.collect::<Vec<_>>())
             };
@@ -458,7 +485,7 @@ impl Pipeline {
             record(format!("guided.{i}"), &guided);
             let noise = match &step_noise {
                 Some(given) => Some(given.get(i)?),
-                None if walk.draws_noise() => Some(request.seeding.draw(generator, shape)?),
+                None if walk.draws_noise() => Some(draw()?),
                 None => None,
             };
             latents = walk.step(i, &latents, &guided, noise.as_ref())?;
@@ -476,13 +503,15 @@ impl Pipeline {
         Ok(latents)
     }
 
-    /// Clean latents of a smaller image, enlarged to the request's size: what an SDEdit run starts from.
-    fn enlarged(&self, request: &Request, start: &Sdedit, limit: usize, generator: &mut Generator) -> Result<Tensor> {
+    /// Clean latents of smaller images, enlarged to the requests' size: what an SDEdit run starts from.
+    fn enlarged(&self, requests: &[&Request], start: &Sdedit, limit: usize, generators: &mut [Generator]) -> Result<Tensor> {
+        let request = requests[0];
         let (h, w) = start.smaller(self.latent_size(request));
         let f = self.vae.factor;
-        let small = Request { width: (w * f) as u32, height: (h * f) as u32, eta: 0.0, ..request.clone() };
+        let small = |request: &&Request| Request { width: (w * f) as u32, height: (h * f) as u32, eta: 0.0, ..(*request).clone() };
+        let small: Vec<Request> = requests.iter().map(small).collect();
         let plain = Method::direct(self.sites());
-        let latents = self.sample(&small, &plain, &Injected::default(), None, limit, generator)?;
+        let latents = self.sample(&small.iter().collect::<Vec<_>>(), &plain, &Injected::default(), None, limit, generators)?;
         let image = self.vae.decode(&(latents / self.vae.scaling_factor)?)?.clamp(-1f32, 1f32)?;
         let image = kernels::enlarge_bicubic(&image, request.height as usize, request.width as usize)?.clamp(-1f32, 1f32)?;
         let (mean, _) = self.vae.encode(&image)?;
@@ -508,17 +537,7 @@ impl Pipeline {
 
     fn decode(&self, latents: &Tensor, how: VaeDecode) -> Result<Rgb> {
         let image = self.vae.decode_as(&(latents / self.vae.scaling_factor)?, how)?;
-        let (_, channels, height, width) = image.dims4()?;
-        let planes = image.flatten_all()?.to_vec1::<f32>()?;
-        let pixels = height * width;
-        let mut data = vec![0u8; pixels * channels];
-        for (c, plane) in planes.chunks_exact(pixels).enumerate() {
-            for (i, &v) in plane.iter().enumerate() {
-                // As diffusers: to [0, 1], clamp, times 255, round (ties to even).
-                data[i * channels + c] = ((v * 0.5 + 0.5).clamp(0.0, 1.0) * 255.0).round_ties_even() as u8;
-            }
-        }
-        Ok(Rgb { width: width as u32, height: height as u32, data })
+        Ok(rgb(&image)?.remove(0))
     }
 
     /// What the autoencoder makes of an image: its reconstruction through the latents' mean. The
@@ -530,6 +549,28 @@ impl Pipeline {
         let (mean, _) = self.vae.encode(&x)?;
         self.decode(&(mean * self.vae.scaling_factor)?, VaeDecode::Whole)
     }
+}
+
+/// The bytes of each of some images `(images, channels, height, width)`.
+fn rgb(images: &Tensor) -> Result<Vec<Rgb>> {
+    let (_, channels, height, width) = images.dims4()?;
+    let (values, pixels) = (images.flatten_all()?.to_vec1::<f32>()?, height * width);
+    let bytes = |planes: &[f32]| {
+        let mut data = vec![0u8; pixels * channels];
+        for (c, plane) in planes.chunks_exact(pixels).enumerate() {
+            for (i, &v) in plane.iter().enumerate() {
+                // As diffusers: to [0, 1], clamp, times 255, round (ties to even).
+                data[i * channels + c] = ((v * 0.5 + 0.5).clamp(0.0, 1.0) * 255.0).round_ties_even() as u8;
+            }
+        }
+        Rgb { width: width as u32, height: height as u32, data }
+    };
+    Ok(values.chunks_exact(pixels * channels).map(bytes).collect())
+}
+
+/// Each request's own.
+fn generators(requests: &[&Request]) -> Vec<Generator> {
+    requests.iter().map(|request| Generator::new(request.seed)).collect()
 }
 
 fn checked(tensor: &Tensor, shape: &[usize], key: &'static str) -> Result<Tensor> {
@@ -553,8 +594,13 @@ fn combine(passes: &[Pass], predictions: &[Tensor], rescale: f64) -> Result<Tens
     let text = passes.iter().position(|p| p.conditioning == Conditioning::Text);
     match text {
         Some(text) if rescale > 0.0 => {
-            let rescaled = (&guided * (deviation(&predictions[text])? / deviation(&guided)?))?;
-            Ok(((rescaled * rescale)? + (guided * (1.0 - rescale))?)?)
+            // Each image to its own spread.
+            let one = |i: usize| -> Result<Tensor> {
+                let (guided, text) = (guided.narrow(0, i, 1)?, predictions[text].narrow(0, i, 1)?);
+                let rescaled = (&guided * (deviation(&text)? / deviation(&guided)?))?;
+                Ok(((rescaled * rescale)? + (guided * (1.0 - rescale))?)?)
+            };
+            Ok(Tensor::cat(&(0..guided.dim(0)?).map(one).collect::<Result<Vec<_>>>()?, 0)?)
         }
         _ => Ok(guided),
     }

@@ -160,7 +160,7 @@ impl TextEncoder {
     }
 }
 
-/// Hidden states of one text, `(1, tokens, width)` each.
+/// Hidden states of one text, `(1, tokens, width)` each, on the CPU.
 pub(crate) struct Encoded {
     /// After the last layer and the final norm.
     pub(crate) last: Tensor,
@@ -182,6 +182,7 @@ pub(crate) struct Clip {
     /// The end-of-text token; `None` where the configuration has the 2 of old exports, which stands
     /// for the largest id of the text.
     end: Option<u32>,
+    device: Device,
 }
 
 impl std::fmt::Debug for Clip {
@@ -266,6 +267,7 @@ impl Clip {
             projection,
             width,
             end: (end != 2).then_some(end as u32),
+            device: options.device.clone(),
             tokenizer,
         };
         weights.finish()?;
@@ -280,11 +282,11 @@ impl Clip {
             // The first of the largest, as argmax has it.
             None => (0..n).rev().max_by_key(|&i| ids[i]).unwrap_or(0),
         };
-        let ids = Tensor::new(ids, &Device::Cpu)?;
+        let ids = Tensor::new(ids, &self.device)?;
         let mut x = self.tokens.index_select(&ids, 0)?.add(&self.positions.narrow(0, 0, n)?)?.unsqueeze(0)?;
         // Causal, and no other mask: Stable Diffusion attends to padding too.
         let mask: Vec<f32> = (0..n * n).map(|i| if i % n > i / n { f32::NEG_INFINITY } else { 0.0 }).collect();
-        let mask = Tensor::from_vec(mask, (1, n, n), &Device::Cpu)?;
+        let mask = Tensor::from_vec(mask, (1, n, n), &self.device)?;
         let mut penultimate = x.clone();
         for layer in &self.layers {
             penultimate = x.clone();
@@ -295,7 +297,8 @@ impl Clip {
             Some(projection) => Some(projection.forward(&last.i((.., last_token))?.contiguous()?)?),
             None => None,
         };
-        Ok(Encoded { last, penultimate, pooled })
+        let host = |x: &Tensor| x.to_device(&Device::Cpu);
+        Ok(Encoded { last: host(&last)?, penultimate: host(&penultimate)?, pooled: pooled.as_ref().map(host).transpose()? })
     }
 }
 

@@ -5,7 +5,7 @@ use crate::error::{Error, Result};
 use crate::noise::Generator;
 use candle_core::safetensors::MmapedSafetensors;
 use candle_core::{DType, Device, Tensor};
-use scalebench_kernels::{ConvWeight, LinearWeight, Precision};
+use scalebench_kernels::{ConvWeight, LinearWeight, Precision, on_gpu};
 use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -15,9 +15,13 @@ pub(crate) struct Weights {
     /// For messages: the file, or the folder of several.
     file: PathBuf,
     source: Source,
+    /// That the weights are rounded to.
     dtype: DType,
-    /// Of the products with the weights.
+    device: Device,
+    /// Of the products with the weights, on the CPU.
     precision: Precision,
+    /// Of the weights in products, on a GPU.
+    multiplied: DType,
     unused: RefCell<BTreeSet<String>>,
 }
 
@@ -41,25 +45,26 @@ impl Weights {
         // SAFETY: as above.
         let tensors = unsafe { MmapedSafetensors::multi(&files) }.map_err(|e| Error::malformed(folder, e))?;
         let unused = tensors.tensors().into_iter().map(|(name, _)| name).collect();
-        let dtype = match options.dtype {
-            Dtype::F32 => DType::F32,
-            Dtype::Bf16 => DType::BF16,
-            Dtype::F16 => DType::F16,
-        };
         let file = if let [file] = &files[..] { file.clone() } else { folder.to_owned() };
-        Ok(Self { file, source: Source::Files(tensors), dtype, precision: Precision::F32, unused: RefCell::new(unused) })
+        let weights = Self::new(file, Source::Files(tensors), options.dtype.stored(), &options.device);
+        Ok(Self { unused: RefCell::new(unused), ..weights })
     }
 
-    /// For a network that multiplies in `precision`.
-    pub(crate) fn multiplied_in(self, precision: Precision) -> Self {
-        Self { precision, ..self }
+    fn new(file: PathBuf, source: Source, dtype: DType, device: &Device) -> Self {
+        let (precision, multiplied) = (Precision::F32, DType::F32);
+        Self { file, source, dtype, device: device.clone(), precision, multiplied, unused: RefCell::default() }
+    }
+
+    /// For a network that multiplies in `dtype`.
+    pub(crate) fn multiplied_in(self, dtype: Dtype) -> Self {
+        Self { precision: dtype.products(), multiplied: dtype.stored(), ..self }
     }
 
     /// Weights for any shape that is asked for, the same in every process: speed does not depend on values, but
     /// denormal numbers and infinities would.
-    pub(crate) fn random() -> Self {
+    pub(crate) fn random(device: &Device) -> Self {
         let source = Source::Random(Box::new(RefCell::new(Generator::new(0))));
-        Self { file: PathBuf::from("random weights"), source, dtype: DType::F32, precision: Precision::F32, unused: RefCell::default() }
+        Self::new(PathBuf::from("random weights"), source, DType::F32, device)
     }
 
     pub(crate) fn root(&self) -> Scope<'_> {
@@ -87,6 +92,16 @@ impl Scope<'_> {
         Self { weights: self.weights, prefix: format!("{}{dot}{segment}", self.prefix) }
     }
 
+    /// Where the network runs.
+    pub(crate) fn device(&self) -> &Device {
+        &self.weights.device
+    }
+
+    /// Of its activations.
+    pub(crate) fn activations(&self) -> DType {
+        if on_gpu(self.device()) { self.weights.multiplied } else { DType::F32 }
+    }
+
     pub(crate) fn path(&self) -> &str {
         &self.prefix
     }
@@ -105,17 +120,27 @@ impl Scope<'_> {
 
     /// The kernels `name`, checked against `shape`: (outputs, inputs, height, width), or (outputs, inputs) for 1×1.
     pub(crate) fn conv(&self, name: &str, shape: &[usize]) -> Result<ConvWeight> {
-        Ok(ConvWeight::new(&self.get(name, shape)?, self.precision())?)
+        Ok(ConvWeight::new(&self.operand(name, shape)?, self.precision())?)
     }
 
     /// The matrix `name`, checked against `shape`: (outputs, inputs), or the same with 1×1 kernels.
     pub(crate) fn linear(&self, name: &str, shape: &[usize]) -> Result<LinearWeight> {
-        let matrix = self.get(name, shape)?.reshape((shape[0], shape[1]))?;
+        let matrix = self.operand(name, shape)?.reshape((shape[0], shape[1]))?;
         Ok(LinearWeight::new(&matrix, self.precision())?)
+    }
+
+    fn operand(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
+        // Rounded on the host, so that half of it travels.
+        Ok(self.read(name, shape)?.to_dtype(self.activations())?.to_device(self.device())?)
     }
 
     /// The tensor `name` as f32, checked against `shape`.
     pub(crate) fn get(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
+        Ok(self.read(name, shape)?.to_device(self.device())?)
+    }
+
+    /// [`get`](Self::get), on the CPU.
+    fn read(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
         let name = self.pp(name).prefix;
         let file = || self.weights.file.clone();
         let tensors = match &self.weights.source {

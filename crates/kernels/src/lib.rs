@@ -15,6 +15,7 @@
 
 mod attention;
 mod conv;
+mod device;
 mod elementwise;
 mod fourier;
 #[cfg(gpu)]
@@ -34,12 +35,11 @@ mod words;
 pub use attention::attention;
 pub use candle_core::{Result, Tensor};
 pub use conv::{Activation, ConvGeometry, conv2d};
+pub use device::{DeviceId, on_gpu};
 pub use elementwise::{add, geglu, gelu, join_channels, quick_gelu, silu};
 pub use fourier::scale_low_frequencies;
-#[cfg(feature = "cuda")]
-pub use gpu::device;
 #[cfg(feature = "emulator")]
-pub use gpu::{emulate, emulated};
+pub use gpu::emulated;
 pub use inner::inner_products;
 pub use linear::{linear, map_to_tokens, tokens_to_map};
 pub use norm::{channel_affine, channel_sums, group_norm, layer_norm};

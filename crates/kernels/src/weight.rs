@@ -3,7 +3,7 @@
 use crate::product::{DEPTH, Left, PANEL, Precision, Right};
 use crate::view::{tensor, with_slice};
 use crate::words;
-use candle_core::{Result, Tensor};
+use candle_core::{DType, Result, Tensor};
 use rayon::prelude::*;
 use std::fmt;
 
@@ -96,6 +96,15 @@ impl ConvWeight {
     /// The kernels of the outputs from `first` on, from word `start` on.
     pub(crate) fn left(&self, first: usize, start: usize) -> Left {
         Left { ptr: self.words[first * self.row() + start..].as_ptr(), row: self.row() }
+    }
+
+    /// The type of what it was made from.
+    pub fn dtype(&self) -> DType {
+        #[cfg(gpu)]
+        if let Some(weight) = &self.on_gpu {
+            return weight.dtype();
+        }
+        DType::F32
     }
 
     /// Of the products with it.

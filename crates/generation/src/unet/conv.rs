@@ -5,7 +5,7 @@ use crate::disperse::{Dispersion, disperse};
 use crate::error::{Error, Result};
 use crate::plan::{ConvAction, Kernel};
 use crate::weights::Scope;
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
 #[cfg(test)]
 use scalebench_kernels::Precision;
 use scalebench_kernels::{Activation, ConvGeometry, ConvWeight, conv2d, resize_bilinear};
@@ -46,7 +46,7 @@ impl SiteConv {
     /// resize the result to `⌊h / stride⌋ × ⌊w / stride⌋` (ScaleCrafter equation 3).
     pub(crate) fn forward(&self, x: &Tensor, action: &ConvAction, shift: Option<&Tensor>) -> Result<Tensor> {
         let bias = match shift {
-            Some(shift) => shift.broadcast_add(&self.bias)?,
+            Some(shift) => shift.to_dtype(DType::F32)?.broadcast_add(&self.bias)?,
             None => self.bias.clone(),
         };
         let dispersed = match action.kernel {
@@ -76,7 +76,8 @@ impl SiteConv {
         if let Some((_, weight)) = cache.iter().find(|(t, _)| *t == transform) {
             return Ok(Arc::clone(weight));
         }
-        let weight = Arc::new(ConvWeight::new(&spread(&self.weight.tensor()?, transform)?, self.weight.precision())?);
+        let kernels = spread(&self.weight.tensor()?, transform)?.to_dtype(self.weight.dtype())?;
+        let weight = Arc::new(ConvWeight::new(&kernels, self.weight.precision())?);
         cache.push((transform, Arc::clone(&weight)));
         Ok(weight)
     }

@@ -8,16 +8,15 @@ pub(crate) use conv::SiteConv;
 use resnet::ResnetBlock;
 use transformer::Transformer;
 
-use crate::checkpoint::LoadOptions;
+use crate::checkpoint::{Dtype, LoadOptions};
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::layers::{GroupNorm, Linear};
 use crate::plan::{Conditioning, ConvAction, Pass, Plan, SkipAction};
 use crate::site::SiteTable;
 use crate::weights::{Scope, Weights};
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use scalebench_kernels as kernels;
-use scalebench_kernels::Precision;
 use serde_json::json;
 use std::path::Path;
 
@@ -209,23 +208,25 @@ pub(crate) struct UNet {
     up_blocks: Vec<Stage>,
     conv_norm_out: GroupNorm,
     conv_out: SiteConv,
+    device: Device,
+    activations: DType,
 }
 
 impl UNet {
     /// Reads `config.json` and the weights of a diffusers `unet/` folder.
     pub(crate) fn open(folder: &Path, options: &LoadOptions) -> Result<Self> {
         let config = UNetConfig::open(&folder.join("config.json"))?;
-        let weights = Weights::open(folder, "diffusion_pytorch_model", options)?.multiplied_in(options.dtype.products());
+        let weights = Weights::open(folder, "diffusion_pytorch_model", options)?.multiplied_in(options.dtype);
         let mut build = Build { config, sites: SiteTable::default() };
         let unet = Self::load(&mut build, &weights.root())?;
         weights.finish()?;
         Ok(unet)
     }
 
-    /// The network of a `config.json` on random weights, multiplying in `precision`.
-    pub(crate) fn random(config: &Path, precision: Precision) -> Result<Self> {
+    /// The network of a `config.json` on random weights, multiplying in `dtype`.
+    pub(crate) fn random(config: &Path, dtype: Dtype, device: &Device) -> Result<Self> {
         let mut build = Build { config: UNetConfig::open(config)?, sites: SiteTable::default() };
-        Self::load(&mut build, &Weights::random().multiplied_in(precision).root())
+        Self::load(&mut build, &Weights::random(device).multiplied_in(dtype).root())
     }
 
     fn load(build: &mut Build, root: &Scope<'_>) -> Result<Self> {
@@ -300,6 +301,8 @@ impl UNet {
             up_blocks,
             conv_norm_out,
             conv_out,
+            device: root.device().clone(),
+            activations: root.activations(),
         })
     }
 
@@ -331,21 +334,22 @@ impl UNet {
         Ok(predictions.into_iter().flatten().collect())
     }
 
-    /// Predicts from `latents` `(batch, in_channels, h, w)` at `timestep` under `plan`. Same shape out.
+    /// Predicts from `latents` `(batch, in_channels, h, w)` at `timestep` under `plan`. Same shape out. What comes and goes is on
+    /// the CPU, f32.
     pub(crate) fn forward(&self, latents: &Tensor, timestep: f64, told: &Told, plan: &Plan) -> Result<Tensor> {
         self.forward_observed(latents, timestep, told, plan, &mut |_, _| {})
     }
 
     /// The time embedding, `(1, time_width)`, or with the added embedding `(batch, time_width)`.
     fn embed_time(&self, timestep: f64, told: &Told, see: &mut dyn FnMut(&str, &Tensor)) -> Result<Tensor> {
-        let time = self.time.forward(&sinusoid(&[timestep as f32], self.config.channels[0])?)?;
+        let time = self.time.forward(&sinusoid(&[timestep as f32], self.config.channels[0])?.to_device(&self.device)?)?;
         see("time_embedding", &time);
         let (Some(embedding), Some(config)) = (&self.added, &self.config.added) else { return Ok(time) };
         let (pooled, sizes) = told.added.as_ref().expect("the pipeline tells what the network asks for");
         let (batch, _) = sizes.dims2()?;
         let sizes = sinusoid(&sizes.flatten_all()?.to_vec1::<f32>()?, config.time_width)?;
         let sizes = sizes.reshape((batch, SIZE_NUMBERS * config.time_width))?;
-        let added = embedding.forward(&Tensor::cat(&[pooled, &sizes], 1)?)?;
+        let added = embedding.forward(&Tensor::cat(&[pooled, &sizes], 1)?.to_device(&self.device)?)?;
         see("add_embedding", &added);
         Ok(time.broadcast_add(&added)?)
     }
@@ -360,9 +364,10 @@ impl UNet {
         see: &mut dyn FnMut(&str, &Tensor),
     ) -> Result<Tensor> {
         let time = self.embed_time(timestep, told, see)?;
-        let cx = Context { plan, text: &told.text, time_silu: kernels::silu(&time)? };
+        let text = told.text.to_dtype(self.activations)?.to_device(&self.device)?;
+        let cx = Context { plan, text: &text, time_silu: kernels::silu(&time)? };
 
-        let mut x = self.conv_in.forward(latents, cx.conv(&self.conv_in), None)?;
+        let mut x = self.conv_in.forward(&latents.to_device(&self.device)?, cx.conv(&self.conv_in), None)?;
         see("conv_in", &x);
         let mut skips = vec![x.clone()];
         for (level, block) in self.down_blocks.iter().enumerate() {
@@ -398,7 +403,8 @@ impl UNet {
         x = self.conv_norm_out.forward_silu(&x)?;
         x = self.conv_out.forward(&x, cx.conv(&self.conv_out), None)?;
         see("conv_out", &x);
-        Ok(x)
+        // What becomes of the prediction is the host's, in f32.
+        Ok(x.to_dtype(DType::F32)?.contiguous()?.to_device(&Device::Cpu)?)
     }
 
     /// Latent side of the training resolution.
@@ -418,7 +424,7 @@ fn join(backbone: &Tensor, skip: &Tensor, action: &SkipAction) -> Result<Tensor>
         parts.push(backbone.narrow(1, channels / 2, channels - channels / 2)?);
     }
     parts.push(if action.low_frequencies == 1.0 { skip.clone() } else { kernels::scale_low_frequencies(skip, action.low_frequencies)? });
-    Ok(Tensor::cat(&parts, 1)?)
+    Ok(kernels::join_channels(&parts)?)
 }
 
 /// Two linear layers with SiLU between them.

@@ -5,6 +5,7 @@ use crate::error::Result;
 use crate::layers::{Conv, GroupNorm, Linear};
 use crate::weights::Scope;
 use candle_core::Tensor;
+use scalebench_kernels as kernels;
 
 /// `x + conv2(silu(norm2(conv1(silu(norm1(x))) + time)))`, with a 1×1 shortcut where channels change.
 #[derive(Debug)]
@@ -41,8 +42,8 @@ impl ResnetBlock {
         let h = self.norm2.forward_silu(&h)?;
         let h = self.conv2.forward(&h, cx.conv(&self.conv2), None)?;
         match &self.conv_shortcut {
-            Some(shortcut) => Ok((shortcut.forward(x)? + h)?),
-            None => Ok((x + h)?),
+            Some(shortcut) => Ok(kernels::add(&shortcut.forward(x)?, &h)?),
+            None => Ok(kernels::add(x, &h)?),
         }
     }
 }

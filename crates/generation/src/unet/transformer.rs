@@ -71,10 +71,10 @@ impl Block {
 
     fn forward(&self, x: &Tensor, cx: &Context<'_>) -> Result<Tensor> {
         let h = self.norm1.forward(x)?;
-        let x = (x + self.attn1.forward(&h, &h, cx.plan.attentions[self.site].temperature)?)?;
-        let x = (&x + self.attn2.forward(&self.norm2.forward(&x)?, cx.text, 1.0)?)?;
+        let x = kernels::add(x, &self.attn1.forward(&h, &h, cx.plan.attentions[self.site].temperature)?)?;
+        let x = kernels::add(&x, &self.attn2.forward(&self.norm2.forward(&x)?, cx.text, 1.0)?)?;
         let h = kernels::geglu(&self.ff_in.forward(&self.norm3.forward(&x)?)?)?;
-        Ok((x + self.ff_out.forward(&h)?)?)
+        Ok(kernels::add(&x, &self.ff_out.forward(&h)?)?)
     }
 }
 

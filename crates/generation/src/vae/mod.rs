@@ -8,7 +8,7 @@ use crate::config::Config;
 use crate::error::Result;
 use crate::layers::{Conv, GroupNorm, IntoMap, IntoTokens};
 use crate::weights::{Scope, Weights};
-use candle_core::Tensor;
+use candle_core::{Device, Tensor};
 use scalebench_kernels as kernels;
 use scalebench_kernels::Precision;
 use serde_json::json;
@@ -41,7 +41,7 @@ impl ResnetBlock {
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let h = self.conv1.forward(&self.norm1.forward_silu(x)?)?;
         let h = self.conv2.forward(&self.norm2.forward_silu(&h)?)?;
-        Ok((self.shortcut(x)? + h)?)
+        Ok(kernels::add(&self.shortcut(x)?, &h)?)
     }
 
     /// What is added to the block's own result.
@@ -118,6 +118,38 @@ struct Decoder {
     conv_out: Conv,
 }
 
+impl Decoder {
+    /// Elements of the largest map of an image of `h` × `w` latents.
+    fn largest_map(&self, mut h: usize, mut w: usize) -> usize {
+        let mut largest = 0;
+        for block in &self.up_blocks {
+            for resnet in &block.resnets {
+                largest = largest.max(resnet.conv1.out_channels() * h * w);
+            }
+            if let Some(conv) = &block.resampler {
+                (h, w) = (2 * h, 2 * w);
+                largest = largest.max(conv.out_channels() * h * w);
+            }
+        }
+        largest
+    }
+
+    /// From the middle block's output to the image, on whole maps.
+    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let mut x = x.clone();
+        for block in &self.up_blocks {
+            for resnet in &block.resnets {
+                x = resnet.forward(&x)?;
+            }
+            if let Some(conv) = &block.resampler {
+                let (_, _, h, w) = x.dims4()?;
+                x = conv.forward(&kernels::upsample_nearest(&x, 2 * h, 2 * w)?)?;
+            }
+        }
+        self.conv_out.forward(&self.norm_out.forward_silu(&x)?)
+    }
+}
+
 #[derive(Debug)]
 struct Encoder {
     conv_in: Conv,
@@ -153,6 +185,7 @@ pub(crate) struct Vae {
     pub(crate) factor: usize,
     /// Side of a tile in latents.
     tile: usize,
+    device: Device,
 }
 
 impl Vae {
@@ -166,8 +199,8 @@ impl Vae {
     }
 
     /// The network of a `config.json` on random weights.
-    pub(crate) fn random(config: &Path) -> Result<Self> {
-        Self::load(config, || Ok(Weights::random()))
+    pub(crate) fn random(config: &Path, device: &Device) -> Result<Self> {
+        Self::load(config, || Ok(Weights::random(device)))
     }
 
     fn load(config: &Path, weights: impl FnOnce() -> Result<Weights>) -> Result<Self> {
@@ -236,48 +269,63 @@ impl Vae {
         };
         let quant = Conv::load(&root.pp("quant_conv"), 2 * latent, 2 * latent, 1, 1)?;
         let post_quant = Conv::load(&root.pp("post_quant_conv"), latent, latent, 1, 1)?;
+        let device = root.device().clone();
         weights.finish()?;
         let factor = 1 << (n - 1);
-        Ok(Self { encoder, decoder, quant, post_quant, scaling_factor, factor, tile: sample_size / factor })
+        Ok(Self { device, encoder, decoder, quant, post_quant, scaling_factor, factor, tile: sample_size / factor })
     }
 
-    /// Unscaled latents `(batch, latent, h, w)` → images `(batch, 3, f·h, f·w)`, nominally in [−1, 1].
+    /// Unscaled latents `(batch, latent, h, w)` → images `(batch, 3, f·h, f·w)`, nominally in [−1, 1]. Both on the CPU.
     pub(crate) fn decode(&self, latents: &Tensor) -> Result<Tensor> {
-        self.decode_within(latents, strips::Budget::default())
+        self.from_device(&self.decode_within(&latents.to_device(&self.device)?, strips::Budget::of(&self.device))?)
     }
 
+    fn from_device(&self, image: &Tensor) -> Result<Tensor> {
+        Ok(image.contiguous()?.to_device(&Device::Cpu)?)
+    }
+
+    /// [`decode`](Self::decode) on the device.
     fn decode_within(&self, latents: &Tensor, budget: strips::Budget) -> Result<Tensor> {
         let d = &self.decoder;
-        let images = (0..latents.dims()[0]).map(|i| {
-            let one = latents.narrow(0, i, 1)?;
-            let x = d.mid.forward(&d.conv_in.forward(&self.post_quant.forward(&one)?)?)?;
-            strips::decode(d, &x, budget)
+        let (batch, _, h, w) = latents.dims4()?;
+        let largest = d.largest_map(h, w);
+        // As many images at a time as come in whole maps.
+        let images = (budget.whole / largest.max(1)).clamp(1, batch.max(1));
+        let parts = (0..batch).step_by(images).map(|first| {
+            let part = latents.narrow(0, first, images.min(batch - first))?;
+            let x = d.mid.forward(&d.conv_in.forward(&self.post_quant.forward(&part)?)?)?;
+            if largest <= budget.whole { d.forward(&x) } else { strips::decode(d, &x, budget) }
         });
-        Ok(Tensor::cat(&images.collect::<Result<Vec<_>>>()?, 0)?)
+        Ok(Tensor::cat(&parts.collect::<Result<Vec<_>>>()?, 0)?)
     }
 
     /// [`decode`](Self::decode) of one image in the way asked for.
     pub(crate) fn decode_as(&self, latents: &Tensor, how: VaeDecode) -> Result<Tensor> {
         let (_, _, h, w) = latents.dims4()?;
-        match how {
-            // A map of one tile is decoded whole, as the references do.
-            VaeDecode::Tiled if h > self.tile || w > self.tile => tiles::decode(self, latents, self.tile, tiles::Norms::Own),
-            VaeDecode::TiledSynchronised if h > self.tile || w > self.tile => tiles::decode(self, latents, self.tile, tiles::Norms::Common),
-            _ => self.decode(latents),
+        let norms = match how {
+            VaeDecode::Tiled => tiles::Norms::Own,
+            VaeDecode::TiledSynchronised => tiles::Norms::Common,
+            VaeDecode::Whole => return self.decode(latents),
+        };
+        // A map of one tile is decoded whole, as the references do.
+        if h <= self.tile && w <= self.tile {
+            return self.decode(latents);
         }
+        self.from_device(&tiles::decode(self, &latents.to_device(&self.device)?, self.tile, norms)?)
     }
 
     /// [`decode`](Self::decode) in the smallest strips, no upsampled map held.
     #[cfg(test)]
     pub(crate) fn decode_in_small_strips(&self, latents: &Tensor) -> Result<Tensor> {
-        self.decode_within(latents, strips::Budget { strip: 1, held: 0 })
+        let image = self.decode_within(&latents.to_device(&self.device)?, strips::Budget { strip: 1, held: 0, whole: 0 })?;
+        self.from_device(&image)
     }
 
     /// Images `(batch, 3, H, W)` in [−1, 1] → mean and log-variance of the unscaled latents, each
-    /// `(batch, latent, H / f, W / f)`.
+    /// `(batch, latent, H / f, W / f)`. All on the CPU.
     pub(crate) fn encode(&self, images: &Tensor) -> Result<(Tensor, Tensor)> {
         let e = &self.encoder;
-        let mut x = e.conv_in.forward(images)?;
+        let mut x = e.conv_in.forward(&images.to_device(&self.device)?)?;
         for block in &e.down_blocks {
             for resnet in &block.resnets {
                 x = resnet.forward(&x)?;
@@ -289,6 +337,6 @@ impl Vae {
         }
         let x = e.conv_out.forward(&e.norm_out.forward_silu(&e.mid.forward(&x)?)?)?;
         let moments = self.quant.forward(&x)?.chunk(2, 1)?;
-        Ok((moments[0].contiguous()?, moments[1].contiguous()?))
+        Ok((self.from_device(&moments[0])?, self.from_device(&moments[1])?))
     }
 }

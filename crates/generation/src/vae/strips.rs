@@ -9,61 +9,71 @@
 use super::{Decoder, ResnetBlock};
 use crate::error::Result;
 use crate::layers::{Conv, GroupNorm};
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use scalebench_kernels as kernels;
+use scalebench_kernels::on_gpu;
 
-/// How much a decode may hold beside the maps, and when upsampled maps are made strip by strip.
+/// How much a decode may hold beside the maps, when upsampled maps are made strip by strip, and when nothing is.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Budget {
     /// Elements of the largest intermediate map of a strip.
     pub(super) strip: usize,
     /// Elements from which an upsampled map is not held.
     pub(super) held: usize,
+    /// Elements of the largest map up to which maps are computed whole.
+    pub(super) whole: usize,
 }
 
-impl Default for Budget {
-    /// 64 MiB a strip; maps of 4 GiB are the first that are not held.
-    fn default() -> Self {
-        Self { strip: 1 << 24, held: 1 << 30 }
+impl Budget {
+    /// On the CPU 64 MiB a strip, and maps of 4 GiB are the first that are not held. On a GPU, which only large maps fill, strips
+    /// begin above 4 GiB: those of 2048² pixels are computed whole, in about four times that.
+    pub(super) fn of(device: &Device) -> Self {
+        match on_gpu(device) {
+            false => Self { strip: 1 << 24, held: 1 << 30, whole: 0 },
+            true => Self { strip: 1 << 28, held: 1 << 33, whole: 1 << 30 },
+        }
     }
 }
 
 /// A map `(channels, height, width)` that is written in strips.
 struct Map {
-    data: Vec<f32>,
+    /// `(1, channels, height, width)`, or, as a GPU's kernels have maps, `(1, height, width, channels)`.
+    data: Tensor,
     channels: usize,
     height: usize,
     width: usize,
 }
 
 impl Map {
-    fn new(channels: usize, height: usize, width: usize) -> Self {
-        Self { data: vec![0.0; channels * height * width], channels, height, width }
+    /// On the device of `like`.
+    fn new((channels, height, width): (usize, usize, usize), like: &Tensor) -> Result<Self> {
+        let device = like.device();
+        let shape = if on_gpu(device) { (1, height, width, channels) } else { (1, channels, height, width) };
+        Ok(Self { data: Tensor::zeros(shape, DType::F32, device)?, channels, height, width })
     }
 
     fn from_tensor(x: &Tensor) -> Result<Self> {
         let (_, channels, height, width) = x.dims4()?;
-        Ok(Self { data: x.flatten_all()?.to_vec1()?, channels, height, width })
+        let mut map = Self::new((channels, height, width), x)?;
+        map.set_rows(0, x)?;
+        Ok(map)
     }
 
-    /// Rows `from..to` as `(1, channels, rows, width)`.
+    /// Rows `from..to` as `(1, channels, rows, width)`, as they are now: later writes do not show.
     fn rows(&self, from: usize, to: usize) -> Result<Tensor> {
-        let n = (to - from) * self.width;
-        let mut out = Vec::with_capacity(self.channels * n);
-        for plane in self.data.chunks_exact(self.height * self.width) {
-            out.extend_from_slice(&plane[from * self.width..][..n]);
-        }
-        Ok(Tensor::from_vec(out, (1, self.channels, to - from, self.width), &Device::Cpu)?)
+        Ok(if on_gpu(self.data.device()) {
+            self.data.narrow(1, from, to - from)?.force_contiguous()?.permute((0, 3, 1, 2))?
+        } else {
+            self.data.narrow(2, from, to - from)?.force_contiguous()?
+        })
     }
 
     fn set_rows(&mut self, from: usize, rows: &Tensor) -> Result<()> {
-        let (_, channels, n, width) = rows.dims4()?;
-        let values = rows.flatten_all()?.to_vec1::<f32>()?;
-        let plane = self.height * self.width;
-        for c in 0..channels {
-            self.data[c * plane + from * width..][..n * width].copy_from_slice(&values[c * n * width..][..n * width]);
-        }
-        Ok(())
+        Ok(if on_gpu(self.data.device()) {
+            self.data.slice_set(&rows.permute((0, 2, 3, 1))?.contiguous()?, 1, from)?
+        } else {
+            self.data.slice_set(&rows.contiguous()?, 2, from)?
+        })
     }
 }
 
@@ -75,6 +85,13 @@ enum Source<'a> {
 }
 
 impl Source<'_> {
+    /// What is held.
+    fn map(&self) -> &Tensor {
+        match self {
+            Self::Held(map) | Self::Upsampled(map, _) => &map.data,
+        }
+    }
+
     fn shape(&self) -> (usize, usize, usize) {
         match self {
             Self::Held(m) => (m.channels, m.height, m.width),
@@ -141,7 +158,7 @@ fn resnet(block: &ResnetBlock, x: Source<'_>, budget: Budget) -> Result<Map> {
     let c_out = block.conv1.out_channels();
     let n = rows_of(budget, c_in.max(c_out), width);
     let first = factors(&block.norm1, &x, n)?;
-    let mut h = Map::new(c_out, height, width);
+    let mut h = Map::new((c_out, height, width), x.map())?;
     for (from, to) in strips(height, n) {
         h.set_rows(from, &convolved(&x, from, to, &first, &block.conv1)?)?;
     }
@@ -160,7 +177,7 @@ fn resnet(block: &ResnetBlock, x: Source<'_>, budget: Budget) -> Result<Map> {
         let y = block.conv2.forward_rows(&y)?;
         let x = block.shortcut(&x.rows(from, to)?)?;
         let Source::Held(map) = &mut h else { unreachable!("made above") };
-        map.set_rows(from, &(x + y)?)?;
+        map.set_rows(from, &kernels::add(&x, &y)?)?;
     }
     let Source::Held(map) = h else { unreachable!("made above") };
     Ok(map)
@@ -178,7 +195,7 @@ pub(super) fn decode(decoder: &Decoder, x: &Tensor, budget: Budget) -> Result<Te
             x = Source::Upsampled(map, conv);
             let (channels, height, width) = x.shape();
             if channels * height * width < budget.held {
-                let mut large = Map::new(channels, height, width);
+                let mut large = Map::new((channels, height, width), x.map())?;
                 for (from, to) in strips(height, rows_of(budget, channels, width)) {
                     large.set_rows(from, &x.rows(from, to)?)?;
                 }
@@ -189,7 +206,7 @@ pub(super) fn decode(decoder: &Decoder, x: &Tensor, budget: Budget) -> Result<Te
     let (channels, height, width) = x.shape();
     let n = rows_of(budget, channels, width);
     let last = factors(&decoder.norm_out, &x, n)?;
-    let mut image = Map::new(decoder.conv_out.out_channels(), height, width);
+    let mut image = Map::new((decoder.conv_out.out_channels(), height, width), x.map())?;
     for (from, to) in strips(height, n) {
         image.set_rows(from, &convolved(&x, from, to, &last, &decoder.conv_out)?)?;
     }

@@ -4,6 +4,7 @@
 //! `--vae_tiling` lets all tiles advance layer by layer under common group norms, which keeps their
 //! tones together.
 
+use super::strips::Budget;
 use super::{Decoder, ResnetBlock, Vae};
 use crate::error::Result;
 use crate::layers::GroupNorm;
@@ -35,7 +36,7 @@ pub(super) fn decode(vae: &Vae, latents: &Tensor, side: usize, norms: Norms) -> 
     }
     let tiles = match norms {
         Norms::Common => together(vae, tiles)?,
-        Norms::Own => tiles.iter().map(|tile| vae.decode(tile)).collect::<Result<Vec<_>>>()?,
+        Norms::Own => tiles.iter().map(|tile| vae.decode_within(tile, Budget::of(tile.device()))).collect::<Result<Vec<_>>>()?,
     };
     let pixels = side * vae.factor;
     let extent = (pixels as f64 * OVERLAP) as usize;
@@ -91,7 +92,7 @@ fn resnet(block: &ResnetBlock, tiles: Vec<Tensor>) -> Result<Vec<Tensor>> {
     let each = |tiles: Vec<Tensor>, f: &dyn Fn(&Tensor) -> Result<Tensor>| tiles.iter().map(f).collect::<Result<Vec<_>>>();
     let h = each(normalised(&block.norm1, &tiles)?, &|t| block.conv1.forward(t))?;
     let h = each(normalised(&block.norm2, &h)?, &|t| block.conv2.forward(t))?;
-    tiles.iter().zip(h).map(|(x, h)| Ok((block.shortcut(x)? + h)?)).collect()
+    tiles.iter().zip(h).map(|(x, h)| Ok(kernels::add(&block.shortcut(x)?, &h)?)).collect()
 }
 
 /// All tiles through the decoder, layer by layer.

@@ -40,14 +40,6 @@ fn keep_memory(ordinal: usize) -> Result<()> {
     }
 }
 
-/// Bytes of the current GPU: free, and in all.
-pub(super) fn memory() -> Result<(usize, usize)> {
-    let (mut free, mut total) = (0, 0);
-    // SAFETY: as above.
-    unsafe { sys::cuMemGetInfo_v2(&mut free, &mut total).result().w()? };
-    Ok((free, total))
-}
-
 /// Most bytes that the pool held since [`reset_peak`].
 pub(super) fn peak(ordinal: usize) -> Result<u64> {
     let (mut pool, mut bytes) = (std::ptr::null_mut(), 0u64);

@@ -24,12 +24,12 @@ enum Mode {
 }
 
 /// Whether tensors on the CPU are taken for tensors on a GPU, on this thread.
-pub(super) fn active() -> bool {
+pub(crate) fn active() -> bool {
     MODE.get().is_some()
 }
 
 /// Emulates on this thread from now on.
-pub fn emulate() {
+pub(crate) fn emulate() {
     MODE.set(Some(Mode::Forward));
 }
 

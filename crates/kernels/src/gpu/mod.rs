@@ -12,7 +12,9 @@ mod emulator;
 mod launch;
 
 #[cfg(feature = "emulator")]
-pub use emulator::{emulate, emulated};
+pub use emulator::emulated;
+#[cfg(feature = "emulator")]
+pub(crate) use emulator::{active as emulating, emulate};
 
 use crate::conv::{Activation, ConvGeometry};
 use crate::pool::Pool;
@@ -22,46 +24,37 @@ use std::f64::consts::LOG2_E;
 
 /// Whether a tensor is here to be worked on.
 pub(crate) fn takes(x: &Tensor) -> bool {
-    #[cfg(feature = "emulator")]
-    if emulator::active() {
-        return true;
-    }
-    x.device().is_cuda()
+    crate::on_gpu(x.device())
 }
 
-/// A GPU that was opened, and what is known of it.
+/// What is known of GPUs.
 #[cfg(feature = "cuda")]
-pub mod device {
+pub(crate) mod device {
     use super::driver;
     use candle_core::{Device, Result};
 
     /// Opens GPU `ordinal`. Work that is given to the device is done in order, whichever thread gives it.
-    pub fn open(ordinal: usize) -> Result<Device> {
+    pub(crate) fn open(ordinal: usize) -> Result<Device> {
         driver::open(ordinal)
     }
 
     /// Number of GPUs.
-    pub fn count() -> Result<usize> {
+    pub(crate) fn count() -> Result<usize> {
         driver::count()
     }
 
     /// What the driver calls GPU `ordinal`.
-    pub fn name(ordinal: usize) -> Result<String> {
+    pub(crate) fn name(ordinal: usize) -> Result<String> {
         driver::name(ordinal)
     }
 
-    /// Bytes of the GPU that was opened last: free, and in all.
-    pub fn memory() -> Result<(usize, usize)> {
-        driver::memory()
-    }
-
     /// Most bytes that tensors on GPU `ordinal` took since [`reset_peak`].
-    pub fn peak(ordinal: usize) -> Result<u64> {
+    pub(crate) fn peak(ordinal: usize) -> Result<u64> {
         driver::peak(ordinal)
     }
 
     /// Starts [`peak`] anew.
-    pub fn reset_peak(ordinal: usize) -> Result<()> {
+    pub(crate) fn reset_peak(ordinal: usize) -> Result<()> {
         driver::reset_peak(ordinal)
     }
 }
@@ -116,7 +109,7 @@ args! {
     }
     struct JoinArgs { x: u64, y: u64, count: i64, channels: i32, all: i32, first: i32 }
     struct MapArgs { x: u64, other: u64, y: u64, count: i64, channels: i32 }
-    struct SoftmaxArgs { x: u64, y: u64, columns: i32, stride: i32, scale: f32 }
+    struct SoftmaxArgs { x: u64, y: u64, rows: i32, columns: i32, stride: i32, scale: f32 }
 }
 
 fn name_of(dtype: DType) -> Result<&'static str> {
@@ -353,7 +346,7 @@ pub(crate) fn attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize, scale:
     let (batch, n, width) = q.dims3()?;
     let (m, dtype, size) = (k.dim(1)?, q.dtype(), width / heads);
     let (q, k, v) = (q.contiguous()?, k.to_dtype(dtype)?.contiguous()?, v.to_dtype(dtype)?.contiguous()?);
-    let mut aligned = size.is_multiple_of(CHUNK);
+    let mut aligned = size.is_multiple_of(wide(dtype));
     for operand in [&q, &k, &v] {
         aligned &= address(operand)?.is_multiple_of(16);
     }
@@ -423,9 +416,10 @@ fn attention_in_strips(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize, scale: 
                 let mut scores = Output::new(q.device(), (1, 1, rows, stride), dtype)?;
                 let at = scores.address()?;
                 product(&queries, &keys, at, stride)?;
-                let args = SoftmaxArgs { x: at, y: at, columns: as_i32(m)?, stride: as_i32(stride)?, scale: (scale * LOG2_E) as f32 };
+                let scale = (scale * LOG2_E) as f32;
+                let args = SoftmaxArgs { x: at, y: at, rows: as_i32(rows)?, columns: as_i32(m)?, stride: as_i32(stride)?, scale };
                 let kernel = format!("softmax_{}", name_of(dtype)?);
-                let launch = Launch { module: Module::Maps, kernel, blocks: rows, threads: THREADS as u32, shared: 0 };
+                let launch = Launch { module: Module::Maps, kernel, blocks: rows.div_ceil(THREADS / 32), threads: THREADS as u32, shared: 0 };
                 // SAFETY: `scores` has `rows` rows of `stride` elements.
                 unsafe { launch.run(q.device(), &args)? };
                 let offset = ((image * n + first) * width + head * size) * dtype.size_in_bytes();

@@ -8,7 +8,7 @@ struct AttentionArgs {
     const void* k;  // (batch, keys, heads · size)
     const void* v;  // as k
     void* y;        // as q
-    int queries, keys, heads, size;  // size: a multiple of 8
+    int queries, keys, heads, size;  // size: whole 16 bytes
     float scale;                     // of the scores, times log₂ e
 };
 
@@ -180,7 +180,7 @@ template <class T, int SIZE, int KEYS, int TILES> __device__ void attention(cons
             const float inverse = 1.0f / total;
 #pragma unroll
             for (int c = 0; c < SIZE / 8; c++) {
-                if (c * 8 < a.size) *(Pair<T>*)(to + c * 8) = pair<T>(out[t][c][half * 2] * inverse, out[t][c][half * 2 + 1] * inverse);
+                if (c * 8 + lane % 4 * 2 < a.size) *(Pair<T>*)(to + c * 8) = pair<T>(out[t][c][half * 2] * inverse, out[t][c][half * 2 + 1] * inverse);
             }
         }
     }

@@ -41,7 +41,7 @@ struct MapArgs {
 struct SoftmaxArgs {
     const void* x;  // (rows, columns), rows `stride` apart
     void* y;        // the same; columns from `columns` on become 0
-    int columns, stride;
+    int rows, columns, stride;
     float scale;  // of the scores, times log₂ e
 };
 
@@ -154,30 +154,20 @@ template <class T, int V, Function F> __device__ void map(const MapArgs& a) {
     *(Vector<T, V>*)((T*)a.y + i) = y;
 }
 
-// A block for each row.
+// A warp for each row.
 template <class T> __device__ void softmax(const SoftmaxArgs& a) {
-    __shared__ float shared[THREADS];
-    const int thread = threadIdx.x;
-    const T* x = (const T*)a.x + (int64_t)blockIdx.x * a.stride;
-    T* y = (T*)a.y + (int64_t)blockIdx.x * a.stride;
-    auto joined = [&](float v, bool sum) {
-        shared[thread] = v;
-        for (int step = THREADS / 2; step > 0; step /= 2) {
-            __syncthreads();
-            if (thread < step) shared[thread] = sum ? shared[thread] + shared[thread + step] : fmaxf(shared[thread], shared[thread + step]);
-        }
-        __syncthreads();
-        const float all = shared[0];
-        __syncthreads();
-        return all;
-    };
+    const int row = blockIdx.x * (THREADS / 32) + threadIdx.x / 32, lane = threadIdx.x % 32;
+    if (row >= a.rows) return;
+    const T* x = (const T*)a.x + (int64_t)row * a.stride;
+    T* y = (T*)a.y + (int64_t)row * a.stride;
     float top = -INFINITY;
-    for (int i = thread; i < a.columns; i += THREADS) top = fmaxf(top, to_float(x[i]) * a.scale);
-    top = joined(top, false);
+    for (int i = lane; i < a.columns; i += 32) top = fmaxf(top, to_float(x[i]) * a.scale);
+    for (int mask = 16; mask > 0; mask /= 2) top = fmaxf(top, from_lane_xor(top, mask));
     float sum = 0.0f;
-    for (int i = thread; i < a.columns; i += THREADS) sum += power_of_two(to_float(x[i]) * a.scale - top);
-    const float inverse = 1.0f / joined(sum, true);
-    for (int i = thread; i < a.stride; i += THREADS) {
+    for (int i = lane; i < a.columns; i += 32) sum += power_of_two(to_float(x[i]) * a.scale - top);
+    for (int mask = 16; mask > 0; mask /= 2) sum += from_lane_xor(sum, mask);
+    const float inverse = 1.0f / sum;
+    for (int i = lane; i < a.stride; i += 32) {
         y[i] = from_float<T>(i < a.columns ? power_of_two(to_float(x[i]) * a.scale - top) * inverse : 0.0f);
     }
 }

@@ -1,7 +1,6 @@
 // The scheduler of fibers, and the kernels themselves.
 #include "emulator.h"
 
-#include <csetjmp>
 #include <memory>
 #include <string>
 #include <ucontext.h>
@@ -38,7 +37,7 @@ constexpr unsigned WARP = 32;
 struct Fiber {
     State state = State::Done;
     bool started = false;
-    jmp_buf at;
+    void* at[5];
     ucontext_t context;
     std::unique_ptr<unsigned char[]> stack;
     // Open copies, then those of closed groups, oldest first.
@@ -59,19 +58,25 @@ struct Block {
     std::vector<unsigned char> memory;
     unsigned char* shared = nullptr;
     size_t shared_bytes = 0;
-    jmp_buf scheduler;
+    void* scheduler[5];
     unsigned current = 0;
     void (*body)(const void*) = nullptr;
     const void* args = nullptr;
     bool reversed = false;
 };
-thread_local Block block;
+// A bare pointer: to ask for an object's address would ask each time whether it was made.
+thread_local Block* current_block;
+#define block (*current_block)
 
 Fiber& self() { return *block.fibers[block.current]; }
 
-void yield() {
+// Not inlined: a jump must not start where its target was set.
+__attribute__((noinline, noreturn)) void leave() { __builtin_longjmp(block.scheduler, 1); }
+__attribute__((noinline, noreturn)) void enter(Fiber& fiber) { __builtin_longjmp(fiber.at, 1); }
+
+__attribute__((noinline)) void yield() {
     Fiber& fiber = self();
-    if (_setjmp(fiber.at) == 0) _longjmp(block.scheduler, 1);
+    if (__builtin_setjmp(fiber.at) == 0) leave();
 }
 
 void fiber_main() {
@@ -82,12 +87,12 @@ void fiber_main() {
     }
 }
 
-void resume(unsigned index) {
+__attribute__((noinline)) void resume(unsigned index) {
     block.current = index;
     threadIdx.x = index;
     Fiber& fiber = self();
-    if (_setjmp(block.scheduler) != 0) return;
-    if (fiber.started) _longjmp(fiber.at, 1);
+    if (__builtin_setjmp(block.scheduler) != 0) return;
+    if (fiber.started) enter(fiber);
     fiber.started = true;
     fiber.stack.reset(new unsigned char[STACK]);
     getcontext(&fiber.context);
@@ -215,6 +220,7 @@ extern "C" int scalebench_emulate(const char* name, unsigned threads, size_t sha
     if (found == kernels().end()) return 1;
     if (found->second.threads != threads) return 2;
     if (found->second.args != args_bytes) return 3;
+    if (!current_block) current_block = new Block;  // Lives as long as its thread.
     while (block.fibers.size() < threads) block.fibers.emplace_back(new Fiber);
     block.warps.resize(threads / WARP);
     block.memory.resize(shared + 16);
