@@ -55,6 +55,7 @@ pub struct Clip {
     /// before transformers 4.31, which stands for the largest id of the text.
     end: Option<u32>,
     digest: String,
+    device: Device,
 }
 
 impl std::fmt::Debug for Clip {
@@ -70,6 +71,11 @@ impl Clip {
     ///
     /// Errors name the configuration's key or the tensor that is missing, of another shape or unknown.
     pub fn load(folder: &Path) -> Result<Self> {
+        Self::load_on(folder, &Device::Cpu)
+    }
+
+    /// [`load`](Self::load), onto a device.
+    pub fn load_on(folder: &Path, device: &Device) -> Result<Self> {
         let config = Section::open(folder)?;
         config.must_be("model_type", &"clip".into())?;
         // Where both are there, transformers goes by the first and takes its own defaults for the rest.
@@ -105,7 +111,7 @@ impl Clip {
         let patches = (side / patch).pow(2);
 
         // Every tensor is asked for here: candle would make up a missing class embedding.
-        let mut weights = Weights::open(folder)?;
+        let mut weights = Weights::open(folder)?.on(device);
         let mut tensors = HashMap::new();
         let mut take = |key: String, shape: &[usize]| -> Result<()> {
             let tensor = weights.take(&key, shape)?;
@@ -128,7 +134,7 @@ impl Clip {
         // The temperature of training, and buffers that old versions wrote.
         weights.finish(|key| key == "logit_scale" || key.ends_with(".embeddings.position_ids"))?;
 
-        let at = VarBuilder::from_tensors(tensors, DType::F32, &Device::Cpu);
+        let at = VarBuilder::from_tensors(tensors, DType::F32, device);
         let text = ClipTextConfig {
             vocab_size: vocabulary,
             embed_dim: text_tower.width,
@@ -164,6 +170,7 @@ impl Clip {
             context,
             end,
             digest,
+            device: device.clone(),
         })
     }
 
@@ -197,9 +204,10 @@ impl Clip {
                 return Err(Error::NetworkInput { network: "clip", expected, found: images.dims().to_vec() });
             }
         };
+        let images = images.to_device(&self.device)?;
         let one = |i| Ok(linear(&self.vision.forward(&images.narrow(0, i, 1)?)?, &self.visual_projection, None)?);
         let features = (0..batch).map(one).collect::<Result<Vec<_>>>()?;
-        Ok(Tensor::cat(&features, 0)?)
+        Ok(Tensor::cat(&features, 0)?.to_device(&Device::Cpu)?)
     }
 
     /// Features of texts: `(texts, dim)`, `f32`, projected and not normalised, as
@@ -220,12 +228,12 @@ impl Clip {
         let one = |text: &&str| {
             let ids = tokenizer.encode(text, self.context)?;
             let at = self.pooled(&ids);
-            let ids = Tensor::new(ids, &Device::Cpu)?.unsqueeze(0)?;
+            let ids = Tensor::new(ids, &self.device)?.unsqueeze(0)?;
             let states = self.text.forward_with_mask(&ids, usize::MAX)?;
             Ok(linear(&states.i((.., at))?, &self.text_projection, None)?)
         };
         let features = texts.par_iter().map(one).collect::<Result<Vec<_>>>()?;
-        Ok(Tensor::cat(&features, 0)?)
+        Ok(Tensor::cat(&features, 0)?.to_device(&Device::Cpu)?)
     }
 
     /// The position whose state stands for the text.

@@ -164,6 +164,11 @@ impl Dinov2 {
     ///
     /// Errors name the configuration's key or the tensor that is missing, of another shape or unknown.
     pub fn load(folder: &Path) -> Result<Self> {
+        Self::load_on(folder, &Device::Cpu)
+    }
+
+    /// [`load`](Self::load), onto a device.
+    pub fn load_on(folder: &Path, device: &Device) -> Result<Self> {
         let config = Section::open(folder)?;
         config.must_be("model_type", &"dinov2".into())?;
         config.only("hidden_act", &"gelu".into())?;
@@ -192,7 +197,7 @@ impl Dinov2 {
             return Err(config.wrong("mlp_ratio", "large enough for one hidden channel"));
         }
 
-        let mut weights = Weights::open(folder)?;
+        let mut weights = Weights::open(folder)?.on(device);
         let at = "embeddings.patch_embeddings.projection";
         let convolution = weights.take(&format!("{at}.weight"), &[dim, 3, patch, patch])?;
         let weight = convolution.reshape((dim, 3 * patch * patch))?;
@@ -245,7 +250,7 @@ impl Dinov2 {
             }
         };
         let (n, patch) = (side / self.patch, self.patch);
-        let positions = resample(&self.positions, n)?;
+        let (images, positions) = (images.to_device(self.class.device())?, resample(&self.positions, n)?);
         let one = |i| {
             // The convolution's stride is its size, so it is a product with the cut out patches.
             let patches = images.narrow(0, i, 1)?.reshape(&[3, n, patch, n, patch])?.permute([1, 3, 0, 2, 4])?.contiguous()?;
@@ -257,7 +262,7 @@ impl Dinov2 {
             self.norm.forward(&x.narrow(1, 0, 1)?.squeeze(1)?, self.epsilon)
         };
         let features = (0..batch).map(one).collect::<Result<Vec<_>>>()?;
-        Ok(Tensor::cat(&features, 0)?)
+        Ok(Tensor::cat(&features, 0)?.to_device(&Device::Cpu)?)
     }
 }
 
@@ -280,6 +285,7 @@ fn resample(table: &Tensor, n: usize) -> Result<Tensor> {
             std::array::from_fn(|k| ((first as i64 + k as i64 - 1).clamp(0, m as i64 - 1) as usize, weights[k]))
         })
         .collect();
+    let device = table.device();
     let table = table.flatten_all()?.to_vec1::<f32>()?;
     let mut output = vec![0f32; n * n * dim];
     for (to, ys) in output.chunks_exact_mut(n * dim).zip(&taps) {
@@ -292,7 +298,7 @@ fn resample(table: &Tensor, n: usize) -> Result<Tensor> {
             }
         }
     }
-    Ok(Tensor::from_vec(output, (n * n, dim), &Device::Cpu)?)
+    Ok(Tensor::from_vec(output, (n * n, dim), device)?)
 }
 
 /// PyTorch's a in Keys' cubic; Pillow's is −0.5.

@@ -6,12 +6,14 @@ use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
 use rayon::prelude::*;
+use scalebench_kernels::on_gpu;
 use serde::{Deserialize, Serialize};
 
 use crate::archive::ImageArchive;
 use crate::clip::{Clip, clip_score};
 use crate::dinov2::Dinov2;
 use crate::inception::{Inception, Taps};
+use crate::preprocess::Input;
 use crate::{Error, FeatureSet, Image, Preprocess, Profile, Provenance, Result, list_images};
 
 /// Images in flight between two calls of the progress callback.
@@ -142,7 +144,10 @@ impl std::str::FromStr for Tap {
 
 /// A feature network with its weights.
 #[derive(Debug)]
-pub struct Extractor(Network);
+pub struct Extractor {
+    network: Network,
+    device: Device,
+}
 
 #[derive(Debug)]
 enum Network {
@@ -177,27 +182,33 @@ impl Extractor {
     /// `model.safetensors` (see [`Inception::load`]), or a Hugging Face folder of CLIP or DINOv2 (by `model_type` in its
     /// `config.json`).
     pub fn load(path: &Path) -> Result<Self> {
+        Self::load_on(path, &Device::Cpu)
+    }
+
+    /// [`load`](Self::load), onto a device.
+    pub fn load_on(path: &Path, device: &Device) -> Result<Self> {
         let model_type = match path.is_dir() {
             true => model_type(path)?,
             false => None,
         };
-        Ok(Self(match model_type.as_deref() {
-            Some("clip") => Network::Clip(Box::new(Clip::load(path)?)),
-            Some("dinov2") => Network::Dinov2(Box::new(Dinov2::load(path)?)),
+        let network = match model_type.as_deref() {
+            Some("clip") => Network::Clip(Box::new(Clip::load_on(path, device)?)),
+            Some("dinov2") => Network::Dinov2(Box::new(Dinov2::load_on(path, device)?)),
             Some(other) => {
                 let message = format!("model_type is `{other}`, expected clip or dinov2 (or none, for the FID Inception)");
                 return Err(Error::Config { path: path.join("config.json"), message });
             }
             None => {
                 let file = if path.is_dir() { path.join("model.safetensors") } else { path.to_owned() };
-                Network::Inception(Box::new(Inception::load(&file)?))
+                Network::Inception(Box::new(Inception::load_on(&file, device)?))
             }
-        }))
+        };
+        Ok(Self { network, device: device.clone() })
     }
 
     /// The profile that tools use with this network unless told otherwise.
     pub fn usual_profile(&self) -> Profile {
-        match self.0 {
+        match self.network {
             Network::Inception(_) => Profile::Clean,
             Network::Clip(_) => Profile::Clip,
             Network::Dinov2(_) => Profile::DgmEval,
@@ -206,7 +217,7 @@ impl Extractor {
 
     /// The CLIP inside, which also reads text.
     pub fn clip(&self) -> Option<&Clip> {
-        match &self.0 {
+        match &self.network {
             Network::Clip(clip) => Some(clip),
             _ => None,
         }
@@ -214,17 +225,17 @@ impl Extractor {
 
     /// Whether the network is DINOv2.
     pub fn is_dinov2(&self) -> bool {
-        matches!(self.0, Network::Dinov2(_))
+        matches!(self.network, Network::Dinov2(_))
     }
 
     /// Whether published FIDs are made with a network of this architecture: Inception at full width.
     pub fn is_published_inception(&self) -> bool {
-        matches!(&self.0, Network::Inception(network) if network.config().width == 1.0)
+        matches!(&self.network, Network::Inception(network) if network.config().width == 1.0)
     }
 
     /// The provenance that sets made with `preprocess` carry; good as a cache key.
     pub fn provenance(&self, tap: Tap, preprocess: &Preprocess) -> Provenance {
-        let (extractor, weights) = match &self.0 {
+        let (extractor, weights) = match &self.network {
             Network::Inception(network) => (format!("inception-v3-fid/w{}/{}", network.config().width, tap.name()), network.digest()),
             Network::Clip(clip) => (clip.name(), clip.digest()),
             Network::Dinov2(dino) => (dino.name(), dino.digest()),
@@ -234,8 +245,8 @@ impl Extractor {
 
     /// Features of all images, in the order given; an image that cannot be decoded is an error.
     ///
-    /// Images run in parallel, each on one thread, so the result does not depend on the number of
-    /// threads. `progress` is told, from the calling thread, how many images are done.
+    /// On the CPU images run in parallel, each on one thread; on a GPU in batches, while the next ones are decoded and resized. Either
+    /// way a result depends on its image alone. `progress` is told, from the calling thread, how many images are done.
     pub fn features(
         &self,
         samples: impl IntoIterator<Item = Sample>,
@@ -260,22 +271,28 @@ impl Extractor {
         let mut data = vec![Vec::new(); taps.len()];
         let mut skipped = Vec::new();
         let mut samples = samples.into_iter();
-        let mut done = 0;
-        loop {
-            let batch: Vec<Sample> = samples.by_ref().take(BATCH).collect();
-            if batch.is_empty() {
-                break;
-            }
+        let mut take = || samples.by_ref().take(BATCH).collect::<Vec<Sample>>();
+        let (mut next, mut done) = (take(), 0);
+        let mut ready = None;
+        while !next.is_empty() {
+            let batch = std::mem::replace(&mut next, take());
             // After the first image that cannot be decoded the set is lost; what is left to do is to find the others.
             let only_decode = corrupt == Corrupt::Fail && !skipped.is_empty();
-            let rows: Vec<Result<Rows>> = batch
-                .par_iter()
-                .enumerate()
-                .map(|(i, sample)| match only_decode {
-                    true => sample.decode().map(|_| Rows::new()),
-                    false => self.rows(taps, sample, (done + i) as u64, preprocess),
+            let rows: Vec<Result<Rows>> = if on_gpu(&self.device) {
+                let inputs = ready.take().unwrap_or_else(|| self.inputs(&batch, done, preprocess));
+                std::thread::scope(|scope| {
+                    let ahead = scope.spawn(|| self.inputs(&next, done + batch.len(), preprocess));
+                    let rows = self.rows_of(taps, inputs, only_decode);
+                    ready = ahead.join().ok();
+                    rows
                 })
-                .collect();
+            } else {
+                let one = |(i, sample): (usize, &Sample)| match only_decode {
+                    true => sample.decode().map(|_| Rows::new()),
+                    false => self.answers(taps, self.inputs_of(sample, done + i, preprocess)?),
+                };
+                batch.par_iter().enumerate().map(one).collect()
+            };
             done += batch.len();
             for (sample, rows) in batch.into_iter().zip(rows) {
                 let rows = match rows {
@@ -309,17 +326,51 @@ impl Extractor {
         Ok((sets.collect::<Result<_>>()?, skipped))
     }
 
-    fn rows(&self, taps: &[Tap], sample: &Sample, index: u64, preprocess: &Preprocess) -> Result<Rows> {
-        let image = sample.decode()?;
-        let side = match &self.0 {
+    /// What the network sees of image `index` of a set.
+    fn inputs_of(&self, sample: &Sample, index: usize, preprocess: &Preprocess) -> Result<Vec<Input>> {
+        let side = match &self.network {
             Network::Inception(_) => Inception::SIDE,
             Network::Clip(clip) => clip.side(),
             Network::Dinov2(dino) => dino.side(),
         };
+        preprocess.inputs(&sample.decode()?, side, index as u64, &sample.name)
+    }
+
+    /// The same of images `first` and on.
+    fn inputs(&self, samples: &[Sample], first: usize, preprocess: &Preprocess) -> Vec<Result<Vec<Input>>> {
+        samples.par_iter().enumerate().map(|(i, sample)| self.inputs_of(sample, first + i, preprocess)).collect()
+    }
+
+    /// Rows of several images, whose inputs go through the network in batches.
+    fn rows_of(&self, taps: &[Tap], images: Vec<Result<Vec<Input>>>, only_decode: bool) -> Vec<Result<Rows>> {
+        if only_decode {
+            return images.into_iter().map(|inputs| inputs.map(|_| Rows::new())).collect();
+        }
+        let (mut counts, mut inputs) = (Vec::new(), Vec::new());
+        for image in images {
+            counts.push(image.map(|of_image| {
+                let n = of_image.len();
+                inputs.extend(of_image);
+                n
+            }));
+        }
+        let mut answers: Vec<_> = match self.answers(taps, inputs) {
+            Ok(rows) => rows.into_iter().map(Vec::into_iter).collect(),
+            Err(error) => return vec![Err(error)],
+        };
+        counts.into_iter().map(|n| n.map(|n| answers.iter_mut().map(|rows| rows.take(n).collect()).collect())).collect()
+    }
+
+    /// What the network says of inputs of one size: for each tap, a row for each.
+    fn answers(&self, taps: &[Tap], inputs: Vec<Input>) -> Result<Rows> {
+        // One at a time on the CPU, where an image then stays in a core's cache.
+        let together = if on_gpu(&self.device) { BATCH } else { 1 };
         let mut rows: Rows = vec![Vec::new(); taps.len()];
-        for input in preprocess.inputs(&image, side, index, &sample.name)? {
-            let x = Tensor::from_vec(input.planes, (1, 3, input.side, input.side), &Device::Cpu)?;
-            let answers: Vec<Tensor> = match &self.0 {
+        for part in inputs.chunks(together) {
+            let side = part[0].side;
+            let planes: Vec<f32> = part.iter().flat_map(|input| &input.planes).copied().collect();
+            let x = Tensor::from_vec(planes, (part.len(), 3, side, side), &Device::Cpu)?;
+            let answers: Vec<Tensor> = match &self.network {
                 Network::Inception(network) => {
                     let answer = network.forward(&x)?;
                     taps.iter().map(|tap| tap.of(&answer).clone()).collect()
@@ -333,7 +384,7 @@ impl Extractor {
                 Network::Dinov2(dino) => vec![dino.features(&x)?; taps.len()],
             };
             for (rows, answer) in rows.iter_mut().zip(answers) {
-                rows.push(answer.flatten_all()?.to_vec1()?);
+                rows.extend(answer.to_vec2::<f32>()?);
             }
         }
         Ok(rows)

@@ -15,7 +15,7 @@ use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
 use candle_core::{D, Device, Tensor};
-use scalebench_kernels::{Activation, ConvGeometry, ConvWeight, Pool, Precision, conv2d, pool3x3};
+use scalebench_kernels::{Activation, ConvGeometry, ConvWeight, Pool, Precision, conv2d, join_channels, pool3x3};
 use serde::{Deserialize, Serialize};
 
 use crate::files::read;
@@ -81,7 +81,7 @@ impl InceptionConfig {
     }
 }
 
-/// What the network says about a batch, each tensor `(batch, n)`, `f32`.
+/// What the network says about a batch, each tensor `(batch, n)`, `f32`, on the CPU.
 ///
 /// The sizes are those of the published network; they scale with the width.
 #[derive(Clone, Debug)]
@@ -169,11 +169,11 @@ impl Mixed {
                 Branch::Reduce => outputs.push(pool3x3(x, Pool::Max, 2, 0)?),
             }
         }
-        Ok(Tensor::cat(&outputs, 1)?)
+        Ok(join_channels(&outputs)?)
     }
 }
 
-/// The network with its weights, on the CPU in `f32`.
+/// The network with its weights, in `f32`.
 #[derive(Debug)]
 pub struct Inception {
     config: InceptionConfig,
@@ -200,12 +200,18 @@ impl Inception {
     /// tensors that the network does not have; `num_batches_tracked` is ignored. Files of other networks
     /// under the same names, such as torchvision's, are refused with the reason.
     pub fn load(path: &Path) -> Result<Self> {
-        Self::from_bytes(&read(path)?, path)
+        Self::load_on(path, &Device::Cpu)
+    }
+
+    /// [`load`](Self::load), onto a device.
+    pub fn load_on(path: &Path, device: &Device) -> Result<Self> {
+        Loader::new(WeightsFile::open(&read(path)?, path)?, path)?.network(device)
     }
 
     /// As [`Inception::load`], for a file already read; `path` is for errors and `config.json`.
+    #[cfg(test)]
     pub(crate) fn from_bytes(bytes: &[u8], path: &Path) -> Result<Self> {
-        Loader::new(WeightsFile::open(bytes, path)?, path)?.network()
+        Loader::new(WeightsFile::open(bytes, path)?, path)?.network(&Device::Cpu)
     }
 
     /// BLAKE3 of the tensors' names and values, hexadecimal: the same for a file by `torch.save` and what
@@ -230,7 +236,8 @@ impl Inception {
             }
         }
         let average = |x: &Tensor| x.mean((2, 3));
-        let x = pool3x3(&run(&self.stem[0], x)?, Pool::Max, 2, 0)?;
+        let x = x.to_device(self.fc_bias.device())?;
+        let x = pool3x3(&run(&self.stem[0], &x)?, Pool::Max, 2, 0)?;
         let pool_64 = average(&x)?;
         let x = pool3x3(&run(&self.stem[1], &x)?, Pool::Max, 2, 0)?;
         let pool_192 = average(&x)?;
@@ -240,7 +247,15 @@ impl Inception {
         let pool_2048 = average(&x)?;
         let logits_unbiased = pool_2048.matmul(&self.fc_weight.transpose(0, D::Minus1)?)?;
         let logits = logits_unbiased.broadcast_add(&self.fc_bias)?;
-        Ok(Taps { pool_64, pool_192, pool_768, pool_2048, logits_unbiased, logits })
+        let host = |x: Tensor| x.to_device(&Device::Cpu);
+        Ok(Taps {
+            pool_64: host(pool_64)?,
+            pool_192: host(pool_192)?,
+            pool_768: host(pool_768)?,
+            pool_2048: host(pool_2048)?,
+            logits_unbiased: host(logits_unbiased)?,
+            logits: host(logits)?,
+        })
     }
 }
 
@@ -252,6 +267,7 @@ pub(crate) struct Loader<'a> {
     pub(crate) used: HashSet<String>,
     config: InceptionConfig,
     digest: blake3::Hasher,
+    device: Device,
 }
 
 impl<'a> Loader<'a> {
@@ -259,10 +275,11 @@ impl<'a> Loader<'a> {
     pub(crate) fn new(file: WeightsFile<'a>, path: &Path) -> Result<Self> {
         let config = InceptionConfig::resolve(path, file.metadata())?;
         file.refuse_other_networks(config, path)?;
-        Ok(Self { path: path.to_owned(), file, used: HashSet::new(), config, digest: blake3::Hasher::new() })
+        Ok(Self { path: path.to_owned(), file, used: HashSet::new(), config, digest: blake3::Hasher::new(), device: Device::Cpu })
     }
 
-    pub(crate) fn network(&mut self) -> Result<Inception> {
+    pub(crate) fn network(&mut self, device: &Device) -> Result<Inception> {
+        self.device = device.clone();
         let c = |full| self.config.channels(full);
         let first = vec![
             ("Conv2d_1a_3x3", 3, c(32), (3, 3), 2, (0, 0)),
@@ -305,8 +322,8 @@ impl<'a> Loader<'a> {
             stem,
             middle,
             last,
-            fc_weight: Tensor::from_vec(fc_weight, (classes, n), &Device::Cpu)?,
-            fc_bias: Tensor::from_vec(fc_bias, classes, &Device::Cpu)?,
+            fc_weight: Tensor::from_vec(fc_weight, (classes, n), device)?,
+            fc_bias: Tensor::from_vec(fc_bias, classes, device)?,
         })
     }
 
@@ -436,8 +453,8 @@ impl<'a> Loader<'a> {
             bias.push((f64::from(beta[o]) - scale * f64::from(mean[o])) as f32);
         }
         Ok(ConvBlock {
-            weight: ConvWeight::new(&Tensor::from_vec(weight, &shape, &Device::Cpu)?, Precision::F32)?,
-            bias: Tensor::from_vec(bias, to, &Device::Cpu)?,
+            weight: ConvWeight::new(&Tensor::from_vec(weight, &shape, &self.device)?, Precision::F32)?,
+            bias: Tensor::from_vec(bias, to, &self.device)?,
             stride,
             padding,
         })

@@ -104,6 +104,7 @@ pub(crate) struct Weights {
     list: PathBuf,
     entries: BTreeMap<String, Entry>,
     digest: String,
+    device: Device,
 }
 
 impl Weights {
@@ -112,7 +113,8 @@ impl Weights {
         let (single, index) = (folder.join("model.safetensors"), folder.join("model.safetensors.index.json"));
         let sharded = !single.is_file() && index.is_file();
         let files = if sharded { shards(&index)? } else { BTreeSet::from(["model.safetensors".to_owned()]) };
-        let mut weights = Self { list: if sharded { index } else { single }, entries: BTreeMap::new(), digest: String::new() };
+        let list = if sharded { index } else { single };
+        let mut weights = Self { list, entries: BTreeMap::new(), digest: String::new(), device: Device::Cpu };
         let mut hasher = blake3::Hasher::new();
         for name in files {
             let file = folder.join(name);
@@ -131,6 +133,11 @@ impl Weights {
         }
         weights.digest = hasher.finalize().to_hex().to_string();
         Ok(weights)
+    }
+
+    /// For a network on `device`.
+    pub(crate) fn on(self, device: &Device) -> Self {
+        Self { device: device.clone(), ..self }
     }
 
     /// BLAKE3 of the weight files one after the other, in the order of their names; hexadecimal.
@@ -159,7 +166,7 @@ impl Weights {
         if !sum.is_finite() {
             return Err(Error::Config { path: entry.file, message: format!("tensor {key} holds values that are not finite") });
         }
-        Ok(tensor)
+        Ok(tensor.to_device(&self.device)?)
     }
 
     /// Refuses tensors that nobody took, but for those that `unused` names.

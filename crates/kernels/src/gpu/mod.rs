@@ -346,12 +346,21 @@ pub(crate) fn attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize, scale:
     let (batch, n, width) = q.dims3()?;
     let (m, dtype, size) = (k.dim(1)?, q.dtype(), width / heads);
     let (q, k, v) = (q.contiguous()?, k.to_dtype(dtype)?.contiguous()?, v.to_dtype(dtype)?.contiguous()?);
+    let kernel = [16, 32, 48, 64, 80, 128, 160].into_iter().find(|&most| size <= most);
+    let Some(most) = kernel else { return attention_in_strips(&q, &k, &v, heads, scale) };
     let mut aligned = size.is_multiple_of(wide(dtype));
     for operand in [&q, &k, &v] {
         aligned &= address(operand)?.is_multiple_of(16);
     }
-    let kernel = [16, 32, 48, 64, 80, 128, 160].into_iter().find(|&most| aligned && size <= most);
-    let Some(most) = kernel else { return attention_in_strips(&q, &k, &v, heads, scale) };
+    if !aligned {
+        // Heads side by side, each filled up with zeros.
+        let filled = |x: &Tensor, rows: usize| {
+            let strides = [rows * width, 1, width, size].map(|s| s as i64);
+            repack(x, strides, (batch, size, rows, heads), dtype, CHUNK)?.flatten_from(2)
+        };
+        let y = attention(&filled(&q, n)?, &filled(&k, m)?, &filled(&v, m)?, heads, scale)?;
+        return y.reshape((batch, n, heads, ()))?.narrow(3, 0, size)?.reshape((batch, n, width));
+    }
     // Of one tile.
     let (queries, keys) = match dtype {
         DType::F32 => (64, 32),
@@ -385,8 +394,8 @@ pub(crate) fn attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize, scale:
 /// Scores of a strip, in elements: 256 MiB of f32.
 const STRIP: usize = 1 << 26;
 
-/// Attention of heads that no kernel has registers for (the autoencoder's one head of 512 channels), or whose rows do not come in
-/// 16 bytes: as two products, a strip of queries at a time.
+/// Attention of heads that no kernel has registers for (the autoencoder's one head of 512 channels): as two products, a strip of
+/// queries at a time.
 fn attention_in_strips(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize, scale: f64) -> Result<Tensor> {
     let (batch, n, width) = q.dims3()?;
     let (m, dtype, size) = (k.dim(1)?, q.dtype(), width / heads);
@@ -419,7 +428,8 @@ fn attention_in_strips(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize, scale: 
                 let scale = (scale * LOG2_E) as f32;
                 let args = SoftmaxArgs { x: at, y: at, rows: as_i32(rows)?, columns: as_i32(m)?, stride: as_i32(stride)?, scale };
                 let kernel = format!("softmax_{}", name_of(dtype)?);
-                let launch = Launch { module: Module::Maps, kernel, blocks: rows.div_ceil(THREADS / 32), threads: THREADS as u32, shared: 0 };
+                let launch =
+                    Launch { module: Module::Maps, kernel, blocks: rows.div_ceil(THREADS / 32), threads: THREADS as u32, shared: 0 };
                 // SAFETY: `scores` has `rows` rows of `stride` elements.
                 unsafe { launch.run(q.device(), &args)? };
                 let offset = ((image * n + first) * width + head * size) * dtype.size_in_bytes();

@@ -95,7 +95,7 @@ fn projections() {
 
 #[test]
 fn attentions() {
-    // Sizes with a kernel, one that is padded, and two that go in strips; more keys than a tile, and few.
+    // Sizes with a kernel, some that are filled up, and two that go in strips; more keys than a tile, and few.
     for (batch, n, m, heads, d) in [
         (1, 130, 150, 2, 40),
         (2, 20, 77, 2, 64),
@@ -103,6 +103,7 @@ fn attentions() {
         (1, 9, 100, 2, 160),
         (2, 40, 5, 3, 8),
         (1, 33, 70, 1, 200),
+        (1, 33, 70, 2, 163),
         (1, 12, 9, 2, 6),
     ] {
         let (q, k, v) = (data((batch, n, heads * d), 0.7), data((batch, m, heads * d), 0.3), data((batch, m, heads * d), 0.9));
