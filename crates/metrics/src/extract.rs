@@ -222,6 +222,15 @@ impl Extractor {
         matches!(&self.0, Network::Inception(network) if network.config().width == 1.0)
     }
 
+    /// Values of a feature.
+    pub fn dim(&self) -> usize {
+        match &self.0 {
+            Network::Inception(network) => network.config().feature_dim(),
+            Network::Clip(clip) => clip.dim(),
+            Network::Dinov2(dino) => dino.dim(),
+        }
+    }
+
     /// The provenance that sets made with `preprocess` carry; good as a cache key.
     pub fn provenance(&self, tap: Tap, preprocess: &Preprocess) -> Provenance {
         let (extractor, weights) = match &self.0 {

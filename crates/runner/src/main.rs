@@ -2,7 +2,7 @@
 //!
 //! | layer | modules |
 //! | --- | --- |
-//! | what was asked | [`cli`], [`spec`] (as written), [`matrix`] (its variants), [`resolve`] (as it will run) |
+//! | what was asked | [`cli`], [`spec`] (as written), [`schema`] (for editors), [`matrix`] (its variants), [`prompts`] (polars), [`resolve`] (as it will run) |
 //! | what will be made | [`methods`], [`protocol`], [`plan`] |
 //! | what it costs | [`cost`], [`flops`] |
 //! | making it | [`execute`], [`score`], [`store`], [`png`], [`memory`], [`interrupt`], [`slurm`] (job scripts) |
@@ -39,11 +39,13 @@ mod page;
 mod plan;
 mod png;
 mod progress;
+mod prompts;
 mod protocol;
 mod report;
 mod resolve;
 mod results;
 mod schedule;
+mod schema;
 mod score;
 mod slurm;
 mod spec;

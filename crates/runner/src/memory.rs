@@ -27,10 +27,14 @@ pub(crate) fn reset_peak() {
     let _ = std::fs::write("/proc/self/clear_refs", "5");
 }
 
-/// Largest resident size since the last reset, where the system tells.
+/// Largest resident size since the last reset, where the system tells, without what is there for files' sake: how much of the
+/// program's own code happens to be resident says nothing about the task.
 pub(crate) fn peak() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find(|line| line.starts_with("VmHWM:"))?;
-    let kib: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
-    Some(kib * 1024)
+    let bytes = |key: &str| -> Option<u64> {
+        let line = status.lines().find(|line| line.starts_with(key))?;
+        Some(line.split_whitespace().nth(1)?.parse::<u64>().ok()? * 1024)
+    };
+    let peak = bytes("VmHWM:")?;
+    Some(peak.saturating_sub(bytes("RssFile:").unwrap_or(0)))
 }

@@ -6,8 +6,8 @@ use std::path::Path;
 use anyhow::{Context, Result, bail, ensure};
 use scalebench_metrics::{
     Aspect, Conditioning, Corrupt, Estimate, Extractor, FeatureArray, FeatureSet, Image, InfinityOptions, Jackknife, KidOptions, Metric,
-    Preprocess, Provenance, ReferenceBlocks, Sample, Skipped, Source, Statistics, StatisticsFile, Stored, Tap, clip_scores, estimate,
-    estimate_against_statistics, fid_from_statistics, fid_infinity, kid,
+    OtherSide, Preprocess, Provenance, ReferenceBlocks, Sample, Skipped, Source, Statistics, StatisticsFile, Stored, Tap, clip_scores,
+    estimate, fid_from_statistics, fid_infinity, kid,
 };
 
 use crate::cli::{CropSpec, Features, Look, Score, ScoreMetric, Stats};
@@ -313,10 +313,10 @@ impl Scorer<'_> {
         let fake = self.features(&args.fake, measure, true, all)?;
         if metric == Metric::ClipScore {
             let scores = self.clip_scores(measure, &fake)?;
-            return show(estimate(metric, &scores, None, &Jackknife::STANDARD)?, 0);
+            return show(estimate(metric, &scores, OtherSide::None, &Jackknife::STANDARD)?, 0);
         }
         if !metric.needs_reference() {
-            return show(estimate(metric, &fake, None, &Jackknife::STANDARD)?, 0);
+            return show(estimate(metric, &fake, OtherSide::None, &Jackknife::STANDARD)?, 0);
         }
         match self.other(measure, all)? {
             Other::Features(real) => {
@@ -332,7 +332,7 @@ impl Scorer<'_> {
                 if real.provenance.is_none() {
                     eprintln!("note: the statistics do not say how they were made; taken as {}", fake.provenance.extractor);
                 }
-                show(estimate_against_statistics(&fake, &real.statistics, &Jackknife::STANDARD)?, real.n.unwrap_or(0))
+                show(estimate(metric, &fake, &real.statistics, &Jackknife::STANDARD)?, real.n.unwrap_or(0))
             }
             Other::None => bail!("--real: expected real images"),
         }
