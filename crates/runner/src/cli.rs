@@ -127,7 +127,8 @@ DIR on the shared file system, and a job that waits for all of them (afterok) an
 beside the scripts.
 
 A task that nears its time limit gets SIGTERM, finishes its image, exits with 75 and queues itself again, as often as it
-takes; one that is preempted or loses its node is queued again by Slurm. Should a task fail, submit again: what was made is kept.
+takes; one that is preempted or loses its node is queued again by Slurm. One that is cancelled (scancel) stays so, and the merge
+then waits for nothing: cancel it too. Should a task fail or be cancelled, submit again: what was made is kept.
 
 Other options of sbatch come from its environment: SBATCH_ACCOUNT, SBATCH_QOS, SBATCH_CONSTRAINT, ...
 

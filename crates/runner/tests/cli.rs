@@ -203,7 +203,8 @@ fn interrupted_and_sharded_sweeps_equal_an_undisturbed_one() {
     assert!(compared_files(&killed) == expected, "a rebuilt report differs");
 }
 
-/// `sbatch` and `scontrol` that write down what they are asked. The test is the controller.
+/// `sbatch` and `scontrol` that write down what they are asked, and a `squeue` that knows which job was cancelled. The test is the
+/// controller.
 fn stand_ins(bin: &Path) {
     use std::os::unix::fs::PermissionsExt;
     std::fs::create_dir(bin).unwrap();
@@ -211,7 +212,9 @@ fn stand_ins(bin: &Path) {
         [ ! -e \"${0%/*}/closed\" ] || { echo 'no more jobs' >&2; exit 1; }\n\
         echo \"$*\" >>\"$0.asked\"\n\
         echo \"$((40 + $(wc -l <\"$0.asked\")));cluster\"\n";
-    for (name, body) in [("sbatch", sbatch), ("scontrol", "echo \"$*\" >>\"$0.asked\"\n")] {
+    let squeue = "[ \"$1 $3\" = '--noheader --format=%T' ] || exit 1\n\
+        [ -e \"${0%/*}/cancelled ${2#--jobs=}\" ] && echo COMPLETING || echo RUNNING\n";
+    for (name, body) in [("sbatch", sbatch), ("scontrol", "echo \"$*\" >>\"$0.asked\"\n"), ("squeue", squeue)] {
         let file = bin.join(name);
         std::fs::write(&file, format!("#!/bin/bash\n{body}")).unwrap();
         std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o755)).unwrap();
@@ -294,9 +297,13 @@ fn a_cluster_makes_what_one_process_makes() {
     assert_eq!(told.status.code(), Some(75), "{stderr}");
     assert!(stderr.contains("stopped: told to stop by SIGTERM"), "{stderr}");
     assert_eq!(asked("scontrol"), "requeue 50\n");
+    // A cancelled job is told to stop, too, and must not come back.
+    std::fs::write(bin.join("cancelled 51"), "").unwrap();
+    assert_eq!(interrupt("1", "TERM", false).status.code(), Some(75));
+    assert_eq!(asked("scontrol"), "requeue 50\n");
     let leftovers = std::fs::read_dir(run.join("cells/tiny/1x-direct-inf/images")).unwrap();
     assert!(leftovers.flatten().all(|entry| !entry.file_name().to_string_lossy().contains(".tmp")), "what was begun is finished");
-    assert!((1..6).contains(&count()), "{} images", count());
+    assert!((2..7).contains(&count()), "{} images", count());
     assert_eq!(interrupt("1", "KILL", true).status.code(), None);
     let both = ["0", "1"].map(|task| job(&shards, &format!("6{task}"), Some(task)).spawn().unwrap());
     for child in both {
@@ -554,10 +561,10 @@ fn shipped_experiments_pass_a_dry_run() {
             let captions = out.with_extension("txt");
             std::fs::write(&captions, "a cat\n").unwrap();
             let captions = format!("prompts.file={}", captions.display());
-            lacks(&[&captions], &["reference", "images"]);
-            let emoji = "reference={source: emoji, images: 8}";
-            lacks(&[&captions, emoji], &["metrics.extractor", "pt_inception"]);
+            lacks(&[&captions], &["metrics.extractor", "pt_inception"]);
             let extractor = format!("metrics.extractor={}", crates().join("../datasets/pocket-inception").display());
+            lacks(&[&captions, &extractor], &["reference", "images"]);
+            let emoji = "reference={source: emoji, images: 8}";
             lacks(&[&captions, emoji, &extractor], &["models.", ".path", "stab"]);
             continue;
         }
@@ -841,8 +848,8 @@ fn nights_are_compared_with_the_accepted_one() {
     assert!(text.contains("regression: pocket/1x-other: more memory") && text.contains("+25 % (limit +10 %)"), "{text}");
     assert_eq!(status_of(scalebench(&["compare", &accepted, &latest, "--no-speed", "--more-memory", "1.3"])).0, Some(0));
 
-    // An accepted run a hundred times as fast: the night times its cells again before it says so, and keeps what it saw.
-    edit(&accepted, "seconds", 0.01);
+    // An accepted run a thousand times as fast: the night times its cells again before it says so, and keeps what it saw.
+    edit(&accepted, "seconds", 0.001);
     let (code, text) = status_of(nightly(&["--slow-down", "50"]));
     assert_eq!(code, Some(1), "{text}");
     let again = |line: &&str| line.contains("pocket/1x-other: slower than the accepted run; timed again");
