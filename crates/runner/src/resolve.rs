@@ -338,7 +338,7 @@ pub(crate) fn resolve(file: &Path, experiment: spec::Experiment) -> Result<(Reso
         metrics,
     };
     if let Reference::Statistics { .. } = resolved.reference {
-        let of_fid = resolved.comparisons_of_fid().map(|comparison| resolved.absence(comparison, Metric::Fid));
+        let of_fid = comparisons_of_fid(&resolved.metrics.protocol).map(|comparison| resolved.absence(comparison, Metric::Fid));
         // Each says why; where there is one that says nothing, the file has its use.
         let reasons: Option<Vec<String>> = of_fid.collect();
         ensure!(reasons.is_none(), "{}: {}", at("reference.statistics"), reasons.unwrap_or_default().join("; "));
@@ -422,7 +422,7 @@ impl Resolved {
         }
     }
 
-    /// Why a column is empty for images of this size, where the reference is a file of statistics that cannot fill it.
+    /// Why a column is empty, where the reference is a file of statistics that cannot fill it.
     pub(crate) fn absence(&self, comparison: &Comparison, metric: Metric) -> Option<String> {
         let Reference::Statistics { path, provenance, .. } = &self.reference else { return None };
         if comparison.against != Against::Reference || !metric.needs_reference() {
@@ -438,10 +438,6 @@ impl Resolved {
         let network = self.metrics.networks.iter().find(|network| network.network == comparison.network)?;
         let expected = network.whole_reference(comparison);
         (*provenance != expected).then(|| format!("{path} was made with {}, and it needs {}", shown(provenance), shown(&expected)))
-    }
-
-    fn comparisons_of_fid(&self) -> impl Iterator<Item = &Comparison> {
-        comparisons_of_fid(&self.metrics.protocol)
     }
 
     /// Every column that the reference leaves empty, and why.
