@@ -242,7 +242,7 @@ impl Page<'_> {
         writeln!(
             html,
             "<p><strong>best</strong> of its scale; <strong>≈ best</strong> where the paired difference to the best is \
-             undecided. Δ: paired difference to {baseline} at the same scale (by the same sampler, where \
+             undecided. Δ: paired difference to {baseline} at the same scale (by the same sampler and seed, where \
              methods have their own), with what its \
              interval says. Intervals are 95 % (delete-a-block jackknife over prompts and seeds, t distribution). FID depends on the \
              number of images, KID does not.</p>"
