@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Proves `scalebench submit` against a real Slurm: a cluster of this one host, controller and daemon started here and ended
 # at the end. An array of shards is submitted; one shard is told to stop (SIGTERM), then the node fails with every process of
-# every running job killed, and all of it is queued again; the merge waits for all. Images, manifests and results.csv must
-# equal those of one process byte for byte.
+# every running job killed, and all of it is queued again; the merge waits for all. A second submission runs against Slurm's
+# time limit, and of a third a shard is cancelled by hand. Images, manifests and results.csv must equal those of one process byte
+# for byte each time.
 #
 # usage: scripts/slurm_proof.sh [--install] [EXPERIMENT.yaml [sweep options]]
 #   --install: first `apt-get install slurm-wlm munge`
@@ -155,26 +156,88 @@ survived=$(images)
 start slurmd.log "scontrol update nodename=$host state=resume; sinfo -h -o %T | grep -qx -e idle -e mixed -e allocated" slurmd -D
 echo "the node is back; $survived images survived"
 
-# Every image needs its time, so this waits longer.
-for _ in $(seq 6000); do
-    [ -n "$(state "$array,$merge")" ] || break
-    sleep 0.1
-done
-for job in "${array}_0" "${array}_1" "${array}_2" "$merge"; do
+# Waits until none of these jobs is left. Every image needs its time, so this waits longer.
+until_done() {
+    for _ in $(seq 6000); do
+        [ -n "$(state "$1")" ] || return 0
+        sleep 0.1
+    done
+    echo "not done in ten minutes: $1" >&2
+    squeue -r >&2
+    exit 1
+}
+# Prints how jobs ended, and fails unless all have completed.
+check_completed() {
+    local job found
+    for job in "$@"; do
+        found=$(scontrol show job "$job")
+        echo "job $job: $(grep -o 'JobState=[A-Z_]*' <<<"$found"), $(grep -o 'Restarts=[0-9]*' <<<"$found")"
+        grep -q 'JobState=COMPLETED' <<<"$found"
+    done
+}
+compared() { (cd "$1" && find . \( -name '*.png' -o -name results.csv -o -name manifest.jsonl \) -print | sort); }
+# Fails unless a run has the bytes of the one process.
+check_identical() {
+    local file
+    compared "$work/whole" >"$work/whole.list"
+    compared "$1" >"$work/run.list"
+    diff "$work/whole.list" "$work/run.list"
+    while read -r file; do
+        cmp "$work/whole/$file" "$1/$file"
+    done <"$work/whole.list"
+    if find "$1" -name '*.tmp*' | grep .; then
+        echo "temporary files are left over" >&2
+        exit 1
+    fi
+    echo "identical: $(wc -l <"$work/whole.list") files"
+}
+until_done "$array,$merge"
+check_completed "${array}_0" "${array}_1" "${array}_2" "$merge"
+check_identical "$run"
+
+# Slurm's own time limit: a minute, of which a job is told 45 s before (and, as Slurm looks twice a minute, up to 30 s earlier).
+# One job has all images to make, so it must be told, finish its image, and be queued again as often as it takes.
+echo
+run="$work/run to the limit"
+submitted=$("$scalebench" submit "$@" --engine slurm --array 1 --cpus-per-task 1 --time 1 --grace 45 --out "$run")
+echo "$submitted"
+array=$(sed -n 's/^shards: job \([0-9]*\).*/\1/p' <<<"$submitted")
+merge=$(sed -n 's/^merge: job \([0-9]*\).*/\1/p' <<<"$submitted")
+until_done "$array,$merge"
+check_completed "${array}_0" "$merge"
+[ "$(restarts "${array}_0")" -ge 1 ]
+echo "told to stop by the time limit: $(grep -c '^stopped: told to stop by SIGTERM' "$run/slurm/${array}_0.log") times"
+[ "$(grep -c '^stopped: told to stop by SIGTERM' "$run/slurm/${array}_0.log")" -eq "$(restarts "${array}_0")" ]
+check_identical "$run"
+
+# A plain scancel, by which a person ends a shard: it stays ended, the merge does not run, and to submit again makes the rest.
+echo
+run="$work/run that is cancelled"
+submitted=$("$scalebench" submit "$@" --engine slurm --array 2 --cpus-per-task 1 --out "$run")
+echo "$submitted"
+array=$(sed -n 's/^shards: job \([0-9]*\).*/\1/p' <<<"$submitted")
+merge=$(sed -n 's/^merge: job \([0-9]*\).*/\1/p' <<<"$submitted")
+until_true '[ "$(images)" -ge 4 ]'
+echo "$(images) images: task 0 is cancelled"
+scancel "${array}_0"
+until_done "$array"
+# Longer than a requeued job waits, so that one would be seen.
+sleep 15
+for job in "${array}_0" "${array}_1"; do
     found=$(scontrol show job "$job")
     echo "job $job: $(grep -o 'JobState=[A-Z_]*' <<<"$found"), $(grep -o 'Restarts=[0-9]*' <<<"$found")"
-    grep -q 'JobState=COMPLETED' <<<"$found"
 done
-
-compared() { (cd "$1" && find . \( -name '*.png' -o -name results.csv -o -name manifest.jsonl \) -print | sort); }
-compared "$work/whole" >"$work/whole.list"
-compared "$run" >"$work/run.list"
-diff "$work/whole.list" "$work/run.list"
-while read -r file; do
-    cmp "$work/whole/$file" "$run/$file"
-done <"$work/whole.list"
-if find "$run" -name '*.tmp*' | grep .; then
-    echo "temporary files are left over" >&2
-    exit 1
-fi
-echo "identical: $(wc -l <"$work/whole.list") files"
+scontrol show job "${array}_0" | grep -q 'JobState=CANCELLED'
+scontrol show job "${array}_0" | grep -q 'Restarts=0'
+[ ! -e "$run/results.csv" ]
+[ "$(state "$merge")" = PENDING ]
+echo "merge: $(squeue -h -j "$merge" -o '%T, %r')"
+scancel "$merge"
+kept=$(images)
+submitted=$("$scalebench" submit "$@" --engine slurm --array 2 --cpus-per-task 1 --out "$run")
+echo "submitted again, with $kept images: $(tr '\n' ' ' <<<"$submitted")"
+array=$(sed -n 's/^shards: job \([0-9]*\).*/\1/p' <<<"$submitted")
+merge=$(sed -n 's/^merge: job \([0-9]*\).*/\1/p' <<<"$submitted")
+until_done "$array,$merge"
+check_completed "${array}_0" "${array}_1" "$merge"
+check_identical "$run"

@@ -92,6 +92,12 @@ pub enum Dtype {
     F16,
 }
 
+impl std::fmt::Display for Dtype {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        serde::Serialize::serialize(self, f)
+    }
+}
+
 impl Dtype {
     /// The type of the U-Net's tensors on a GPU, and of the rounded weights everywhere.
     pub(crate) fn stored(self) -> DType {

@@ -36,7 +36,7 @@ pub use error::{Error, Result};
 pub use methods::{Method, MethodSpec};
 pub use pipeline::{Injected, Pipeline, Request, Rgb, Seeding, SizeConditioning, Trace};
 pub use sampler::{Sampler, ScheduleOptions, Spacing};
-pub use scalebench_kernels::DeviceId;
+pub use scalebench_kernels::{DeviceId, on_gpu};
 pub use site::SiteTable;
 pub use text::ClipTokenizer;
 pub use vae::VaeDecode;

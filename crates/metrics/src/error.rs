@@ -282,6 +282,12 @@ pub enum Error {
         /// Dimension of those merged.
         right: usize,
     },
+    /// A metric cannot be computed from the mean and covariance of its other side.
+    #[error("{metric} needs features on both sides, not statistics")]
+    NotFromStatistics {
+        /// The metric.
+        metric: &'static str,
+    },
     /// A metric has no other side to compare with.
     #[error("{metric} needs reference images")]
     NoReference {

@@ -24,7 +24,10 @@ use crate::frechet::{Anchor, Statistics, centred, require};
 use crate::inception_score::ScoreSums;
 use crate::kernel::{KernelSums, directions};
 use crate::neighbours::Neighbours;
-use crate::{Error, FeatureSet, NeighbourOptions, Prdc, Result, Splits, Tap, cmmd, fid, inception_score, kid_u, prdc};
+use crate::{
+    Error, FeatureSet, NeighbourOptions, Prdc, Provenance, Result, Splits, Tap, cmmd, fid, fid_from_statistics, inception_score, kid_u,
+    prdc,
+};
 
 /// A number with its uncertainty.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -199,72 +202,149 @@ impl Jackknife {
     pub const STANDARD: Self = Self { blocks: 20, level: 0.95, reference: ReferenceBlocks::Fixed };
 }
 
-/// A metric with its interval; `reference` is needed unless [`Metric::needs_reference`] says no.
-pub fn estimate(metric: Metric, generated: &FeatureSet, reference: Option<&FeatureSet>, jackknife: &Jackknife) -> Result<Estimate> {
-    let pair = Pair::new(metric, generated, reference)?;
-    let blocks = Blocks::new(generated, jackknife)?;
-    let replicates = replicates(metric, pair, &blocks, jackknife)?;
-    blocks.estimate(plain(metric, pair)?, &replicates, jackknife.level)
+/// What a generated set is compared with.
+#[derive(Clone, Copy, Debug)]
+pub enum OtherSide<'a> {
+    /// Nothing: see [`Metric::needs_reference`].
+    None,
+    /// Features, for every metric.
+    Features(&'a FeatureSet),
+    /// Their mean and covariance: for FID, and with [`ReferenceBlocks::Fixed`] only.
+    Statistics(&'a Statistics),
 }
 
-/// A metric without an interval; `reference` is needed unless [`Metric::needs_reference`] says no.
-pub fn measure(metric: Metric, generated: &FeatureSet, reference: Option<&FeatureSet>) -> Result<f64> {
-    plain(metric, Pair::new(metric, generated, reference)?)
+impl<'a> From<Option<&'a FeatureSet>> for OtherSide<'a> {
+    fn from(features: Option<&'a FeatureSet>) -> Self {
+        features.map_or(Self::None, Self::Features)
+    }
 }
 
-/// metric(a) − metric(b) with an interval; see [`Estimate::verdict`] for what it means.
-///
-/// `a` and `b` are pairs (generated, reference) whose generated sets have the same group ids: the same
-/// prompts and seeds through two methods.
-pub fn paired_difference(
+impl<'a> From<&'a Statistics> for OtherSide<'a> {
+    fn from(statistics: &'a Statistics) -> Self {
+        Self::Statistics(statistics)
+    }
+}
+
+/// A metric with its interval.
+pub fn estimate<'a>(metric: Metric, generated: &'a FeatureSet, other: impl Into<OtherSide<'a>>, jackknife: &Jackknife) -> Result<Estimate> {
+    Jackknifed::new(metric, generated, other, jackknife)?.estimate()
+}
+
+/// A metric without an interval.
+pub fn measure<'a>(metric: Metric, generated: &'a FeatureSet, other: impl Into<OtherSide<'a>>) -> Result<f64> {
+    plain(metric, Pair::new(metric, generated, other.into())?)
+}
+
+/// metric(a) − metric(b) with an interval; see [`Jackknifed::minus`].
+pub fn paired_difference<'a>(
     metric: Metric,
-    a: (&FeatureSet, Option<&FeatureSet>),
-    b: (&FeatureSet, Option<&FeatureSet>),
+    a: (&'a FeatureSet, impl Into<OtherSide<'a>>),
+    b: (&'a FeatureSet, impl Into<OtherSide<'a>>),
     jackknife: &Jackknife,
 ) -> Result<Estimate> {
     check_paired(a.0, b.0)?;
     a.0.check_comparable(b.0)?;
-    let (a, b) = (Pair::new(metric, a.0, a.1)?, Pair::new(metric, b.0, b.1)?);
-    let blocks = Blocks::new(a.generated, jackknife)?;
-    let value = plain(metric, a)? - plain(metric, b)?;
-    let left = replicates(metric, a, &blocks, jackknife)?;
-    let right = replicates(metric, b, &blocks, jackknife)?;
-    let difference =
-        Replicates { all: left.all - right.all, without: left.without.iter().zip(&right.without).map(|(l, r)| l - r).collect() };
-    blocks.estimate(value, &difference, jackknife.level)
+    Jackknifed::new(metric, a.0, a.1, jackknife)?.minus(&Jackknifed::new(metric, b.0, b.1, jackknife)?)
 }
 
-/// FID against stored statistics with its interval, which is conditional on them.
-pub fn estimate_against_statistics(generated: &FeatureSet, reference: &Statistics, jackknife: &Jackknife) -> Result<Estimate> {
-    let blocks = Blocks::new(generated, jackknife)?;
-    let x_blocks = blocks.of(generated);
-    let x = generated.matrix()?;
-    require("fid", 2, blocks.smallest_rest(&x_blocks), 2)?;
-    let x = Scatter::new(x);
-    let replicates = fid_replicates(&Anchor::new(reference)?, &x, &x_blocks, blocks.len())?;
-    blocks.estimate(replicates.all, &replicates, jackknife.level)
+/// A metric on all images and with each block of them left out: what its interval and its differences to other sets are made
+/// from, so that nothing is computed twice for one that is compared with several.
+pub struct Jackknifed {
+    metric: Metric,
+    value: f64,
+    replicates: Replicates,
+    blocks: Blocks,
+    level: f64,
+    groups: BTreeSet<u32>,
+    provenance: Provenance,
+}
+
+impl Jackknifed {
+    /// Computes all of it.
+    pub fn new<'a>(metric: Metric, generated: &'a FeatureSet, other: impl Into<OtherSide<'a>>, jackknife: &Jackknife) -> Result<Self> {
+        let pair = Pair::new(metric, generated, other.into())?;
+        let blocks = Blocks::new(generated, jackknife)?;
+        Ok(Self {
+            metric,
+            replicates: replicates(metric, pair, &blocks, jackknife)?,
+            value: plain(metric, pair)?,
+            blocks,
+            level: jackknife.level,
+            groups: generated.groups.iter().copied().collect(),
+            provenance: generated.provenance.clone(),
+        })
+    }
+
+    /// The metric on all images.
+    pub fn value(&self) -> f64 {
+        self.value
+    }
+
+    /// With its interval.
+    pub fn estimate(&self) -> Result<Estimate> {
+        self.blocks.estimate(self.value, &self.replicates, self.level)
+    }
+
+    /// This metric minus that of another set, with an interval; see [`Estimate::verdict`] for what it means.
+    ///
+    /// The generated sets must have the same group ids: the same prompts and seeds through two methods.
+    ///
+    /// # Panics
+    ///
+    /// If the two are not the same metric.
+    pub fn minus(&self, other: &Self) -> Result<Estimate> {
+        assert_eq!(self.metric, other.metric, "a difference of two metrics means nothing");
+        check_same_groups(&self.groups, &other.groups)?;
+        self.provenance.check_comparable(&other.provenance)?;
+        let without = self.replicates.without.iter().zip(&other.replicates.without).map(|(l, r)| l - r).collect();
+        let difference = Replicates { all: self.replicates.all - other.replicates.all, without };
+        self.blocks.estimate(self.value - other.value, &difference, self.level)
+    }
 }
 
 /// The two sides of a metric; one that has no other side looks at the generated side only.
 #[derive(Clone, Copy)]
 struct Pair<'a> {
     generated: &'a FeatureSet,
-    reference: &'a FeatureSet,
+    other: Other<'a>,
+}
+
+/// The other side of a metric that is known to be able to use it.
+#[derive(Clone, Copy)]
+enum Other<'a> {
+    Features(&'a FeatureSet),
+    Statistics(&'a Statistics),
 }
 
 impl<'a> Pair<'a> {
-    fn new(metric: Metric, generated: &'a FeatureSet, reference: Option<&'a FeatureSet>) -> Result<Self> {
-        let reference = match (metric.needs_reference(), reference) {
-            (true, None) => return Err(Error::NoReference { metric: metric.name() }),
-            (true, Some(reference)) => reference,
-            (false, _) => generated,
+    fn new(metric: Metric, generated: &'a FeatureSet, other: OtherSide<'a>) -> Result<Self> {
+        let other = match (metric.needs_reference(), other) {
+            (true, OtherSide::None) => return Err(Error::NoReference { metric: metric.name() }),
+            (true, OtherSide::Features(features)) => {
+                generated.check_comparable(features)?;
+                Other::Features(features)
+            }
+            (true, OtherSide::Statistics(statistics)) if metric == Metric::Fid => Other::Statistics(statistics),
+            (true, OtherSide::Statistics(_)) => return Err(Error::NotFromStatistics { metric: metric.name() }),
+            (false, _) => Other::Features(generated),
         };
-        generated.check_comparable(reference)?;
-        Ok(Self { generated, reference })
+        Ok(Self { generated, other })
+    }
+
+    /// Both sides as features.
+    fn features(self, metric: Metric) -> Result<(&'a FeatureSet, &'a FeatureSet)> {
+        match self.other {
+            Other::Features(other) => Ok((self.generated, other)),
+            Other::Statistics(_) => Err(Error::NotFromStatistics { metric: metric.name() }),
+        }
     }
 }
 
-fn plain(metric: Metric, Pair { generated, reference }: Pair) -> Result<f64> {
+fn plain(metric: Metric, pair: Pair) -> Result<f64> {
+    if let (Metric::Fid, Other::Statistics(other)) = (metric, pair.other) {
+        return fid_from_statistics(&Statistics::of(pair.generated)?, other);
+    }
+    let (generated, reference) = pair.features(metric)?;
     match metric {
         Metric::Fid => fid(generated, reference),
         Metric::Kid => kid_u(generated, reference),
@@ -282,9 +362,13 @@ fn plain(metric: Metric, Pair { generated, reference }: Pair) -> Result<f64> {
 }
 
 fn check_paired(a: &FeatureSet, b: &FeatureSet) -> Result<()> {
-    let [a, b] = [a, b].map(|set| set.groups.iter().collect::<BTreeSet<_>>());
-    match a.symmetric_difference(&b).next() {
-        Some(group) => Err(Error::UnpairedGroup { group: **group }),
+    let [a, b] = [a, b].map(|set| set.groups.iter().copied().collect::<BTreeSet<_>>());
+    check_same_groups(&a, &b)
+}
+
+fn check_same_groups(a: &BTreeSet<u32>, b: &BTreeSet<u32>) -> Result<()> {
+    match a.symmetric_difference(b).next() {
+        Some(group) => Err(Error::UnpairedGroup { group: *group }),
         None => Ok(()),
     }
 }
@@ -358,8 +442,14 @@ struct Replicates {
 }
 
 fn replicates(metric: Metric, pair: Pair, blocks: &Blocks, jackknife: &Jackknife) -> Result<Replicates> {
-    let Pair { generated, reference } = pair;
     let shared = metric.needs_reference() && jackknife.reference == ReferenceBlocks::Shared;
+    if let (Other::Statistics(other), false) = (pair.other, shared) {
+        let x_blocks = blocks.of(pair.generated);
+        let x = pair.generated.matrix()?;
+        require(metric.name(), 2, blocks.smallest_rest(&x_blocks), 2)?;
+        return fid_replicates(&Anchor::new(other)?, &Scatter::new(x), &x_blocks, blocks.len());
+    }
+    let (generated, reference) = pair.features(metric)?;
     if shared {
         check_paired(generated, reference)?;
     }
@@ -493,7 +583,7 @@ mod tests {
         let kept: Vec<f32> = f1.data.chunks(16).zip(&of).filter(|(_, b)| **b != 4).flat_map(|(r, _)| r).copied().collect();
         let part = features(&(vec![kept.len() / 16, 16], kept), 1);
         for metric in [Metric::Fid, Metric::Kid] {
-            let pair = |set| Pair::new(metric, set, Some(&f2)).unwrap();
+            let pair = |set| Pair::new(metric, set, OtherSide::Features(&f2)).unwrap();
             let replicates = replicates(metric, pair(&f1), &blocks, &jackknife).unwrap();
             close("all", replicates.all, plain(metric, pair(&f1)).unwrap(), 1e-9);
             close("without", replicates.without[4], plain(metric, pair(&part)).unwrap(), 1e-9);
@@ -567,7 +657,7 @@ mod tests {
             let estimated = estimate(metric, &f1, Some(&f2), &Jackknife::STANDARD).unwrap();
             assert_eq!(measure(metric, &f1, Some(&f2)).unwrap(), estimated.value);
         }
-        assert!(matches!(measure(Metric::Fid, &f1, None), Err(Error::NoReference { .. })));
+        assert!(matches!(measure(Metric::Fid, &f1, OtherSide::None), Err(Error::NoReference { .. })));
     }
 
     #[test]
@@ -627,10 +717,21 @@ mod tests {
         let mut random = Gaussian::new(9);
         let (a, b) = (random.features(120, 4, 0.2, 1.0), random.features(150, 4, 0.0, 1.0));
         let features = estimate(Metric::Fid, &a, Some(&b), &Jackknife::STANDARD).unwrap();
-        let statistics = estimate_against_statistics(&a, &Statistics::of(&b).unwrap(), &Jackknife::STANDARD).unwrap();
+        let of_b = Statistics::of(&b).unwrap();
+        let statistics = estimate(Metric::Fid, &a, &of_b, &Jackknife::STANDARD).unwrap();
         close("value", statistics.value, features.value, 1e-9);
         close("error", statistics.std_error, features.std_error, 1e-9);
-        assert!(matches!(estimate(Metric::Kid, &a, None, &Jackknife::STANDARD), Err(Error::NoReference { metric: "kid" })));
+        let mut c = a.clone();
+        c.data.iter_mut().step_by(3).for_each(|v| *v += 0.2);
+        let features = paired_difference(Metric::Fid, (&a, Some(&b)), (&c, Some(&b)), &Jackknife::STANDARD).unwrap();
+        let statistics = paired_difference(Metric::Fid, (&a, &of_b), (&c, &of_b), &Jackknife::STANDARD).unwrap();
+        close("difference", statistics.value, features.value, 1e-8);
+        close("its error", statistics.std_error, features.std_error, 1e-8);
+        let kid = |other: OtherSide| estimate(Metric::Kid, &a, other, &Jackknife::STANDARD);
+        assert!(matches!(kid(OtherSide::None), Err(Error::NoReference { metric: "kid" })));
+        assert!(matches!(kid(OtherSide::Statistics(&of_b)), Err(Error::NotFromStatistics { metric: "kid" })));
+        let shared = Jackknife { reference: ReferenceBlocks::Shared, ..Jackknife::STANDARD };
+        assert!(matches!(estimate(Metric::Fid, &a, &of_b, &shared), Err(Error::NotFromStatistics { metric: "fid" })));
     }
 
     #[test]

@@ -233,6 +233,15 @@ impl Extractor {
         matches!(&self.network, Network::Inception(network) if network.config().width == 1.0)
     }
 
+    /// Values of a feature.
+    pub fn dim(&self) -> usize {
+        match &self.network {
+            Network::Inception(network) => network.config().feature_dim(),
+            Network::Clip(clip) => clip.dim(),
+            Network::Dinov2(dino) => dino.dim(),
+        }
+    }
+
     /// The provenance that sets made with `preprocess` carry; good as a cache key.
     pub fn provenance(&self, tap: Tap, preprocess: &Preprocess) -> Provenance {
         let (extractor, weights) = match &self.network {
@@ -333,7 +342,7 @@ impl Extractor {
             Network::Clip(clip) => clip.side(),
             Network::Dinov2(dino) => dino.side(),
         };
-        preprocess.inputs(&sample.decode()?, side, index as u64, &sample.name)
+        preprocess.inputs(&sample.decode()?.as_ref(), side, index as u64, &sample.name)
     }
 
     /// The same of images `first` and on.

@@ -95,6 +95,11 @@ impl Statistics {
         Ok(Self { mean, covariance })
     }
 
+    /// Values of a feature.
+    pub fn dim(&self) -> usize {
+        self.mean.len()
+    }
+
     fn trace(&self) -> f64 {
         self.covariance.diagonal().column_vector().iter().sum()
     }

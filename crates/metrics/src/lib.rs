@@ -75,9 +75,7 @@ pub use archive::ImageArchive;
 pub use clip::{Clip, clip_score};
 pub use dinov2::Dinov2;
 pub use error::{Error, Result};
-pub use estimate::{
-    Estimate, Jackknife, Metric, ReferenceBlocks, Verdict, estimate, estimate_against_statistics, measure, paired_difference,
-};
+pub use estimate::{Estimate, Jackknife, Jackknifed, Metric, OtherSide, ReferenceBlocks, Verdict, estimate, measure, paired_difference};
 pub use extract::{Corrupt, Extractor, Sample, Skipped, Source, Tap, clip_scores};
 pub use features::{FeatureSet, Provenance};
 pub use frechet::{Conditioning, Extrapolation, InfinityOptions, Moments, Statistics, fid, fid_from_statistics, fid_infinity};

@@ -153,7 +153,7 @@ pub fn convert_weights(path: &Path) -> Result<ConvertedWeights> {
     let earlier = file.metadata().and_then(|m| m.get(SOURCE_KEY)).cloned();
     let source_blake3 = earlier.unwrap_or_else(|| blake3::hash(&source).to_hex().to_string());
     let mut loader = Loader::new(file, path)?;
-    let config = loader.network()?.config();
+    let config = loader.network(&candle_core::Device::Cpu)?.config();
     let mut tensors = BTreeMap::new();
     for key in &loader.used {
         // Both are there, or the network would not have loaded.

@@ -1,10 +1,12 @@
 //! The command line.
 
+use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use crate::device::Devices;
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use scalebench_generation::{Dtype, Sampler, SizeConditioning, Spacing, VaeDecode};
+use scalebench_generation::{DeviceId, Dtype, Sampler, SizeConditioning, Spacing, VaeDecode};
 use scalebench_metrics::{Crops, KidOptions, Metric, Position, Profile, Tap};
 
 /// Evaluates tuning-free methods that sample diffusion models above their training resolution.
@@ -42,7 +44,11 @@ pub(crate) enum Command {
     /// Rebuild the report of a finished run from its files
     Report(Report),
     /// List the built-in methods
+    #[command(after_help = METHODS_HELP)]
     Methods,
+    /// Print the JSON Schema of experiment files, for editors
+    #[command(after_help = SCHEMA_HELP)]
+    Schema,
     /// Describe checkpoints, or list the known model families
     Models(Models),
     /// Write images of the embedded emoji set
@@ -55,7 +61,21 @@ pub(crate) enum Command {
     Bench(Bench),
     /// Print a script that completes this program's commands and options in a shell
     Completions(Completions),
+    /// Print the manual page, or write those of all commands
+    Man(Man),
 }
+
+const METHODS_HELP: &str = "\
+Example: begin a method of one's own from one of these; experiments/README.md has its keys
+  scalebench methods
+  cp experiments/methods/redilation.yaml experiments/methods/mine.yaml";
+
+const SCHEMA_HELP: &str = "\
+An editor with a YAML language server completes and checks an experiment file whose first line is
+  # yaml-language-server: $schema=schema.json
+
+Example: for files that lie elsewhere than in experiments/, which has its own
+  scalebench schema > schema.json";
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
@@ -83,6 +103,11 @@ pub(crate) struct Sweep {
     /// Replace a value of the experiment file, for example images=4 or sampler.steps=10
     #[arg(long, value_name = "KEY=VALUE")]
     pub(crate) set: Vec<String>,
+    /// Precision of all models: f32, bf16 or f16 [default: what the experiment file says]
+    #[arg(long, value_name = "DTYPE")]
+    pub(crate) dtype: Option<Dtype>,
+    #[command(flatten)]
+    pub(crate) on: OnDevices,
     /// What stderr says: text for people, or json: one object a line (started, image, cell, features, scores, finished,
     /// stopped, note, warning, error)
     #[arg(long, value_enum, value_name = "FORMAT", default_value = "text")]
@@ -96,10 +121,41 @@ pub(crate) struct Sweep {
     pub(crate) json: bool,
 }
 
+/// Where one network runs.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct OnDevice {
+    /// Where networks run: cpu, cuda or cuda:K (a build with CUDA: scripts/build_cuda.sh)
+    #[arg(long, value_name = "DEVICE", default_value = "cpu")]
+    pub(crate) device: DeviceId,
+}
+
+/// Where a sweep runs.
+#[derive(Debug, Clone, Default, Args)]
+pub(crate) struct OnDevices {
+    /// Where networks run: cpu, cuda, cuda:K, or cuda:all for all GPUs of this machine, with a process for each (a build with
+    /// CUDA: scripts/build_cuda.sh)
+    #[arg(long, value_name = "DEVICE", default_value = "cpu")]
+    pub(crate) device: Devices,
+    /// Images that are made together; they are the same in any number [default: 1, on a GPU 8 of 512x512 pixels and fewer of
+    /// larger ones]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    pub(crate) batch_size: Option<u16>,
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Log {
     Text,
     Json,
+}
+
+impl Log {
+    /// As the option takes it.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Text => "text",
+            Self::Json => "json",
+        }
+    }
 }
 
 #[derive(Debug, Args)]
@@ -109,7 +165,8 @@ DIR on the shared file system, and a job that waits for all of them (afterok) an
 beside the scripts.
 
 A task that nears its time limit gets SIGTERM, finishes its image, exits with 75 and queues itself again, as often as it
-takes; one that is preempted or loses its node is queued again by Slurm. Should a task fail, submit again: what was made is kept.
+takes; one that is preempted or loses its node is queued again by Slurm. One that is cancelled (scancel) stays so, and the merge
+then waits for nothing: cancel it too. Should a task fail or be cancelled, submit again: what was made is kept.
 
 Other options of sbatch come from its environment: SBATCH_ACCOUNT, SBATCH_QOS, SBATCH_CONSTRAINT, ...
 
@@ -130,6 +187,8 @@ pub(crate) struct Submit {
     pub(crate) array: usize,
     #[command(flatten)]
     pub(crate) resources: Resources,
+    #[command(flatten)]
+    pub(crate) on: OnDevices,
     /// Seconds before the time limit at which a task is told to stop: more than its slowest image takes
     #[arg(long, value_name = "SECONDS", default_value_t = 60)]
     pub(crate) grace: u32,
@@ -183,9 +242,12 @@ pub(crate) struct Compare {
     pub(crate) dir: PathBuf,
     #[command(flatten)]
     pub(crate) judge: Judge,
-    /// Leave times out: the runs were made on different machines
+    /// Leave times out, as of runs that were made on different machines
     #[arg(long)]
     pub(crate) no_speed: bool,
+    /// Leave memory out, as of runs that were made with different numbers of threads
+    #[arg(long)]
+    pub(crate) no_memory: bool,
     /// Write a JUnit report, as CI systems read it
     #[arg(long, value_name = "FILE.xml")]
     pub(crate) junit: Option<PathBuf>,
@@ -197,7 +259,8 @@ pub(crate) struct Compare {
 /// What counts as worse.
 #[derive(Debug, Clone, Copy, Args)]
 pub(crate) struct Judge {
-    /// Probability of any false alarm in a comparison: for quality over all cells and metrics together, and for speed
+    /// Probability of any false alarm in a comparison: for quality over all cells and metrics together, for speed, and
+    /// for memory
     #[arg(long, value_name = "P", default_value_t = 0.05)]
     pub(crate) alpha: f64,
     /// Ratio of seconds an image from which slower is worse, and faster better
@@ -207,6 +270,9 @@ pub(crate) struct Judge {
     /// moves and in which waiting and lost parallelism do not show
     #[arg(long, value_enum, value_name = "CLOCK", default_value = "wall")]
     pub(crate) clock: Clock,
+    /// Ratio of an image's peak memory from which more is worse, and less better
+    #[arg(long, value_name = "RATIO", default_value_t = 1.1)]
+    pub(crate) more_memory: f64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, serde::Serialize)]
@@ -249,10 +315,15 @@ pub(crate) struct Nightly {
     #[arg(long, value_name = "KEY=VALUE")]
     pub(crate) set: Vec<String>,
     #[command(flatten)]
+    pub(crate) on: OnDevices,
+    #[command(flatten)]
     pub(crate) judge: Judge,
     /// Leave times out
     #[arg(long)]
     pub(crate) no_speed: bool,
+    /// Leave memory out
+    #[arg(long)]
+    pub(crate) no_memory: bool,
 }
 
 #[derive(Debug, Args)]
@@ -285,6 +356,12 @@ impl Shard {
     }
 }
 
+impl fmt::Display for Shard {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.index, self.count)
+    }
+}
+
 impl FromStr for Shard {
     type Err = String;
 
@@ -298,6 +375,16 @@ impl FromStr for Shard {
 }
 
 #[derive(Debug, Args)]
+#[command(after_help = "\
+Writes one PNG file, and nothing if something is wrong.
+
+Example: two images of the pocket checkpoint at four times its training pixels, without and with re-dilation
+  scalebench generate --checkpoint datasets/pocket --prompt \"cat face\" --size 128x128 --guidance-scale 3.5 --out direct.png
+  scalebench generate --checkpoint datasets/pocket --prompt \"cat face\" --size 128x128 --guidance-scale 3.5 --method scalecrafter --out cat.png
+Example: SDXL from the Hugging Face cache, as its authors sample it
+  scalebench generate --checkpoint stabilityai/stable-diffusion-xl-base-1.0 --sampler euler --guidance-scale 5 --prompt \"a cat\" --size 2048x2048 --method scalecrafter --out cat.png
+Example: every stage's tensors, for a comparison with PyTorch
+  scalebench generate --checkpoint datasets/pocket --prompt \"cat face\" --size 64x64 --steps 4 --out cat.png --trace trace.safetensors")]
 pub(crate) struct Generate {
     /// Checkpoint folder in diffusers layout, or a hub repository in the local cache or on the net
     #[arg(long, value_name = "DIR|REPO_ID")]
@@ -305,9 +392,11 @@ pub(crate) struct Generate {
     /// Files to read, for example fp16 [default: the plain ones, else fp16]
     #[arg(long, value_name = "NAME")]
     pub(crate) variant: Option<String>,
-    /// Precision that weights are rounded to: f32, bf16 or f16; arithmetic is f32
+    /// Precision that weights are rounded to, f32, bf16 or f16, and on a GPU the U-Net's activations; sums are f32
     #[arg(long, value_name = "DTYPE", default_value = "f32")]
     pub(crate) dtype: Dtype,
+    #[command(flatten)]
+    pub(crate) on: OnDevice,
     /// Model family whose method settings apply [default: what the architecture tells, else the folder's name]
     #[arg(long, value_name = "NAME")]
     pub(crate) family: Option<String>,
@@ -383,6 +472,12 @@ impl FromStr for Size {
 }
 
 #[derive(Debug, Args)]
+#[command(after_help = "\
+Example: once for the real images, then used as often as wanted
+  scalebench features --images photos --extractor inception --out photos.safetensors
+  scalebench score --real photos.safetensors --fake generated --extractor inception
+Example: ten crops of every generated image at their own size
+  scalebench features --images generated --extractor inception --crops 10x299,native --out crops.safetensors")]
 pub(crate) struct Features {
     /// Images: a folder (png, jpeg, webp; recursive) or a zip archive
     #[arg(long, value_name = "DIR|ZIP")]
@@ -429,9 +524,20 @@ pub(crate) struct Look {
     /// Cut the largest square out of the middle first, instead of squashing what is not square
     #[arg(long)]
     pub(crate) center_crop: bool,
+    #[command(flatten)]
+    pub(crate) on: OnDevice,
 }
 
 #[derive(Debug, Args)]
+#[command(after_help = "\
+Where features are of unequal kinds (network, weights, preprocessing), nothing is printed and the status is 2.
+
+Example: the usual four against a folder of photographs
+  scalebench score --real photos --fake generated --extractor inception --metrics fid,kid,precision,recall
+Example: FID against statistics that pytorch-fid or clean-fid wrote, looked at as pytorch-fid does
+  scalebench score --real statistics.npz --fake generated --extractor inception --preprocess pytorch-fid --metrics fid
+Example: what a paper measures, crops and all
+  scalebench score --protocol accdiffusion --real photos --fake generated --base-size 1024 --extractor inception --clip clip-vit-large-patch14 --captions captions.txt")]
 pub(crate) struct Score {
     /// Real side: a folder or zip archive of images, a feature file, or statistics (.npz with mu and sigma, .safetensors)
     #[arg(long, value_name = "A")]
@@ -555,6 +661,11 @@ impl FromStr for CropSpec {
 }
 
 #[derive(Debug, Args)]
+#[command(after_help = "\
+Example: statistics that pytorch-fid and clean-fid read, and their condition
+  scalebench stats photos --extractor inception --preprocess pytorch-fid --out statistics.npz
+Example: as a reference whose images need not be at hand (reference: {statistics: photos.safetensors} in an experiment)
+  scalebench stats photos --extractor inception --out photos.safetensors")]
 pub(crate) struct Stats {
     /// Images, a feature file, or statistics to convert
     #[arg(value_name = "DIR|ZIP|FILE")]
@@ -573,12 +684,19 @@ pub(crate) struct Stats {
 }
 
 #[derive(Debug, Args)]
+#[command(after_help = "\
+Example: begin a protocol of one's own
+  scalebench protocols scalecrafter > mine.yaml")]
 pub(crate) struct Protocols {
     /// Print this protocol's file
     pub(crate) name: Option<String>,
 }
 
 #[derive(Debug, Args)]
+#[command(after_help = "\
+Example: the transform of ScaleCrafter's dispersed convolutions, on the screen and in a file
+  scalebench disperse
+  scalebench disperse --small 3 --large 5 --input 3 --scale 2 --eta 0.05 --out R.safetensors")]
 pub(crate) struct Disperse {
     /// Side of the trained kernel
     #[arg(long, default_value_t = 3)]
@@ -601,18 +719,27 @@ pub(crate) struct Disperse {
 }
 
 #[derive(Debug, Args)]
+#[command(after_help = "\
+Example: after an update of the program, or of what a report shows
+  scalebench report runs/quick")]
 pub(crate) struct Report {
     /// Run directory
     pub(crate) dir: PathBuf,
 }
 
 #[derive(Debug, Args)]
+#[command(after_help = "\
+Example: which of these folders can be used, and what they are
+  scalebench models datasets ~/checkpoints")]
 pub(crate) struct Models {
     /// Checkpoint folders, or folders that hold some [default: none; the known families are listed]
     pub(crate) folders: Vec<PathBuf>,
 }
 
 #[derive(Debug, Args)]
+#[command(after_help = "\
+Example: the reference images of a sweep at twice the training side, as PNG files
+  scalebench dataset --split reference --png --views 512 --size 128 --out emoji-128")]
 pub(crate) struct Dataset {
     #[arg(long)]
     pub(crate) split: SplitName,
@@ -630,6 +757,11 @@ pub(crate) struct Dataset {
 }
 
 #[derive(Debug, Args)]
+#[command(after_help = "\
+Example: what the autoencoder alone costs in FID
+  scalebench dataset --split reference --png --views 512 --size 64 --out real
+  scalebench reconstruct --checkpoint datasets/pocket --images real --out reconstructed
+  scalebench score --real real --fake reconstructed --extractor datasets/pocket-inception")]
 pub(crate) struct Reconstruct {
     #[arg(long, value_name = "DIR")]
     pub(crate) checkpoint: PathBuf,
@@ -661,12 +793,17 @@ pub(crate) struct Timed {
     /// Runs to time, after one to warm up
     #[arg(long, value_name = "K", default_value_t = 5)]
     pub(crate) steps: usize,
+    #[command(flatten)]
+    pub(crate) on: OnDevice,
     /// Print one JSON object
     #[arg(long)]
     pub(crate) json: bool,
 }
 
 #[derive(Debug, Args)]
+#[command(after_help = "\
+Example: the decoder of SD 1.5 for an image of 1024 by 1024
+  scalebench bench vae --config vae/config.json --size 128x128")]
 pub(crate) struct BenchVae {
     /// vae/config.json of a diffusers checkpoint; weights are drawn
     #[arg(long, value_name = "VAE_CONFIG.json")]
@@ -682,6 +819,9 @@ pub(crate) struct BenchVae {
 }
 
 #[derive(Debug, Args)]
+#[command(after_help = "\
+Example
+  scalebench bench inception --weights pt_inception-2015-12-05-6726825d.pth --batch 8 --json")]
 pub(crate) struct BenchInception {
     /// The network's weights
     #[arg(long, value_name = "FILE")]
@@ -694,6 +834,10 @@ pub(crate) struct BenchInception {
 }
 
 #[derive(Debug, Args)]
+#[command(after_help = "\
+Example: a guided step of SD 1.5 at 1024 by 1024, plain and under ScaleCrafter
+  scalebench bench unet --config unet/config.json --size 128x128
+  scalebench bench unet --config unet/config.json --size 128x128 --method scalecrafter --json")]
 pub(crate) struct BenchUnet {
     /// unet/config.json of a diffusers checkpoint; weights are drawn
     #[arg(long, value_name = "UNET_CONFIG.json")]
@@ -705,7 +849,7 @@ pub(crate) struct BenchUnet {
     #[arg(long, value_name = "N", default_value_t = 2)]
     pub(crate) batch: usize,
     /// Precision of weights and products
-    #[arg(long, value_name = "f32|bf16", default_value = "f32")]
+    #[arg(long, value_name = "f32|bf16|f16", default_value = "f32")]
     pub(crate) dtype: Dtype,
     /// Time a guided step under this method, with all the passes it makes, instead of the plain network's
     #[arg(long, value_name = "NAME|FILE")]
@@ -722,6 +866,10 @@ pub(crate) struct Completions {
     pub(crate) shell: clap_complete::Shell,
 }
 
+const CONVERT_HELP: &str = "\
+Example
+  scalebench weights convert pt_inception-2015-12-05-6726825d.pth --out inception.safetensors";
+
 #[derive(Debug, Args)]
 pub(crate) struct Weights {
     #[command(subcommand)]
@@ -731,6 +879,7 @@ pub(crate) struct Weights {
 #[derive(Debug, Subcommand)]
 pub(crate) enum WeightsAction {
     /// Check a weights file of the FID Inception, such as pytorch-fid's .pth, and write it as safetensors
+    #[command(after_help = CONVERT_HELP)]
     Convert {
         /// A safetensors file, a file by torch.save, or a folder with model.safetensors
         #[arg(value_name = "IN")]
@@ -744,4 +893,53 @@ pub(crate) enum WeightsAction {
 pub(crate) enum SplitName {
     Train,
     Reference,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Example: read it, and install all of them for a user
+  scalebench man | man -l -
+  scalebench man ~/.local/share/man/man1")]
+pub(crate) struct Man {
+    /// Write scalebench.1 and a page for every command into this folder
+    pub(crate) dir: Option<PathBuf>,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::{Command, CommandFactory};
+
+    use super::*;
+
+    /// Commands that do something themselves, by their whole names.
+    fn leaves(command: &Command, name: &str, found: &mut Vec<(String, Command)>) {
+        let inner: Vec<&Command> = command.get_subcommands().filter(|inner| inner.get_name() != "help").collect();
+        if inner.is_empty() {
+            found.push((name.to_owned(), command.clone()));
+        }
+        inner.into_iter().for_each(|inner| leaves(inner, &format!("{name} {}", inner.get_name()), found));
+    }
+
+    /// Every command's help has examples of it, and what they show is what the program takes.
+    #[test]
+    fn examples_are_valid_command_lines() {
+        let mut commands = Vec::new();
+        leaves(&Cli::command(), "scalebench", &mut commands);
+        assert!(commands.len() > 20, "{}", commands.len());
+        for (name, command) in commands {
+            let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+            let mut n_own = 0;
+            for line in help.lines().filter_map(|line| line.trim_start().strip_prefix("watch -n 10 ").or(Some(line.trim_start()))) {
+                // What a shell does with it is not the program's business.
+                let end = [" | ", " > ", " 2>", " & ", " &", "; ", "    # ", ")"].into_iter().filter_map(|end| line.find(end)).min();
+                let line = line[..end.unwrap_or(line.len())].trim_start_matches("source <(");
+                if line.starts_with("scalebench ") {
+                    n_own += usize::from(line.starts_with(&name));
+                    let words = shlex::split(line).unwrap();
+                    Cli::try_parse_from(&words).unwrap_or_else(|error| panic!("{name}: {line}: {error}"));
+                }
+            }
+            assert!(help.contains("Example") && n_own > 0, "{name}: expected an example in: {help}");
+        }
+    }
 }

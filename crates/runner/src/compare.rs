@@ -7,9 +7,10 @@
 //! | --- | --- | --- |
 //! | quality, every column of the protocol | t test on the delete-a-block jackknife of the difference | any that is resolved |
 //! | seconds an image | signed-rank test on the log ratios of the images' times | a median ratio of `slow_down` or more |
+//! | peak memory of an image | the same on its bytes | a median ratio of `more_memory` or more |
 //!
-//! p-values are two-sided and adjusted by Holm over cells × columns for quality, and over cells for speed, so each of the
-//! two families raises a false alarm with probability `alpha` at most. Of speed that holds for noise that is independent
+//! p-values are two-sided and adjusted by Holm over cells × columns for quality, and over cells for speed and for memory, so each of
+//! the three families raises a false alarm with probability `alpha` at most. Of speed that holds for noise that is independent
 //! between images; a machine that was busy during one of the runs is not, which is what `slow_down` is for.
 
 use std::collections::BTreeMap;
@@ -17,13 +18,12 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
 use scalebench_metrics::{
-    FeatureSet, Jackknife, Metric, Preprocess, Provenance, ReferenceBlocks, Tap, estimate, measure, paired_difference,
+    FeatureSet, Jackknife, Metric, OtherSide, Preprocess, Provenance, Statistics, Stored, Tap, estimate, measure, paired_difference,
 };
 use serde::Serialize;
 
 use crate::cli::{Clock, Shard};
 use crate::execute::{RUN_FILE, RunFile};
-use crate::methods::BASELINE;
 use crate::plan::{Outline, cell_name, outline};
 use crate::protocol::{Against, Comparison as Columns};
 use crate::resolve::{Model, Reference, Resolved, Scale, difference};
@@ -31,7 +31,7 @@ use crate::results::{Interval, label, metric_of};
 use crate::score::{feature_file, prompt_scores_identity, reference_identity};
 use crate::stats::{holm, median, signed_rank, smallest_signed_rank, t_quantile, t_test, welch_degrees};
 use crate::store::{ManifestLine, Store, Timing};
-use crate::verdicts::{change, number, probability};
+use crate::verdicts::{MEBIBYTE, change, number, probability};
 
 /// Fewest images that a difference with an interval can be computed from.
 const MIN_IMAGES: usize = 3;
@@ -39,21 +39,28 @@ const MIN_IMAGES: usize = 3;
 /// The column of times, beside those of the protocol.
 pub(crate) const SPEED: &str = "seconds_per_image";
 
+/// The column of memory.
+pub(crate) const MEMORY: &str = "peak_memory_bytes";
+
 /// What counts as a regression.
 #[derive(Debug, Clone, Copy, Serialize)]
 pub(crate) struct Criteria {
-    /// Probability of any false alarm about quality in a comparison, and of any about speed.
+    /// Probability of any false alarm about quality in a comparison, of any about speed, and of any about memory.
     pub(crate) alpha: f64,
     /// Ratio of seconds an image from which slower is worse.
     pub(crate) slow_down: f64,
     /// Which seconds.
     pub(crate) clock: Clock,
+    /// Ratio of an image's peak memory from which more is worse.
+    pub(crate) more_memory: f64,
 }
 
 impl Criteria {
     pub(crate) fn check(self) -> Result<Self> {
         ensure!(self.alpha > 0.0 && self.alpha < 1.0, "--alpha: expected a probability between 0 and 1, found {}", self.alpha);
-        ensure!(self.slow_down > 1.0, "--slow-down: expected a ratio above 1, found {}", self.slow_down);
+        for (option, ratio) in [("--slow-down", self.slow_down), ("--more-memory", self.more_memory)] {
+            ensure!(ratio > 1.0, "{option}: expected a ratio above 1, found {ratio}");
+        }
         Ok(self)
     }
 }
@@ -78,7 +85,7 @@ pub(crate) struct Comparison {
 #[derive(Debug, Serialize)]
 pub(crate) struct Regression {
     pub(crate) cell: String,
-    /// A column of the results, or `seconds_per_image`.
+    /// A column of the results, `seconds_per_image` or `peak_memory_bytes`.
     pub(crate) column: String,
     pub(crate) what: String,
 }
@@ -93,7 +100,8 @@ pub(crate) struct Cell {
     /// Images whose files differ; None where they are not of the same prompt and seed.
     pub(crate) changed_images: Option<usize>,
     pub(crate) scores: Vec<Score>,
-    pub(crate) speed: Option<Speed>,
+    pub(crate) speed: Option<Cost>,
+    pub(crate) memory: Option<Cost>,
 }
 
 /// Which images of two runs belong together.
@@ -114,7 +122,7 @@ pub(crate) enum Verdict {
     Better,
     Worse,
     Undecided,
-    /// Of speed: the ratio counts neither as slower nor as faster.
+    /// Of speed and memory: the ratio counts neither as more nor as less.
     WithinLimit,
 }
 
@@ -132,18 +140,19 @@ pub(crate) struct Score {
     pub(crate) verdict: Verdict,
 }
 
-/// Seconds an image in one cell, by the clock of the criteria; medians.
+/// What images of one cell cost, seconds by the clock of the criteria or bytes; medians.
 #[derive(Debug, Serialize)]
-pub(crate) struct Speed {
+pub(crate) struct Cost {
     pub(crate) baseline: f64,
     pub(crate) run: f64,
     /// Median over the images of run / baseline.
     pub(crate) ratio: f64,
-    /// The same of the other clock, where both runs have it: what tells a slower program from a busy machine.
+    /// Of speed, the same of the other clock, where both runs have it: what tells a slower program from a busy machine.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) other_clock_ratio: Option<f64>,
-    /// Images with times in both runs.
+    /// Images whose cost both runs have.
     pub(crate) images: usize,
-    pub(crate) test: SpeedTest,
+    pub(crate) test: CostTest,
     pub(crate) p: f64,
     pub(crate) p_holm: f64,
     pub(crate) verdict: Verdict,
@@ -151,7 +160,7 @@ pub(crate) struct Speed {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
-pub(crate) enum SpeedTest {
+pub(crate) enum CostTest {
     SignedRank,
     /// Too few images for the test to decide whatever they show: the ratio decides alone.
     Threshold,
@@ -187,7 +196,23 @@ pub(crate) struct RunCell {
 /// Features of a cell and of what it is compared with, for one column.
 struct Sides {
     generated: FeatureSet,
-    other: Option<FeatureSet>,
+    other: Other,
+}
+
+enum Other {
+    Features(FeatureSet),
+    Statistics(Statistics),
+    None,
+}
+
+impl Other {
+    fn side(&self) -> OtherSide<'_> {
+        match self {
+            Other::Features(features) => OtherSide::Features(features),
+            Other::Statistics(statistics) => OtherSide::Statistics(statistics),
+            Other::None => OtherSide::None,
+        }
+    }
 }
 
 impl Run {
@@ -254,10 +279,12 @@ impl Run {
         Ok(network.provenance(tap, preprocess))
     }
 
-    /// The feature file of a cell's images for a metric; None where the cell would be compared with itself, or was not asked for.
+    /// The feature file of a cell's images for a metric; None where the cell would be compared with itself, was not asked for, or the
+    /// reference cannot serve the metric.
     pub(crate) fn generated_file(&self, cell: &RunCell, columns: &Columns, metric: Metric) -> Result<Option<String>> {
-        let is_base = cell.outline.scale == Scale::BASE && cell.outline.method == BASELINE;
-        if !cell.outline.asked_for || is_base && columns.against == Against::Base {
+        let is_base = cell.outline.scale == Scale::BASE && cell.outline.method == self.resolved.base_method(cell.outline.seed);
+        let is_absent = self.resolved.absence(columns, metric).is_some();
+        if !cell.outline.asked_for || is_absent || is_base && columns.against == Against::Base {
             return Ok(None);
         }
         let preprocess = columns.generated(self.resolved.seed, self.base_size(&cell.outline), self.size(&cell.outline)?);
@@ -272,7 +299,7 @@ impl Run {
 
     /// The feature file of what a cell is compared with.
     pub(crate) fn other_file(&self, cell: &RunCell, columns: &Columns, metric: Metric) -> Result<Option<String>> {
-        if !cell.outline.asked_for || !metric.needs_reference() {
+        if !cell.outline.asked_for || !metric.needs_reference() || self.resolved.absence(columns, metric).is_some() {
             return Ok(None);
         }
         let (seed, base) = (self.resolved.seed, self.base_size(&cell.outline));
@@ -285,7 +312,7 @@ impl Run {
             }
             Against::Base => {
                 let model = &self.resolved.models[cell.outline.model];
-                let name = cell_name(&model.name, &Scale::BASE, BASELINE);
+                let name = cell_name(&model.name, &Scale::BASE, &self.resolved.base_method(cell.outline.seed));
                 let base_cell = self.find(&name).with_context(|| format!("{}: cell {name} is missing", self.shown))?;
                 let provenance = self.provenance(columns, Tap::Features, columns.other(seed, base, self.size(&base_cell.outline)?))?;
                 feature_file(&provenance, &keys(&base_cell.manifest))?
@@ -294,18 +321,29 @@ impl Run {
         Ok(Some(file))
     }
 
-    fn features(&self, file: &str) -> Result<FeatureSet> {
+    fn stored(&self, file: &str) -> Result<Other> {
         let path = self.store.path(file);
         let again = || format!("{}: expected the features of a finished run; the same `scalebench sweep` restores them", self.shown);
         ensure!(path.is_file(), "{} ({} is missing)", again(), file);
-        FeatureSet::load(&path).with_context(again)
+        match Stored::load(&path).with_context(again)? {
+            Stored::Features(features) => Ok(Other::Features(features)),
+            Stored::Statistics(found) => Ok(Other::Statistics(found.statistics)),
+            Stored::Array(_) => bail!("{} ({file} is of another tool)", again()),
+        }
+    }
+
+    fn features(&self, file: &str) -> Result<FeatureSet> {
+        match self.stored(file)? {
+            Other::Features(features) => Ok(features),
+            Other::Statistics(_) | Other::None => bail!("{}: {file}: expected features, found statistics", self.shown),
+        }
     }
 
     /// Both sides of a column; None where the column is empty for this cell.
     fn sides(&self, cell: &RunCell, columns: &Columns, metric: Metric) -> Result<Option<Sides>> {
         let Some(generated) = self.generated_file(cell, columns, metric)? else { return Ok(None) };
-        let other = self.other_file(cell, columns, metric)?.map(|file| self.features(&file)).transpose()?;
-        Ok(Some(Sides { generated: self.features(&generated)?, other }))
+        let other = self.other_file(cell, columns, metric)?.map(|file| self.stored(&file)).transpose()?;
+        Ok(Some(Sides { generated: self.features(&generated)?, other: other.unwrap_or(Other::None) }))
     }
 
     /// Digests of a cell's image files and of the features that its columns are computed from.
@@ -344,8 +382,10 @@ pub(crate) fn check_comparable(baseline: &Resolved, run: &Resolved) -> Result<()
     for (network, other) in meaning.metrics.networks.iter_mut().zip(&run.metrics.networks) {
         network.path.clone_from(&other.path);
     }
-    if let (Reference::Folder { path, .. }, Reference::Folder { path: other, .. }) = (&mut meaning.reference, &run.reference) {
-        path.clone_from(other);
+    match (&mut meaning.reference, &run.reference) {
+        (Reference::Folder { path, .. }, Reference::Folder { path: other, .. })
+        | (Reference::Statistics { path, .. }, Reference::Statistics { path: other, .. }) => path.clone_from(other),
+        _ => (),
     }
     if let Some(found) = difference(&meaning, &same_meaning)? {
         bail!("the runs measure different things: {found}");
@@ -378,13 +418,21 @@ fn notes(baseline: &Resolved, run: &Resolved) -> Result<Vec<String>> {
         let mut changed = baseline.clone();
         changed.methods[i].settings.clone_from(&found.settings);
         changed.methods[i].sampler.clone_from(&found.sampler);
+        changed.methods[i].seed = found.seed;
         note(&format!("method {}: ", method.name), changed)?;
     }
     Ok(notes)
 }
 
-/// Compares `run` with `baseline`; `why_not_speed` says why times are not judged, if they are not.
-pub(crate) fn compare(baseline: &Run, run: &Run, criteria: Criteria, why_not_speed: Option<String>) -> Result<Comparison> {
+/// What else than quality is judged.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Costs {
+    pub(crate) speed: bool,
+    pub(crate) memory: bool,
+}
+
+/// Compares `run` with `baseline`.
+pub(crate) fn compare(baseline: &Run, run: &Run, criteria: Criteria, costs: Costs) -> Result<Comparison> {
     check_comparable(&baseline.resolved, &run.resolved).with_context(|| format!("{} and {}", baseline.shown, run.shown))?;
     let names = |one: &Run, other: &Run| -> Vec<String> {
         one.cells.iter().map(|cell| cell.outline.name.clone()).filter(|name| other.find(name).is_none()).collect()
@@ -399,11 +447,9 @@ pub(crate) fn compare(baseline: &Run, run: &Run, criteria: Criteria, why_not_spe
         cells: Vec::new(),
         regressions: Vec::new(),
     };
-    let judge_speed = why_not_speed.is_none();
-    comparison.notes.extend(why_not_speed);
     for cell in &baseline.cells {
         let Some(found) = run.find(&cell.outline.name) else { continue };
-        let compared = compare_cell((baseline, cell), (run, found), judge_speed.then_some(criteria.clock));
+        let compared = compare_cell((baseline, cell), (run, found), criteria.clock, costs);
         comparison.cells.push(compared.with_context(|| format!("cell {}", cell.outline.name))?);
     }
     ensure!(
@@ -418,7 +464,7 @@ pub(crate) fn compare(baseline: &Run, run: &Run, criteria: Criteria, why_not_spe
     Ok(comparison)
 }
 
-fn compare_cell((baseline, a): (&Run, &RunCell), (run, b): (&Run, &RunCell), clock: Option<Clock>) -> Result<Cell> {
+fn compare_cell((baseline, a): (&Run, &RunCell), (run, b): (&Run, &RunCell), clock: Clock, costs: Costs) -> Result<Cell> {
     let (pairing, pairs) = pair(&a.manifest, &b.manifest);
     ensure!(pairs.len() >= MIN_IMAGES, "expected at least {MIN_IMAGES} images that both runs have, found {}", pairs.len());
     let whole = pairs.len() == a.manifest.len() && pairs.len() == b.manifest.len();
@@ -431,14 +477,18 @@ fn compare_cell((baseline, a): (&Run, &RunCell), (run, b): (&Run, &RunCell), clo
             let is_identical = pairing == Pairing::PromptAndSeed && whole && before.is_same(&now);
             let [before, now] = [before.select(pairs.iter().map(|(i, _)| *i), columns), now.select(pairs.iter().map(|(_, j)| *j), columns)];
             let column = format!("{}_{}", metric.name(), columns.id);
-            let score = test(*metric, &before, &now, pairing, columns.against == Against::Base, is_identical);
+            let score = test(*metric, &before, &now, pairing, &columns.jackknife(), is_identical);
             scores.push(Score { column: column.clone(), ..score.with_context(|| column)? });
         }
     }
-    let speed = match clock {
-        Some(clock) => speed(&pairs, &baseline.store.all_timings(&a.outline.name)?, &run.store.all_timings(&b.outline.name)?, clock),
-        None => None,
+    let timings = (baseline.store.all_timings(&a.outline.name)?, run.store.all_timings(&b.outline.name)?);
+    let cost = |of: &dyn Fn(&Timing) -> Option<f64>| cost(&pairs, (&timings.0, &timings.1), of);
+    let speed = || -> Option<Cost> {
+        let other_clock_ratio = cost(&|timing| timing.by(clock.other())).map(|cost| cost.ratio);
+        Some(Cost { other_clock_ratio, ..cost(&|timing| timing.by(clock))? })
     };
+    let speed = costs.speed.then(speed).flatten();
+    let memory = costs.memory.then(|| cost(&|timing| timing.peak_memory_bytes.map(|bytes| bytes as f64))).flatten();
     Ok(Cell {
         name: a.outline.name.clone(),
         images: pairs.len(),
@@ -446,6 +496,7 @@ fn compare_cell((baseline, a): (&Run, &RunCell), (run, b): (&Run, &RunCell), clo
         changed_images: (pairing == Pairing::PromptAndSeed).then_some(changed),
         scores,
         speed,
+        memory,
     })
 }
 
@@ -479,18 +530,22 @@ impl Sides {
     fn is_same(&self, other: &Sides) -> bool {
         let same = |a: &FeatureSet, b: &FeatureSet| a.dim == b.dim && a.groups == b.groups && bits(&a.data).eq(bits(&b.data));
         let others = match (&self.other, &other.other) {
-            (Some(a), Some(b)) => same(a, b),
-            (a, b) => a.is_none() && b.is_none(),
+            (Other::Features(a), Other::Features(b)) => same(a, b),
+            // Of one digest, or the runs would not be compared.
+            (Other::Statistics(_), Other::Statistics(_)) | (Other::None, Other::None) => true,
+            _ => false,
         };
         others && same(&self.generated, &other.generated)
     }
 
     /// The sides of the images `indices`; the k-th becomes group k.
     fn select(&self, indices: impl Iterator<Item = usize> + Clone, columns: &Columns) -> Sides {
-        let other = self.other.as_ref().map(|other| match columns.against {
-            Against::Base => select(other, indices.clone()),
-            Against::Reference | Against::Prompts => other.clone(),
-        });
+        let other = match (&self.other, columns.against) {
+            (Other::Features(other), Against::Base) => Other::Features(select(other, indices.clone())),
+            (Other::Features(other), Against::Reference | Against::Prompts) => Other::Features(other.clone()),
+            (Other::Statistics(other), _) => Other::Statistics(other.clone()),
+            (Other::None, _) => Other::None,
+        };
         Sides { generated: select(&self.generated, indices), other }
     }
 }
@@ -518,23 +573,21 @@ fn select(set: &FeatureSet, indices: impl Iterator<Item = usize>) -> FeatureSet 
 }
 
 /// Compares one column; the adjusted p-value and the verdict follow when all are known.
-fn test(metric: Metric, before: &Sides, now: &Sides, pairing: Pairing, shared: bool, is_identical: bool) -> Result<Score> {
-    let baseline = measure(metric, &before.generated, before.other.as_ref())?;
+fn test(metric: Metric, before: &Sides, now: &Sides, pairing: Pairing, jackknife: &Jackknife, is_identical: bool) -> Result<Score> {
+    let baseline = measure(metric, &before.generated, before.other.side())?;
     let score =
         |run: f64, difference: Interval, p: f64, verdict| Score { column: String::new(), baseline, run, difference, p, p_holm: p, verdict };
     if is_identical {
         return Ok(score(baseline, Interval { value: 0.0, lo: 0.0, hi: 0.0 }, 1.0, Verdict::Identical));
     }
-    let reference = if shared { ReferenceBlocks::Shared } else { ReferenceBlocks::Fixed };
-    let jackknife = Jackknife { reference, ..Jackknife::STANDARD };
-    let (a, b) = ((&before.generated, before.other.as_ref()), (&now.generated, now.other.as_ref()));
+    let (a, b) = ((&before.generated, before.other.side()), (&now.generated, now.other.side()));
     if pairing != Pairing::Unpaired {
-        let found = paired_difference(metric, b, a, &jackknife)?;
-        let p = t_test(found.value, found.std_error, degrees(found.n, &jackknife));
+        let found = paired_difference(metric, b, a, jackknife)?;
+        let p = t_test(found.value, found.std_error, degrees(found.n, jackknife));
         return Ok(score(baseline + found.value, found.into(), p, Verdict::Undecided));
     }
-    let [a, b] = [estimate(metric, a.0, a.1, &jackknife)?, estimate(metric, b.0, b.1, &jackknife)?];
-    let degrees = welch_degrees((a.std_error, degrees(a.n, &jackknife)), (b.std_error, degrees(b.n, &jackknife)));
+    let [a, b] = [estimate(metric, a.0, a.1, jackknife)?, estimate(metric, b.0, b.1, jackknife)?];
+    let degrees = welch_degrees((a.std_error, degrees(a.n, jackknife)), (b.std_error, degrees(b.n, jackknife)));
     let (value, std_error) = (b.value - a.value, a.std_error.hypot(b.std_error));
     let half_width = t_quantile((1.0 + jackknife.level) / 2.0, degrees) * std_error;
     let interval = Interval { value, lo: value - half_width, hi: value + half_width };
@@ -546,32 +599,32 @@ fn degrees(n: usize, jackknife: &Jackknife) -> f64 {
     n.min(jackknife.blocks as usize) as f64 - 1.0
 }
 
-/// Times of the images that belong together; None where there are none.
-fn speed(pairs: &[(usize, usize)], before: &[Timing], now: &[Timing], clock: Clock) -> Option<Speed> {
-    let times = |clock: Clock| -> (Vec<f64>, Vec<f64>) {
-        let seconds = |timings: &[Timing]| -> BTreeMap<usize, f64> {
-            let of = |timing: &Timing| match clock {
-                Clock::Wall => Some(timing.seconds),
-                Clock::Processor => timing.processor_seconds,
-            };
-            timings.iter().filter_map(|timing| Some((timing.index, of(timing)?))).collect()
-        };
-        let (before, now) = (seconds(before), seconds(now));
-        let both = pairs.iter().filter_map(|(i, j)| Some((*before.get(i)?, *now.get(j)?)));
-        both.filter(|(a, b)| *a > 0.0 && *b > 0.0).unzip()
-    };
-    let ratios = |(a, b): &(Vec<f64>, Vec<f64>)| -> Vec<f64> { a.iter().zip(b).map(|(a, b)| (b / a).ln()).collect() };
-    let judged = times(clock);
-    let other = times(clock.other());
-    let p = signed_rank(&ratios(&judged));
-    Some(Speed {
-        baseline: median(&judged.0)?,
-        run: median(&judged.1)?,
-        ratio: median(&ratios(&judged))?.exp(),
-        other_clock_ratio: median(&ratios(&other)).map(f64::exp),
-        images: judged.0.len(),
+impl Timing {
+    fn by(&self, clock: Clock) -> Option<f64> {
+        match clock {
+            Clock::Wall => Some(self.seconds),
+            Clock::Processor => self.processor_seconds,
+        }
+    }
+}
+
+/// Costs of the images that belong together; None where there are none.
+fn cost(pairs: &[(usize, usize)], (before, now): (&[Timing], &[Timing]), of: &dyn Fn(&Timing) -> Option<f64>) -> Option<Cost> {
+    let by_image =
+        |timings: &[Timing]| -> BTreeMap<usize, f64> { timings.iter().filter_map(|timing| Some((timing.index, of(timing)?))).collect() };
+    let (before, now) = (by_image(before), by_image(now));
+    let both = pairs.iter().filter_map(|(i, j)| Some((*before.get(i)?, *now.get(j)?)));
+    let (before, now): (Vec<f64>, Vec<f64>) = both.filter(|(a, b)| *a > 0.0 && *b > 0.0).unzip();
+    let ratios: Vec<f64> = before.iter().zip(&now).map(|(a, b)| (b / a).ln()).collect();
+    let p = signed_rank(&ratios);
+    Some(Cost {
+        baseline: median(&before)?,
+        run: median(&now)?,
+        ratio: median(&ratios)?.exp(),
+        other_clock_ratio: None,
+        images: before.len(),
         // Decided when the number of tests is known.
-        test: SpeedTest::SignedRank,
+        test: CostTest::SignedRank,
         p,
         p_holm: p,
         verdict: Verdict::Undecided,
@@ -580,7 +633,7 @@ fn speed(pairs: &[(usize, usize)], before: &[Timing], now: &[Timing], clock: Clo
 
 /// Adjusts the p-values, gives the verdicts and names what is worse.
 fn judge(comparison: &mut Comparison) {
-    let Criteria { alpha, slow_down, .. } = comparison.criteria;
+    let Criteria { alpha, slow_down, more_memory, .. } = comparison.criteria;
     let cells = &mut comparison.cells;
     // What is identical can never be rejected, so it is not among the tests.
     let mut tested: Vec<&mut Score> =
@@ -596,22 +649,27 @@ fn judge(comparison: &mut Comparison) {
             (true, false) => Verdict::Worse,
         };
     }
-    let mut timed: Vec<&mut Speed> = cells.iter_mut().filter_map(|cell| cell.speed.as_mut()).collect();
-    let adjusted = holm(&timed.iter().map(|speed| speed.p).collect::<Vec<_>>());
-    let count = timed.len() as f64;
-    for (speed, p) in timed.iter_mut().zip(adjusted) {
-        speed.p_holm = p;
-        let can_decide = smallest_signed_rank(speed.images) * count <= alpha;
-        speed.test = if can_decide { SpeedTest::SignedRank } else { SpeedTest::Threshold };
+    judge_costs(cells.iter_mut().filter_map(|cell| cell.speed.as_mut()).collect(), alpha, slow_down);
+    judge_costs(cells.iter_mut().filter_map(|cell| cell.memory.as_mut()).collect(), alpha, more_memory);
+    comparison.regressions = regressions(comparison);
+}
+
+/// One family of costs: those whose median ratio reaches `limit`, and for which the test says so.
+fn judge_costs(mut costs: Vec<&mut Cost>, alpha: f64, limit: f64) {
+    let adjusted = holm(&costs.iter().map(|cost| cost.p).collect::<Vec<_>>());
+    let count = costs.len() as f64;
+    for (cost, p) in costs.iter_mut().zip(adjusted) {
+        cost.p_holm = p;
+        let can_decide = smallest_signed_rank(cost.images) * count <= alpha;
+        cost.test = if can_decide { CostTest::SignedRank } else { CostTest::Threshold };
         let is_resolved = !can_decide || p <= alpha;
-        speed.verdict = match is_resolved {
-            true if speed.ratio >= slow_down => Verdict::Worse,
-            true if speed.ratio <= 1.0 / slow_down => Verdict::Better,
-            _ if speed.ratio > 1.0 / slow_down && speed.ratio < slow_down => Verdict::WithinLimit,
+        cost.verdict = match is_resolved {
+            true if cost.ratio >= limit => Verdict::Worse,
+            true if cost.ratio <= 1.0 / limit => Verdict::Better,
+            _ if cost.ratio > 1.0 / limit && cost.ratio < limit => Verdict::WithinLimit,
             _ => Verdict::Undecided,
         };
     }
-    comparison.regressions = regressions(comparison);
 }
 
 fn regressions(comparison: &Comparison) -> Vec<Regression> {
@@ -645,6 +703,16 @@ fn regressions(comparison: &Comparison) -> Vec<Regression> {
             }
             regressions.push(Regression { cell: cell.name.clone(), column: SPEED.to_owned(), what });
         }
+        if let Some(memory) = cell.memory.as_ref().filter(|memory| memory.verdict == Verdict::Worse) {
+            let what = format!(
+                "more memory, {} → {} MiB: {:+.0} % (limit {:+.0} %)",
+                number(memory.baseline / MEBIBYTE),
+                number(memory.run / MEBIBYTE),
+                (memory.ratio - 1.0) * 100.0,
+                (comparison.criteria.more_memory - 1.0) * 100.0
+            );
+            regressions.push(Regression { cell: cell.name.clone(), column: MEMORY.to_owned(), what });
+        }
     }
     regressions
 }
@@ -655,7 +723,8 @@ mod tests {
     use crate::made_up::{Change, PLAIN, resolved, write};
     use crate::verdicts::{junit, text};
 
-    const CRITERIA: Criteria = Criteria { alpha: 0.05, slow_down: 1.2, clock: Clock::Wall };
+    const CRITERIA: Criteria = Criteria { alpha: 0.05, slow_down: 1.2, clock: Clock::Wall, more_memory: 1.1 };
+    const ALL: Costs = Costs { speed: true, memory: true };
 
     /// Writes and compares two runs.
     fn check(before: (&Resolved, &Change), now: (&Resolved, &Change)) -> Result<Comparison> {
@@ -663,7 +732,7 @@ mod tests {
         let [a, b] = ["before", "now"].map(|name| dir.path().join(name));
         write(&a, before.0, before.1);
         write(&b, now.0, now.1);
-        compare(&Run::open(&a)?, &Run::open(&b)?, CRITERIA, None)
+        compare(&Run::open(&a)?, &Run::open(&b)?, CRITERIA, ALL)
     }
 
     fn worse(comparison: &Comparison) -> Vec<(&str, &str)> {
@@ -712,7 +781,7 @@ mod tests {
         };
         let slower = ratio(1.3, 16);
         assert_eq!(worse(&slower), [("m/4x-other", SPEED)]);
-        assert_eq!(slower.cells[2].speed.as_ref().unwrap().test, SpeedTest::SignedRank);
+        assert_eq!(slower.cells[2].speed.as_ref().unwrap().test, CostTest::SignedRank);
         assert!(text(&slower).contains("regression: m/4x-other: slower"), "{}", text(&slower));
         assert!(slower.cells.iter().all(|cell| cell.scores.iter().all(|score| score.verdict == Verdict::Identical)));
         let faster = ratio(1.0 / 1.3, 16);
@@ -724,21 +793,43 @@ mod tests {
         assert!(text(&slower).contains("; processor s/image +0 %)"), "{}", text(&slower));
         // Four images cannot decide among three cells: the ratio does.
         let few = ratio(1.5, 4);
-        assert_eq!((worse(&few), few.cells[2].speed.as_ref().unwrap().test), (vec![("m/4x-other", SPEED)], SpeedTest::Threshold));
+        assert_eq!((worse(&few), few.cells[2].speed.as_ref().unwrap().test), (vec![("m/4x-other", SPEED)], CostTest::Threshold));
     }
 
     #[test]
-    fn times_that_are_not_judged_are_not_shown() {
+    fn costs_that_are_not_judged_are_not_shown() {
         let dir = tempfile::tempdir().unwrap();
         let [a, b] = ["before", "now"].map(|name| dir.path().join(name));
         write(&a, &resolved(8), &PLAIN);
-        write(&b, &resolved(8), &Change { slower: Some(("m/4x-other", 3.0)), ..PLAIN });
+        write(&b, &resolved(8), &Change { slower: Some(("m/4x-other", 3.0)), larger: Some(("m/4x-other", 1.5)), ..PLAIN });
         let (a, b) = (Run::open(&a).unwrap(), Run::open(&b).unwrap());
-        let comparison = compare(&a, &b, CRITERIA, Some("another machine".into())).unwrap();
-        assert!(comparison.regressions.is_empty() && comparison.cells.iter().all(|cell| cell.speed.is_none()));
-        assert_eq!(comparison.notes, ["another machine"]);
-        let by = |clock| compare(&a, &b, Criteria { clock, ..CRITERIA }, None).unwrap().regressions.len();
-        assert_eq!((by(Clock::Wall), by(Clock::Processor)), (1, 0));
+        let columns = |clock, speed, memory| -> Vec<String> {
+            let comparison = compare(&a, &b, Criteria { clock, ..CRITERIA }, Costs { speed, memory }).unwrap();
+            assert!(comparison.cells.iter().all(|cell| (cell.speed.is_some(), cell.memory.is_some()) == (speed, memory)));
+            comparison.regressions.into_iter().map(|found| found.column).collect()
+        };
+        assert_eq!(columns(Clock::Wall, true, true), [SPEED, MEMORY]);
+        assert_eq!(columns(Clock::Processor, true, true), [MEMORY]);
+        assert_eq!(columns(Clock::Wall, true, false), [SPEED]);
+        assert_eq!(columns(Clock::Wall, false, false), [""; 0]);
+    }
+
+    /// By how much counts, and that it is more than pages that come and go.
+    #[test]
+    fn more_memory_is_caught_and_named() {
+        let plain = resolved(24);
+        let with = |ratio| check((&plain, &PLAIN), (&plain, &Change { larger: Some(("m/4x-other", ratio)), ..PLAIN })).unwrap();
+        let comparison = with(1.3);
+        assert_eq!(worse(&comparison), [("m/4x-other", MEMORY)]);
+        let shown = text(&comparison);
+        assert!(shown.contains("regression: m/4x-other: more memory, ") && shown.contains(" MiB: +30 % (limit +10 %)"), "{shown}");
+        let verdicts = |comparison: &Comparison| -> Vec<Verdict> {
+            comparison.cells.iter().filter_map(|cell| Some(cell.memory.as_ref()?.verdict)).collect()
+        };
+        use Verdict::{Better, WithinLimit, Worse};
+        assert_eq!(verdicts(&comparison), [WithinLimit, WithinLimit, Worse]);
+        assert_eq!(verdicts(&with(1.05)), [WithinLimit; 3]);
+        assert_eq!(verdicts(&with(0.8)), [WithinLimit, WithinLimit, Better]);
     }
 
     #[test]
@@ -810,9 +901,11 @@ mod tests {
         let error = open(dir.path());
         assert!(error.contains("manifest.jsonl: expected 8 images of a finished run, found 1"), "{error}");
         std::fs::remove_file(dir.path().join(&feature)).unwrap();
-        let error = format!("{:#}", compare(&run, &run, CRITERIA, None).unwrap_err());
+        let error = format!("{:#}", compare(&run, &run, CRITERIA, ALL).unwrap_err());
         assert!(error.contains("expected the features of a finished run") && error.contains(&feature), "{error}");
-        assert!(Criteria { alpha: 1.0, ..CRITERIA }.check().is_err() && Criteria { slow_down: 1.0, ..CRITERIA }.check().is_err());
+        let refused =
+            [Criteria { alpha: 1.0, ..CRITERIA }, Criteria { slow_down: 1.0, ..CRITERIA }, Criteria { more_memory: 0.9, ..CRITERIA }];
+        assert!(refused.into_iter().all(|criteria| criteria.check().is_err()));
     }
 
     #[test]
@@ -827,8 +920,8 @@ mod tests {
         let cases: Vec<_> = suite.children().filter(|node| node.has_tag_name("testcase")).collect();
         let failed: Vec<_> = cases.iter().filter(|case| case.children().any(|node| node.has_tag_name("failure"))).collect();
         assert_eq!(suite.attribute("tests"), Some(cases.len().to_string().as_str()));
-        // Two cells of four columns, three times, one cell of one side.
-        assert_eq!(cases.len(), 12);
+        // Two cells of four columns, three times, three peaks of memory, one cell of one side.
+        assert_eq!(cases.len(), 15);
         assert_eq!(suite.attribute("failures"), Some(failed.len().to_string().as_str()));
         let named: Vec<_> = failed.iter().map(|case| (case.attribute("classname").unwrap(), case.attribute("name").unwrap())).collect();
         assert_eq!(named, worse(&comparison));

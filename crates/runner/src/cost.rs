@@ -316,7 +316,7 @@ mod tests {
             peak_memory_bytes: None,
             extrapolated: true,
         };
-        let machine = Machine { system: "s".into(), processor: None, threads: 1, memory_bytes: None };
+        let machine = Machine { system: "s".into(), processor: None, gpu: None, threads: 1, memory_bytes: None };
         let total = Total { images: 5, done: 2, to_do: 3, passes: 27, flops: 6e12, hours: 0.5 };
         let text = Cost { experiment: "e".into(), machine, cells: vec![cell], total }.text();
         let fields: Vec<&str> = text.lines().nth(1).unwrap().split_whitespace().collect();

@@ -1,10 +1,12 @@
 //! Running a plan: images first, then scores, then everything that shows them.
 
 use std::fmt::Write as _;
-use std::time::Instant;
+use std::sync::mpsc::{Receiver, sync_channel};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use cpu_time::ProcessTime;
+use scalebench_generation::{Pipeline, Rgb, on_gpu};
 use scalebench_metrics::{Image, jpeg};
 use serde::{Deserialize, Serialize};
 
@@ -14,7 +16,7 @@ use crate::plan::{Cell, Plan};
 use crate::progress::{self, Event};
 use crate::resolve::{Inputs, Resolved, difference};
 use crate::store::{ManifestLine, Store, Timing};
-use crate::{interrupt, memory, report, schedule, score, tables};
+use crate::{device, interrupt, memory, report, schedule, score, tables};
 
 /// `run.yaml`.
 #[derive(Debug, Serialize, Deserialize)]
@@ -88,6 +90,7 @@ pub(crate) fn run(
     store: &Store,
     shard: Shard,
     images_only: bool,
+    batch_size: Option<u16>,
     command: String,
 ) -> Result<()> {
     if !check_same_experiment(store, resolved)? {
@@ -95,7 +98,7 @@ pub(crate) fn run(
         store.write(RUN_FILE, serde_yaml::to_string(&file)?.as_bytes())?;
     }
     store.remove_leftovers()?;
-    make_images(inputs, plan, store, shard)?;
+    make_images(inputs, plan, store, shard, batch_size)?;
     let n_missing = write_manifests(plan, store)?;
     if n_missing > 0 || images_only {
         progress::say(&Event::finished(shard, n_missing, None));
@@ -116,7 +119,19 @@ pub(crate) fn run(
     Ok(())
 }
 
-fn make_images(inputs: &Inputs, plan: &Plan, store: &Store, shard: Shard) -> Result<()> {
+/// Images that are made together unless told otherwise: a GPU is full at eight of 512 × 512 pixels of Stable Diffusion.
+fn usual_batch(cell: &Cell, pipeline: &Pipeline) -> usize {
+    let latents = (cell.width / pipeline.vae_factor()) as usize * (cell.height / pipeline.vae_factor()) as usize;
+    if on_gpu(&device::current()) { (8 * 64 * 64 / latents.max(1)).clamp(1, 64) } else { 1 }
+}
+
+/// Images on their way to their files.
+struct Made<'a> {
+    cell: &'a Cell,
+    images: Vec<(Image, Timing)>,
+}
+
+fn make_images(inputs: &Inputs, plan: &Plan, store: &Store, shard: Shard, batch_size: Option<u16>) -> Result<()> {
     let todo: Vec<(&Cell, Vec<usize>)> = plan.cells.iter().map(|cell| Ok((cell, missing(cell, store, shard)?))).collect::<Result<_>>()?;
     let n_todo: usize = todo.iter().map(|(_, missing)| missing.len()).sum();
     // The bar counts pixels, so that its estimate knows that larger images take longer.
@@ -125,58 +140,88 @@ fn make_images(inputs: &Inputs, plan: &Plan, store: &Store, shard: Shard) -> Res
     progress::say(&Event::Started { images: plan.cells.iter().map(|cell| held(cell, shard)).sum(), to_make: n_todo });
     let start = Instant::now();
     let mut done = 0;
-    for (cell, missing) in &todo {
-        memory::release();
-        let cell_start = Instant::now();
-        let mut timings: Vec<Timing> = match missing.len() {
-            0 => continue,
-            _ => store.read_lines(&store.timings(&cell.name))?,
-        };
-        for (n, &i) in missing.iter().enumerate() {
-            interrupt::check()?;
-            if n % EMBEDDED_AHEAD == 0 {
-                let ahead = missing[n..].iter().take(EMBEDDED_AHEAD).map(|&i| &cell.jobs[i].request);
-                inputs.pipelines[cell.model].embed_ahead(ahead)?;
+    // Images are encoded and written while the next ones are made.
+    std::thread::scope(|scope| {
+        let (send, receive) = sync_channel::<Made<'_>>(2);
+        let writer = scope.spawn(|| write_images(receive, store, n_todo, &|cell| bar.inc(pixels(cell))));
+        let made = todo.iter().try_for_each(|(cell, missing)| {
+            memory::release();
+            let (cell_start, pipeline) = (Instant::now(), &inputs.pipelines[cell.model]);
+            let batch = batch_size.map_or_else(|| usual_batch(cell, pipeline), usize::from);
+            for ahead in missing.chunks(EMBEDDED_AHEAD.next_multiple_of(batch)) {
+                pipeline.embed_ahead(ahead.iter().map(|&i| &cell.jobs[i].request))?;
+                for batch in ahead.chunks(batch) {
+                    interrupt::check()?;
+                    let mut message = format!("{done}/{n_todo} images");
+                    if done > 0 {
+                        let rate = done as f64 / start.elapsed().as_secs_f64();
+                        write!(message, ", {rate:.2} images/s").expect("writing to a string");
+                    }
+                    bar.set_message(format!("{message}, {}", cell.name));
+                    let images = make(inputs, cell, batch)?;
+                    done += images.len();
+                    if send.send(Made { cell, images }).is_err() {
+                        // The writer's own error says why.
+                        bail!("images can no longer be written");
+                    }
+                }
             }
-            let mut message = format!("{done}/{n_todo} images");
-            if done > 0 {
-                let rate = done as f64 / start.elapsed().as_secs_f64();
-                write!(message, ", {rate:.2} images/s").expect("writing to a string");
+            if !missing.is_empty() {
+                let seconds = cell_start.elapsed().as_secs_f64();
+                progress::say(&Event::Cell { cell: &cell.name, images: missing.len(), seconds, done, of: n_todo });
             }
-            bar.set_message(format!("{message}, {}", cell.name));
-            let job = &cell.jobs[i];
-            let (mut image, timing) = make(inputs, cell, i)?;
-            timings.retain(|timing| timing.index != i);
-            timings.push(timing);
-            if let Some(quality) = cell.sampler.jpeg_quality {
-                image = jpeg::round_trip(&image, quality)?;
-            }
-            store.write_lines(&store.timings(&cell.name), &timings)?;
-            store.write_image(&cell.name, i, &job.key, &image)?;
-            done += 1;
-            progress::say(&Event::Image { cell: &cell.name, index: i, seconds: timing.seconds, done, of: n_todo });
-            bar.inc(pixels(cell));
-        }
-        let seconds = cell_start.elapsed().as_secs_f64();
-        progress::say(&Event::Cell { cell: &cell.name, images: missing.len(), seconds, done, of: n_todo });
-    }
+            Ok(())
+        });
+        drop(send);
+        let written = writer.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        written.and(made)
+    })?;
     bar.finish_and_clear();
     Ok(())
 }
 
-/// Makes image `i` of a cell, and says what it cost.
-fn make(inputs: &Inputs, cell: &Cell, i: usize) -> Result<(Image, Timing)> {
+/// Writes what comes: times first, so that every image has its own.
+fn write_images(made: Receiver<Made<'_>>, store: &Store, n_todo: usize, written: &dyn Fn(&Cell)) -> Result<()> {
+    let mut done = 0;
+    let mut of_cell: Option<(&str, Vec<Timing>)> = None;
+    for Made { cell, images } in made {
+        let timings = match &mut of_cell {
+            Some((name, timings)) if *name == cell.name => timings,
+            _ => &mut of_cell.insert((&cell.name, store.read_lines(&store.timings(&cell.name))?)).1,
+        };
+        for (_, timing) in &images {
+            timings.retain(|known| known.index != timing.index);
+            timings.push(*timing);
+        }
+        store.write_lines(&store.timings(&cell.name), timings)?;
+        for (mut image, Timing { index, seconds, .. }) in images {
+            if let Some(quality) = cell.sampler.jpeg_quality {
+                image = jpeg::round_trip(&image, quality)?;
+            }
+            store.write_image(&cell.name, index, &cell.jobs[index].key, &image)?;
+            done += 1;
+            progress::say(&Event::Image { cell: &cell.name, index, seconds, done, of: n_todo });
+            written(cell);
+        }
+    }
+    Ok(())
+}
+
+/// Makes some images of a cell together, and says what each cost: its share.
+fn make(inputs: &Inputs, cell: &Cell, indices: &[usize]) -> Result<Vec<(Image, Timing)>> {
     memory::reset_peak();
     let (start, processor_start) = (Instant::now(), ProcessTime::now());
-    let image = inputs.pipelines[cell.model].generate(&cell.jobs[i].request, &cell.method, None);
-    let timing = Timing {
-        index: i,
-        seconds: start.elapsed().as_secs_f64(),
-        processor_seconds: Some(processor_start.elapsed().as_secs_f64()),
-        peak_memory_bytes: memory::peak(),
+    let requests: Vec<_> = indices.iter().map(|&i| &cell.jobs[i].request).collect();
+    let images = inputs.pipelines[cell.model].generate_batch(&requests, &cell.method);
+    let share = |elapsed: Duration| elapsed.as_secs_f64() / indices.len() as f64;
+    let (seconds, processor_seconds) = (share(start.elapsed()), Some(share(processor_start.elapsed())));
+    let peak_memory_bytes = memory::peak();
+    let images = images.with_context(|| format!("cell {}, images {indices:?}", cell.name))?;
+    let one = |(image, &index): (Rgb, &usize)| {
+        let timing = Timing { index, seconds, processor_seconds, peak_memory_bytes };
+        Ok((Image::new(image.width as usize, image.height as usize, image.data)?, timing))
     };
-    let image = image.with_context(|| format!("cell {}, image {i}", cell.name))?;
-    Ok((Image::new(image.width as usize, image.height as usize, image.data)?, timing))
+    images.into_iter().zip(indices).map(one).collect()
 }
 
 /// Makes the images of a cell once more, for their times alone, and keeps each one's best: what else the machine did can
@@ -187,7 +232,7 @@ pub(crate) fn time_again(inputs: &Inputs, cell: &Cell, store: &Store) -> Result<
         if i % EMBEDDED_AHEAD == 0 {
             inputs.pipelines[cell.model].embed_ahead(cell.jobs[i..].iter().take(EMBEDDED_AHEAD).map(|job| &job.request))?;
         }
-        let (_, again) = make(inputs, cell, i)?;
+        let (_, again) = make(inputs, cell, &[i])?.remove(0);
         for timing in timings.iter_mut().filter(|timing| timing.index == i) {
             timing.seconds = timing.seconds.min(again.seconds);
             timing.processor_seconds = timing.processor_seconds.zip(again.processor_seconds).map(|(first, second)| first.min(second));

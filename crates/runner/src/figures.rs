@@ -311,6 +311,7 @@ mod tests {
             variant_of: of.map(str::to_owned),
             set: Default::default(),
             sampler: None,
+            seed: None,
         };
         let methods = [
             method("direct-inf", None, "Direct-Inf"),
@@ -325,13 +326,14 @@ mod tests {
             method: methods[i].name.clone(),
             protocol: "pocket".into(),
             n_images: 3,
-            n_reference: 8,
+            n_reference: Some(8),
             baseline: "direct-inf".into(),
             set: methods[i].name.split_once('=').map(|(_, tau)| ("redilation.tau".to_owned(), tau.to_owned())).into_iter().collect(),
             scores: vec![crate::results::Score {
                 column: "fid_r".into(),
                 value: Some(Interval { value: fid, lo: fid - 1.0, hi: fid + 1.0 }),
                 difference: None,
+                standing: None,
                 published: None,
             }],
             seconds_per_image: None,

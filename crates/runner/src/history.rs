@@ -64,6 +64,8 @@ pub(crate) struct Entry {
     /// Column and value.
     pub(crate) scores: Vec<(String, Option<Interval>)>,
     pub(crate) seconds_per_image: Option<f64>,
+    /// The largest of its images; None where the system does not tell, and of nights before this was kept.
+    pub(crate) peak_memory_bytes: Option<u64>,
     /// Date of the accepted run; None where this is the first.
     pub(crate) compared_with: Option<String>,
     /// What regressed in this cell.
@@ -98,10 +100,11 @@ impl Night {
     }
 }
 
-/// Processor, number of threads in use, operating system and architecture.
+/// The GPU in use, if one is, processor, number of threads in use, operating system and architecture.
 fn machine() -> String {
-    let Machine { processor, threads, system, .. } = Machine::here();
-    format!("{}, {threads} threads, {system}", processor.as_deref().unwrap_or("unknown processor"))
+    let Machine { gpu, processor, threads, system, .. } = Machine::here();
+    let gpu = gpu.map(|gpu| format!("{gpu}, ")).unwrap_or_default();
+    format!("{gpu}{}, {threads} threads, {system}", processor.as_deref().unwrap_or("unknown processor"))
 }
 
 /// Seconds since 1970 as a date of the Gregorian calendar, UTC.
@@ -280,6 +283,7 @@ fn frame(entries: &[Entry]) -> Result<DataFrame> {
         part("_hi", |x| x.hi);
     }
     columns.push(Column::new("seconds_per_image".into(), entries.iter().map(|e| e.seconds_per_image).collect::<Vec<Option<f64>>>()));
+    columns.push(Column::new("peak_memory_bytes".into(), entries.iter().map(|e| e.peak_memory_bytes).collect::<Vec<Option<u64>>>()));
     columns.push(text("compared_with", &|e| e.compared_with.clone()));
     columns.push(text("regressions", &|e| e.regressions.clone()));
     Ok(DataFrame::new(entries.len(), columns)?)
@@ -319,6 +323,7 @@ fn read(bytes: Vec<u8>) -> Result<Vec<Entry>> {
         };
         Ok((name.clone(), interval))
     };
+    let memory = all.column("peak_memory_bytes").ok().map(Column::u64).transpose()?;
     let entry = |i: usize| -> Result<Entry> {
         Ok(Entry {
             night: Night {
@@ -341,6 +346,7 @@ fn read(bytes: Vec<u8>) -> Result<Vec<Entry>> {
             features: word("features_digest", i)?,
             scores: names.iter().map(|name| score(name, i)).collect::<Result<_>>()?,
             seconds_per_image: float("seconds_per_image", i)?,
+            peak_memory_bytes: memory.and_then(|memory| memory.get(i)),
             compared_with: text("compared_with", i)?,
             regressions: text("regressions", i)?,
         })
@@ -370,6 +376,7 @@ pub(crate) mod tests {
             features: "f".into(),
             scores: vec![("fid_r".into(), Some(Interval { value, lo: value - 1.0, hi: value + 1.0 })), ("fid_b".into(), None)],
             seconds_per_image: Some(0.5),
+            peak_memory_bytes: Some(1 << 28),
             compared_with: None,
             regressions: None,
         }

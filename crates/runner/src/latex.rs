@@ -2,9 +2,8 @@
 
 use std::fmt::Write as _;
 
-use crate::methods::BASELINE;
 use crate::resolve::Resolved;
-use crate::results::{Row, Score, Standing, label, lower_is_better, standings};
+use crate::results::{Row, Score, Standing, label, lower_is_better};
 use crate::tables::{figure, value_and_half_width};
 
 /// Text as LaTeX text.
@@ -54,16 +53,16 @@ fn head(column: &str) -> String {
 }
 
 /// `$12.3 \pm 4.5$` with its mark, then the published figure in parentheses.
-fn cell(score: &Score, standing: Option<Standing>) -> String {
+fn cell(score: &Score) -> String {
     let factor = label(&score.column).1;
     let ours = match score.value {
         None => "--".to_owned(),
         Some(x) => {
             let text = value_and_half_width(x, factor).replace('±', "\\pm");
-            match standing {
+            match score.standing {
                 Some(Standing::Best) => format!("$\\mathbf{{{text}}}$"),
                 Some(Standing::Undecided) => format!("${text}^\\dagger$"),
-                None => format!("${text}$"),
+                Some(Standing::Behind) | None => format!("${text}$"),
             }
         }
     };
@@ -84,11 +83,10 @@ pub(crate) fn table(resolved: &Resolved, rows: &[Row], note: &str) -> String {
     let protocol = &resolved.metrics.protocol;
     let mut caption = format!(
         "{} Protocol {}, {} images per cell, \\(\\pm\\) 95\\,\\% intervals. Bold: best of its scale; \\(\\dagger\\): its paired \
-         difference to the best is undecided, which is known where one of the two is {}.",
+         difference to the best is undecided.",
         resolved.question.as_deref().map(escape).unwrap_or_default(),
         escape(&protocol.name),
         resolved.images,
-        title(BASELINE)
     );
     if rows.iter().any(|row| row.scores.iter().any(|score| score.published.is_some())) {
         caption += " In parentheses: published.";
@@ -113,7 +111,7 @@ pub(crate) fn table(resolved: &Resolved, rows: &[Row], note: &str) -> String {
         false => String::new(),
     };
     let mut group = None;
-    for (row, standings) in rows.iter().zip(standings(rows)) {
+    for row in rows {
         let begins = group.is_none_or(|group: &Row| !group.is_rival_of(row));
         group = Some(row);
         if begins {
@@ -125,7 +123,7 @@ pub(crate) fn table(resolved: &Resolved, rows: &[Row], note: &str) -> String {
             (true, false) => " & ".to_owned(),
         };
         let scale = if begins { format!("${}\\times${}", row.scale, size(row)) } else { String::new() };
-        let cells: String = row.scores.iter().zip(standings).map(|(score, standing)| format!(" & {}", cell(score, standing))).collect();
+        let cells: String = row.scores.iter().map(|score| format!(" & {}", cell(score))).collect();
         let _ = writeln!(tex, "{model}{scale} & {}{cells} \\\\", title(&row.method));
     }
     tex += "\\bottomrule\n\\end{tabular}\n\\end{table}\n";
@@ -152,10 +150,11 @@ mod tests {
         assert_eq!(head("kid_dino_r"), "KID$_{\\mathrm{dino\\_r}}$$\\,\\cdot 10^{3}$ $\\downarrow$");
         assert_eq!(head("recall_r"), "recall$_{\\mathrm{r}}$ $\\uparrow$");
         let interval = Interval { value: -0.0204, lo: -0.0304, hi: -0.0104 };
-        let score = |published| Score { column: "kid_r".into(), value: Some(interval), difference: None, published };
-        assert_eq!(cell(&score(None), None), "$-20 \\pm 10$");
-        assert_eq!(cell(&score(Some(0.0291)), Some(Standing::Best)), "$\\mathbf{-20 \\pm 10}$ (29.1)");
-        assert_eq!(cell(&score(None), Some(Standing::Undecided)), "$-20 \\pm 10^\\dagger$");
-        assert_eq!(cell(&Score { value: None, ..score(None) }, None), "--");
+        let score = |published, standing| Score { column: "kid_r".into(), value: Some(interval), difference: None, standing, published };
+        assert_eq!(cell(&score(None, None)), "$-20 \\pm 10$");
+        assert_eq!(cell(&score(None, Some(Standing::Behind))), "$-20 \\pm 10$");
+        assert_eq!(cell(&score(Some(0.0291), Some(Standing::Best))), "$\\mathbf{-20 \\pm 10}$ (29.1)");
+        assert_eq!(cell(&score(None, Some(Standing::Undecided))), "$-20 \\pm 10^\\dagger$");
+        assert_eq!(cell(&Score { value: None, ..score(None, None) }), "--");
     }
 }

@@ -6,6 +6,8 @@ use std::fmt;
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
+use crate::device;
+
 /// What of a machine explains a number.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Machine {
@@ -13,6 +15,9 @@ pub(crate) struct Machine {
     pub(crate) system: String,
     /// Model name of the processor, where the system tells.
     pub(crate) processor: Option<String>,
+    /// The GPU that networks run on, if they do.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) gpu: Option<String>,
     /// Threads that the program uses.
     pub(crate) threads: usize,
     pub(crate) memory_bytes: Option<u64>,
@@ -30,6 +35,7 @@ impl Machine {
         Machine {
             system: format!("{} {}", std::env::consts::OS, std::env::consts::ARCH),
             processor: value("/proc/cpuinfo", "model name"),
+            gpu: device::id().name(),
             threads: rayon::current_num_threads(),
             memory_bytes: kib.map(|kib| kib * 1024),
         }
@@ -45,6 +51,9 @@ pub(crate) fn build() -> Result<String> {
 
 impl fmt::Display for Machine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(gpu) = &self.gpu {
+            write!(f, "{gpu}, ")?;
+        }
         let threads = if self.threads == 1 { "1 thread".to_owned() } else { format!("{} threads", self.threads) };
         write!(f, "{}, {threads}", self.processor.as_deref().unwrap_or("unknown processor"))?;
         if let Some(bytes) = self.memory_bytes {
@@ -60,10 +69,12 @@ mod tests {
 
     #[test]
     fn a_machine_is_described_by_what_is_known_of_it() {
-        let mut machine = Machine { system: "linux x86_64".into(), processor: None, threads: 1, memory_bytes: None };
+        let mut machine = Machine { system: "linux x86_64".into(), processor: None, gpu: None, threads: 1, memory_bytes: None };
         assert_eq!(machine.to_string(), "unknown processor, 1 thread, linux x86_64");
         machine = Machine { processor: Some("Abacus 9".into()), threads: 4, memory_bytes: Some(24 << 30), ..machine };
         assert_eq!(machine.to_string(), "Abacus 9, 4 threads, 24 GiB of memory, linux x86_64");
+        machine.gpu = Some("Soroban 100".into());
+        assert_eq!(machine.to_string(), "Soroban 100, Abacus 9, 4 threads, 24 GiB of memory, linux x86_64");
         assert!(Machine::here().threads > 0);
     }
 }

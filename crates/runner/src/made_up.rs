@@ -21,6 +21,7 @@ pub(crate) fn resolved(images: usize) -> Resolved {
         variant_of: None,
         set: Default::default(),
         sampler: None,
+        seed: None,
     };
     Resolved {
         name: "made-up".into(),
@@ -78,10 +79,12 @@ pub(crate) struct Change {
     pub(crate) worse: Option<(&'static str, f64)>,
     /// The cell that is slower, and how many times.
     pub(crate) slower: Option<(&'static str, f64)>,
+    /// The cell that takes more memory, and how many times.
+    pub(crate) larger: Option<(&'static str, f64)>,
     pub(crate) first_prompt: usize,
 }
 
-pub(crate) const PLAIN: Change = Change { draw: 0, worse: None, slower: None, first_prompt: 0 };
+pub(crate) const PLAIN: Change = Change { draw: 0, worse: None, slower: None, larger: None, first_prompt: 0 };
 
 /// splitmix64, <https://prng.di.unimi.it/splitmix64.c>, through Box and Muller.
 struct Normals(u64);
@@ -141,15 +144,18 @@ pub(crate) fn write(folder: &Path, resolved: &Resolved, change: &Change) {
         let lines: Vec<ManifestLine> = prompts.iter().enumerate().map(line).collect();
         store.write_lines(&manifest_file(&cell.name), &lines).unwrap();
         let slower = change.slower.filter(|(slower, _)| *slower == cell.name).map_or(1.0, |(_, ratio)| ratio);
+        let larger = change.larger.filter(|(larger, _)| *larger == cell.name).map_or(1.0, |(_, ratio)| ratio);
         // Now and then a second run takes half as long again, as beside other work.
         let mut noise = Normals::of(format!("{} {} {slower} times", cell.name, change.draw));
+        let mut pages = Normals::of(format!("{} {} {larger} pages", cell.name, change.draw));
         let mut seconds = || 2.0 * slower * (0.04 * noise.next()).exp() * if noise.uniform() < 0.1 { 1.5 } else { 1.0 };
         let timings: Vec<Timing> = (0..resolved.images)
             .map(|index| Timing {
                 index,
                 seconds: seconds(),
                 processor_seconds: Some(2.0 + 0.01 * (index % 3) as f64),
-                peak_memory_bytes: None,
+                // Pages come and go, by some hundredths.
+                peak_memory_bytes: Some((3e8 * larger * (1.0 + 0.01 * pages.uniform())) as u64),
             })
             .collect();
         store.write_lines(&store.timings(&cell.name), &timings).unwrap();

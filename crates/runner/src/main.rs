@@ -2,7 +2,7 @@
 //!
 //! | layer | modules |
 //! | --- | --- |
-//! | what was asked | [`cli`], [`spec`] (as written), [`matrix`] (its variants), [`resolve`] (as it will run) |
+//! | what was asked | [`cli`], [`spec`] (as written), [`schema`] (for editors), [`matrix`] (its variants), [`prompts`] (polars), [`resolve`] (as it will run) |
 //! | what will be made | [`methods`], [`protocol`], [`plan`] |
 //! | what it costs | [`cost`], [`flops`] |
 //! | making it | [`execute`], [`score`], [`store`], [`png`], [`memory`], [`interrupt`], [`slurm`] (job scripts) |
@@ -20,6 +20,7 @@ mod cli;
 mod commands;
 mod compare;
 mod cost;
+mod device;
 mod execute;
 mod figures;
 mod flops;
@@ -39,11 +40,13 @@ mod page;
 mod plan;
 mod png;
 mod progress;
+mod prompts;
 mod protocol;
 mod report;
 mod resolve;
 mod results;
 mod schedule;
+mod schema;
 mod score;
 mod slurm;
 mod spec;

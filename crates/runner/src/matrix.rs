@@ -1,7 +1,7 @@
 //! The matrix of an experiment file, and what its entries change: which methods and checkpoints there are, by name.
 //!
-//! An axis is `methods.NAME.KEY` (a setting of that method), `sampler.KEY` (for every method) or `models.NAME.KEY`. Every method
-//! and every checkpoint is multiplied by the axes that concern it, the first axis slowest.
+//! An axis is `methods.NAME.KEY` (a setting of that method), `sampler.KEY` or `seed` (for every method) or `models.NAME.KEY`. Every
+//! method and every checkpoint is multiplied by the axes that concern it, the first axis slowest.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -24,12 +24,22 @@ pub(crate) struct Variant<T> {
 /// One setting with another value.
 #[derive(Debug, Clone)]
 pub(crate) struct Change {
-    /// Dotted path; `sampler.KEY`, or a key of the method or of the checkpoint.
+    /// Dotted path; `sampler.KEY`, [`SEED`], or a key of the method or of the checkpoint.
     pub(crate) key: String,
     pub(crate) value: Value,
     /// The value as tables show it.
     pub(crate) shown: String,
 }
+
+impl Change {
+    /// Whether it changes the method itself, and not what is asked of every method.
+    pub(crate) fn is_of_method(&self) -> bool {
+        !self.key.starts_with("sampler.") && self.key != SEED
+    }
+}
+
+/// The axis of experiments under other seeds.
+pub(crate) const SEED: &str = "seed";
 
 /// What columns and names call the changes.
 pub(crate) fn shown(changes: &[Change]) -> BTreeMap<String, String> {
@@ -69,7 +79,7 @@ pub(crate) fn methods(entries: &[Entry], matrix: &Matrix) -> Result<Vec<Variant<
         if let Some((name, key)) = part_of(key, "methods") {
             ensure!(names.iter().any(|known| known == name), "matrix.methods.{name}: {}", none_of(name, "methods", &names));
             axes.push((Some(name), key.to_owned(), axis));
-        } else if key.strip_prefix("sampler.").is_some() {
+        } else if key.starts_with("sampler.") || key == SEED {
             axes.push((None, key.clone(), axis));
         } else {
             ensure!(part_of(key, "models").is_some(), "matrix.{key}: {}", not_an_axis(key));
@@ -104,8 +114,9 @@ fn none_of(name: &str, part: &str, names: &[String]) -> String {
 }
 
 fn not_an_axis(key: &str) -> String {
-    let expected = "expected methods.NAME.KEY, sampler.KEY or models.NAME.KEY";
+    let expected = "expected methods.NAME.KEY, sampler.KEY, models.NAME.KEY or seed";
     match key {
+        "seeds" => format!("{expected}; did you mean `seed`?"),
         "dtype" | "variant" => format!("{expected}; did you mean `models.NAME.{key}`?"),
         "scales" | "scale" | "sizes" | "models" | "methods" => {
             format!("{expected}; several of these are a list of their own, outside `matrix`")
@@ -232,6 +243,7 @@ mod tests {
                 "x/a.yaml steps=8,dilation=none"
             ]
         );
+        assert_eq!(names("[a, b]", "{seed: [0, 9]}").unwrap(), ["a seed=0", "a seed=9", "b seed=0", "b seed=9"]);
         let entries = "[{method: a, set: {x.tau: 1, y.tau: 2}}, {method: a, label: mine, set: {x: {b: 1}}}, {method: a, set: {z: null}}]";
         assert_eq!(names(entries, "{sampler.eta: [0]}").unwrap(), ["a x.tau=1,y.tau=2,eta=0", "a mine,eta=0", "a z=off,eta=0"]);
     }
@@ -242,6 +254,7 @@ mod tests {
             ("{guidance_scale: [1]}", &["matrix.guidance_scale", "did you mean `sampler.guidance_scale`?"][..]),
             ("{smapler.steps: [1]}", &["did you mean `sampler.steps`?"]),
             ("{scales: [1]}", &["outside `matrix`"]),
+            ("{seeds: [1]}", &["did you mean `seed`?"]),
             ("{methods.redilatoin.redilation.tau: [1]}", &["matrix.methods.redilatoin", "did you mean `redilation`?"]),
             ("{sampler.steps: []}", &["sampler.steps", "at least one value"]),
             ("{sampler.steps: [1, 1.0]}", &["`1` stands there twice"]),

@@ -1,5 +1,9 @@
 //! The allocator's habits and what the process has used.
 
+use scalebench_generation::DeviceId;
+
+use crate::device;
+
 /// Asks the C library to keep freed memory. A network frees and allocates the same hundreds of megabytes in every
 /// step; given back to the system each time, their pages have to be zeroed and mapped anew, which took a tenth of a
 /// U-Net step in `f32` and a fifth in `bf16`.
@@ -24,13 +28,22 @@ pub(crate) fn release() {
 
 /// Starts a new high-water mark; where the system has none, the peak is that of the process so far.
 pub(crate) fn reset_peak() {
+    device::id().reset_peak();
     let _ = std::fs::write("/proc/self/clear_refs", "5");
 }
 
-/// Largest resident size since the last reset, where the system tells.
+/// Since the last reset, the most bytes that tensors took on the GPU, if networks run on one. Else the largest resident size, without
+/// what is there for files' sake: how much of the program's own code happens to be resident says nothing about the task. None
+/// where the driver or the system does not tell.
 pub(crate) fn peak() -> Option<u64> {
+    if let DeviceId::Cuda(_) = device::id() {
+        return device::id().peak();
+    }
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find(|line| line.starts_with("VmHWM:"))?;
-    let kib: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
-    Some(kib * 1024)
+    let bytes = |key: &str| -> Option<u64> {
+        let line = status.lines().find(|line| line.starts_with(key))?;
+        Some(line.split_whitespace().nth(1)?.parse::<u64>().ok()? * 1024)
+    };
+    let peak = bytes("VmHWM:")?;
+    Some(peak.saturating_sub(bytes("RssFile:").unwrap_or(0)))
 }

@@ -71,7 +71,7 @@ impl Configured {
         value["name"] = format!("{}_{label}", original.name()).into();
         value["title"] = format!("{}, {label}", original.title()).into();
         let mut ingredients = Vec::new();
-        for Change { key, value: new, .. } in changes.iter().filter(|change| !change.key.starts_with("sampler.")) {
+        for Change { key, value: new, .. } in changes.iter().filter(|change| change.is_of_method()) {
             let (ingredient, rest) = key.split_once('.').map_or((key.as_str(), None), |(ingredient, rest)| (ingredient, Some(rest)));
             ensure!(!["models", "scales"].contains(&ingredient), "{key}: expected a setting of the method, not what it is for");
             let variants = value["variants"].as_sequence_mut().context("expected variants")?;

@@ -13,7 +13,7 @@ use crate::grid;
 use crate::html::escape;
 use crate::methods::BASELINE;
 use crate::resolve::{Prompts, Reference, Resolved};
-use crate::results::{Difference, Row, Score, Standing, label, lower_is_better, standings};
+use crate::results::{Difference, Row, Score, Standing, label, lower_is_better};
 use crate::tables::{figure, value_and_half_width};
 
 const STYLE: &str = include_str!("page.css");
@@ -94,13 +94,13 @@ fn minus(text: &str) -> String {
 }
 
 /// A value with its standing and, below, its difference to the baseline.
-fn cell(html: &mut String, score: &Score, standing: Option<Standing>) -> fmt::Result {
+fn cell(html: &mut String, score: &Score) -> fmt::Result {
     let factor = label(&score.column).1;
     let Some(value) = score.value else { return html.write_str("<td>–</td>") };
-    let (class, badge) = match standing {
+    let (class, badge) = match score.standing {
         Some(Standing::Best) => (" class=\"best\"", "<span class=\"badge\">best</span>"),
         Some(Standing::Undecided) => ("", "<span class=\"badge\" title=\"the paired difference to the best is undecided\">≈ best</span>"),
-        None => ("", ""),
+        Some(Standing::Behind) | None => ("", ""),
     };
     write!(html, "<td{class}><span class=\"value\">{}</span>{badge}", minus(&value_and_half_width(value, factor)))?;
     if let Some(Difference { interval, verdict, n_to_decide }) = score.difference {
@@ -172,19 +172,17 @@ impl Page<'_> {
     }
 
     fn results(&self, html: &mut String) -> Result<()> {
-        let standings = standings(self.rows);
-        let rows: Vec<(&Row, &Vec<Option<Standing>>)> = self.rows.iter().zip(&standings).collect();
         for model in &self.resolved().models {
-            let rows: Vec<_> = rows.iter().filter(|(row, _)| row.model == model.name).copied().collect();
+            let rows: Vec<&Row> = self.rows.iter().filter(|row| row.model == model.name).collect();
             self.result_table(html, &model.name, &rows)?;
         }
         self.legend(html)
     }
 
-    fn result_table(&self, html: &mut String, model: &str, rows: &[(&Row, &Vec<Option<Standing>>)]) -> Result<()> {
-        let Some((first, _)) = rows.first() else { return Ok(()) };
+    fn result_table(&self, html: &mut String, model: &str, rows: &[&Row]) -> Result<()> {
+        let Some(first) = rows.first() else { return Ok(()) };
         let columns: Vec<&str> = first.scores.iter().map(|score| score.column.as_str()).collect();
-        let published: Vec<bool> = (0..columns.len()).map(|i| rows.iter().any(|(row, _)| row.scores[i].published.is_some())).collect();
+        let published: Vec<bool> = (0..columns.len()).map(|i| rows.iter().any(|row| row.scores[i].published.is_some())).collect();
         let two_lines = published.contains(&true);
         let model = escape(model);
         writeln!(
@@ -208,20 +206,21 @@ impl Page<'_> {
         *html += "</thead>\n";
         let n_columns = 3 + columns.len() + published.iter().filter(|published| **published).count();
         let mut group: Option<&Row> = None;
-        for (row, standings) in rows {
+        for row in rows {
             if group.is_none_or(|group| !group.is_rival_of(row)) {
                 *html += if group.is_some() { "</tbody>\n" } else { "" };
                 group = Some(row);
+                let reference = row.n_reference.map_or_else(String::new, |n| format!(", {n} in the reference"));
                 writeln!(
                     html,
-                    "<tbody>\n<tr class=\"group\"><th scope=\"rowgroup\" colspan=\"{n_columns}\"><span>{}× the training pixels, {}×{} px: {} images, \
-                     {} in the reference</span></th></tr>",
-                    row.scale, row.width, row.height, row.n_images, row.n_reference
+                    "<tbody>\n<tr class=\"group\"><th scope=\"rowgroup\" colspan=\"{n_columns}\"><span>{}× the training pixels, {}×{} px: {} \
+                     images{reference}</span></th></tr>",
+                    row.scale, row.width, row.height, row.n_images
                 )?;
             }
             write!(html, "<tr><th scope=\"row\">{}</th>", escape(self.method_title(&row.method)))?;
             for (i, score) in row.scores.iter().enumerate() {
-                cell(html, score, standings[i])?;
+                cell(html, score)?;
                 if published[i] {
                     let text = score.published.map_or_else(|| "–".to_owned(), |value| minus(&figure(value, label(&score.column).1)));
                     write!(html, "<td>{text}</td>")?;
@@ -242,8 +241,8 @@ impl Page<'_> {
         let baseline = escape(self.method_title(BASELINE));
         writeln!(
             html,
-            "<p><strong>best</strong> of its scale; <strong>≈ best</strong> where the paired difference to the best is undecided, \
-             which is known where one of the two is {baseline}. Δ: paired difference to {baseline} at the same scale (by the same sampler, where \
+            "<p><strong>best</strong> of its scale; <strong>≈ best</strong> where the paired difference to the best is \
+             undecided. Δ: paired difference to {baseline} at the same scale (by the same sampler and seed, where \
              methods have their own), with what its \
              interval says. Intervals are 95 % (delete-a-block jackknife over prompts and seeds, t distribution). FID depends on the \
              number of images, KID does not.</p>"
@@ -251,6 +250,7 @@ impl Page<'_> {
         let reference = match &resolved.reference {
             Reference::Emoji { images, .. } => format!("{images} images rendered at the same size"),
             Reference::Folder { images, .. } => format!("the {images} images of the reference folder"),
+            Reference::Statistics { path, .. } => format!("{}, mean and covariance of features", escape(&path.display().to_string())),
         };
         writeln!(
             html,
@@ -264,6 +264,9 @@ impl Page<'_> {
             writeln!(html, "<li><code>{}</code>: {}</li>", escape(id), escape(what))?;
         }
         *html += "</ul>\n";
+        for (column, reason) in resolved.absences() {
+            writeln!(html, "<p>{} is empty: {}.</p>", head(&column), escape(&reason))?;
+        }
         if !protocol.uncertain.is_empty() {
             writeln!(html, "<details><summary>What protocol {} leaves open</summary>\n<ul>", escape(&protocol.name))?;
             for sentence in &protocol.uncertain {
@@ -393,7 +396,8 @@ impl Page<'_> {
             "Prompts",
             match &resolved.prompts {
                 Prompts::Emoji { seed } => format!("names of the embedded emoji set, in an order keyed by seed {seed}"),
-                Prompts::File { path, digest } => format!("{}, {digest}", path.display()),
+                Prompts::File { path, column: None, digest } => format!("{}, {digest}", path.display()),
+                Prompts::File { path, column: Some(column), digest } => format!("column {column} of {}, {digest}", path.display()),
             },
         );
         fact(
@@ -401,13 +405,20 @@ impl Page<'_> {
             match &resolved.reference {
                 Reference::Emoji { images, seed } => format!("{images} renders of the embedded emoji set, order keyed by seed {seed}"),
                 Reference::Folder { path, images, digest } => format!("{}, {images} images, {digest}", path.display()),
+                Reference::Statistics { path, images, provenance, stated, digest } => {
+                    let n = images.map_or_else(|| "an unknown number of".to_owned(), |n| n.to_string());
+                    let says = if *stated { "made with" } else { "taken to be made with" };
+                    let (network, preprocess) = (&provenance.extractor, provenance.preprocess.id());
+                    format!("{}, statistics of {n} images, {says} {network} and {preprocess}, {digest}", path.display())
+                }
             },
         );
         let seeds = match resolved.sampler.seed_once_per_batch_of {
             None => format!("image i is made with seed {} + i, the same in every cell", resolved.seed),
             Some(batch) => format!("every batch of {batch} begins with seed {}", resolved.seed),
         };
-        fact("Images and seeds", format!("{} a cell; {seeds}", resolved.images));
+        let own: Vec<String> = resolved.methods.iter().filter_map(|m| Some(format!("; {}: {}", m.name, m.seed?))).collect();
+        fact("Images and seeds", format!("{} a cell; {seeds}{}", resolved.images, own.concat()));
         fact("Sampler", settings(&serde_yaml::to_value(&resolved.sampler)?));
         let methods: Vec<String> = resolved.methods.iter().map(|method| format!("{} ({})", method.title, method.name)).collect();
         fact("Methods", methods.join(", "));

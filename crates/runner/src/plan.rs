@@ -1,10 +1,11 @@
 //! Cells, and the images in them.
 
+use std::collections::BTreeSet;
+
 use anyhow::{Context, Result};
 use scalebench_generation::{Dtype, Method, Pipeline, Request, Seeding};
 use serde::Serialize;
 
-use crate::methods::BASELINE;
 use crate::resolve::{Inputs, Resolved, Sampler, Scale};
 
 /// Everything that a run makes, in order.
@@ -22,6 +23,8 @@ pub(crate) struct Cell {
     pub(crate) method_name: String,
     pub(crate) method: Method,
     pub(crate) sampler: Sampler,
+    /// The first image's; see [`Resolved::seed_of`].
+    pub(crate) seed: u64,
     pub(crate) width: u32,
     pub(crate) height: u32,
     /// Whether it is a row of the results, or only made because `_b` scores need it.
@@ -44,27 +47,34 @@ pub(crate) struct Outline {
     pub(crate) model: usize,
     pub(crate) scale: Scale,
     pub(crate) method: String,
+    /// The first image's.
+    pub(crate) seed: u64,
     pub(crate) asked_for: bool,
 }
 
-/// Every cell of an experiment, in order. Base-resolution images are always among them, since `_b` scores need them.
+/// Every cell of an experiment, in order. Base-resolution images of every seed are always among them, since `_b` scores need
+/// them.
 pub(crate) fn outline(resolved: &Resolved) -> Vec<Outline> {
     let mut cells = Vec::new();
     for (model, described) in resolved.models.iter().enumerate() {
-        let cell = |scale: &Scale, method: &str, asked_for| Outline {
+        let cell = |scale: &Scale, method: &str, seed, asked_for| Outline {
             name: cell_name(&described.name, scale, method),
             model,
             scale: *scale,
             method: method.to_owned(),
+            seed,
             asked_for,
         };
-        let is_base = |scale: &Scale, method: &str| *scale == Scale::BASE && method == BASELINE;
         let asked: Vec<(&Scale, &str)> =
             resolved.scales.iter().flat_map(|scale| resolved.methods.iter().map(move |method| (scale, method.name.as_str()))).collect();
-        if !asked.iter().any(|(scale, method)| is_base(scale, method)) {
-            cells.push(cell(&Scale::BASE, BASELINE, false));
+        let seeds: BTreeSet<u64> = resolved.methods.iter().map(|method| resolved.seed_of(&method.name)).collect();
+        for seed in seeds {
+            let base = resolved.base_method(seed);
+            if !asked.iter().any(|(scale, method)| **scale == Scale::BASE && *method == base) {
+                cells.push(cell(&Scale::BASE, &base, seed, false));
+            }
         }
-        cells.extend(asked.into_iter().map(|(scale, method)| cell(scale, method, true)));
+        cells.extend(asked.into_iter().map(|(scale, method)| cell(scale, method, resolved.seed_of(method), true)));
     }
     cells
 }
@@ -77,7 +87,7 @@ pub(crate) fn cell_name(model: &str, scale: &Scale, method: &str) -> String {
 /// Plans and checks every cell; nothing is made yet, so that no error comes late.
 pub(crate) fn plan(resolved: &Resolved, inputs: &Inputs) -> Result<Plan> {
     let mut cells = Vec::new();
-    for Outline { name, model, scale, method: method_name, asked_for } in outline(resolved) {
+    for Outline { name, model, scale, method: method_name, seed, asked_for } in outline(resolved) {
         let (described, pipeline) = (&resolved.models[model], &inputs.pipelines[model]);
         // What `_b` scores compare with is plain sampling, whatever the experiment calls by its name.
         let configured = inputs.methods.iter().find(|known| asked_for && known.spec.name() == method_name);
@@ -101,8 +111,8 @@ pub(crate) fn plan(resolved: &Resolved, inputs: &Inputs) -> Result<Plan> {
                     schedule: sampler.schedule,
                     eta: sampler.eta,
                     seed: match sampler.seed_once_per_batch_of {
-                        None => resolved.seed.wrapping_add(i as u64),
-                        Some(_) => resolved.seed,
+                        None => seed.wrapping_add(i as u64),
+                        Some(_) => seed,
                     },
                     size_conditioning: sampler.size_conditioning,
                     vae_decode: sampler.vae_decode,
@@ -120,7 +130,7 @@ pub(crate) fn plan(resolved: &Resolved, inputs: &Inputs) -> Result<Plan> {
                 jobs.push(Job { request, key });
             }
             let (name, method_name, sampler) = (name.clone(), method_name.clone(), sampler.clone());
-            Ok(Cell { name, model, scale, method_name, method, sampler, width, height, asked_for, jobs })
+            Ok(Cell { name, model, scale, method_name, method, sampler, seed, width, height, asked_for, jobs })
         };
         cells.push(cell().with_context(|| format!("cell {name}"))?);
     }

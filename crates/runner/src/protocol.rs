@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use scalebench_metrics::{Aspect, Crops, Extractor, Metric, Position, Preprocess, Profile};
+use scalebench_metrics::{Aspect, Crops, Extractor, Jackknife, Metric, Position, Preprocess, Profile, ReferenceBlocks};
 use serde::{Deserialize, Serialize};
 
 use crate::spec::{did_you_mean, is_file_name};
@@ -201,6 +201,12 @@ impl Comparison {
             pre_resize: look.pre_resize.map(|side| side.pixels(base)).filter(|side| (width, height) != (*side, *side)),
             crops: crops.filter(|crops| !(crops.resize && (width, height) == (crops.size, crops.size))),
         }
+    }
+
+    /// How intervals are made: base-resolution images of the same prompts leave with the images that they are compared with.
+    pub(crate) fn jackknife(&self) -> Jackknife {
+        let reference = if self.against == Against::Base { ReferenceBlocks::Shared } else { ReferenceBlocks::Fixed };
+        Jackknife { reference, ..Jackknife::STANDARD }
     }
 
     /// Whether the model's training size has to be known.

@@ -2,15 +2,18 @@
 //!
 //! Everything is read from the run directory, so the report can be rebuilt at any time.
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
 use anyhow::{Context, Result, ensure};
 use scalebench_metrics::Image;
 
 use crate::execute::{RUN_FILE, RunFile};
+use crate::matrix::SEED;
 use crate::page::{self, Column, Page, SampleRow, Samples, ScheduleMap, Tile};
 use crate::plan::cell_name;
 use crate::resolve::{Model, Prompts, Reference, Resolved, Scale};
+use crate::results::label;
 use crate::schedule::{self, Schedule};
 use crate::store::{ManifestLine, Store};
 use crate::{figures, grid, heatmap, latex, png, score, tables};
@@ -34,14 +37,26 @@ pub(crate) fn write(store: &Store) -> Result<()> {
     let mut samples = Vec::new();
     for model in &resolved.models {
         for scale in &resolved.scales {
-            let (found, image) = sample(store, resolved, model, scale)?;
-            store.write(&format!("report/grid-{}-{}.png", model.name, scale.label()), &png::encode(&image, None)?)?;
-            samples.push(found);
+            // A column is one prompt and one seed, so each seed has a grid of its own.
+            let seeds: BTreeSet<u64> = resolved.methods.iter().map(|method| resolved.seed_of(&method.name)).collect();
+            for seed in &seeds {
+                let (mut found, image) = sample(store, resolved, model, scale, *seed)?;
+                let mut name = format!("grid-{}-{}", model.name, scale.label());
+                if seeds.len() > 1 {
+                    write!(name, "-{SEED}={seed}")?;
+                    write!(found.title, ", seeds from {seed}")?;
+                }
+                store.write(&format!("report/{name}.png"), &png::encode(&image, None)?)?;
+                samples.push(found);
+            }
         }
     }
     let schedules = schedules(store, resolved)?;
     let mut markdown = tables::markdown(&rows);
-    markdown += "\nBold: best of its scale. †: its paired difference to the best is undecided, which is known where one of the two is the other's direct-inf.\n";
+    markdown += "\nBold: best of its scale. †: its paired difference to the best is undecided.\n";
+    for (column, reason) in resolved.absences() {
+        write!(markdown, "\n{} is empty: {reason}.\n", label(&column).0)?;
+    }
     if !note.is_empty() {
         write!(markdown, "\n{note}\n")?;
     }
@@ -57,8 +72,8 @@ fn place(model: &Model, scale: &Scale) -> Result<String> {
     Ok(format!("{}, {}× ({width}×{height})", model.name, scale.factor))
 }
 
-/// The samples of a model at a scale for the page, and as one image.
-fn sample(store: &Store, resolved: &Resolved, model: &Model, scale: &Scale) -> Result<(Samples, Image)> {
+/// The samples of a model at a scale by methods of one seed for the page, and as one image.
+fn sample(store: &Store, resolved: &Resolved, model: &Model, scale: &Scale, seed: u64) -> Result<(Samples, Image)> {
     let n_columns = resolved.images.min(grid::MAX_COLUMNS);
     let (mut rows, mut strips, mut columns) = (Vec::new(), Vec::new(), Vec::new());
     let mut add = |label: &str, seeded: bool, images: &mut dyn Iterator<Item = Result<Image>>| -> Result<()> {
@@ -78,7 +93,7 @@ fn sample(store: &Store, resolved: &Resolved, model: &Model, scale: &Scale) -> R
         let (width, height) = model.size(scale)?;
         add("Reference", false, &mut score::reference_images(*seed, 0..n_columns.min(*images), width, height))?;
     }
-    for method in &resolved.methods {
+    for method in resolved.methods.iter().filter(|method| resolved.seed_of(&method.name) == seed) {
         let cell = cell_name(&model.name, scale, &method.name);
         let manifest: Vec<ManifestLine> = store.read_lines(&format!("cells/{cell}/manifest.jsonl"))?;
         ensure!(!manifest.is_empty(), "cell {cell}: no manifest, expected a finished run");

@@ -7,16 +7,16 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use scalebench_emoji::{emojis, prompt_order};
 use scalebench_generation::{Dtype, FAMILIES, LoadOptions, MethodSpec, Pipeline, ScheduleOptions, SizeConditioning, VaeDecode, locate};
-use scalebench_metrics::{Extractor, Preprocess, Provenance, Tap, list_images};
+use scalebench_metrics::{Extractor, Metric, Preprocess, Provenance, StatisticsFile, Tap, list_images};
 use serde::{Deserialize, Serialize};
 use serde_yaml::Value;
 
-use crate::matrix::Change;
+use crate::device;
+use crate::matrix::{Change, SEED};
 use crate::methods::{BASELINE, Configured};
-use crate::protocol::{self, Network, Protocol};
-use crate::{matrix, methods, spec};
+use crate::protocol::{self, Against, Comparison, Look, Network, Protocol};
+use crate::{matrix, methods, prompts, spec};
 
 /// Fewest images per cell that FID with a jackknife interval can be computed from.
 const MIN_IMAGES: usize = 3;
@@ -34,7 +34,7 @@ pub(crate) struct Resolved {
     /// Images per cell.
     pub(crate) images: usize,
     pub(crate) prompts: Prompts,
-    /// Image `i` uses `seed + i`, the same in every cell.
+    /// Image `i` uses `seed + i`, the same in every cell whose method has no seed of its own.
     pub(crate) seed: u64,
     pub(crate) sampler: Sampler,
     pub(crate) reference: Reference,
@@ -72,6 +72,9 @@ pub(crate) struct Method {
     /// Its own sampler, if that is not the experiment's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) sampler: Option<Sampler>,
+    /// Its own seed, if that is not the experiment's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) seed: Option<u64>,
 }
 
 /// A pixel factor, and its linear multiples of the training size.
@@ -87,8 +90,13 @@ pub(crate) struct Scale {
 pub(crate) enum Prompts {
     /// Image `i` asks for the name of emoji `prompt_order(seed)[i % n]`.
     Emoji { seed: u64 },
-    /// Image `i` asks for line `i % n` of a file.
-    File { path: PathBuf, digest: String },
+    /// Image `i` asks for line `i % n` of a file, or for that row's entry in a column of a table.
+    File {
+        path: PathBuf,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        column: Option<String>,
+        digest: String,
+    },
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -120,6 +128,17 @@ pub(crate) enum Reference {
     Emoji { images: usize, seed: u64 },
     /// The images of a folder, as they are.
     Folder { path: PathBuf, images: usize, digest: String },
+    /// Mean and covariance of the features of images that are not at hand.
+    Statistics {
+        path: PathBuf,
+        /// Where the file says it.
+        images: Option<usize>,
+        /// How the features were made.
+        provenance: Provenance,
+        /// Whether the file says so; files of other tools do not, and are taken to be what the protocol asks for.
+        stated: bool,
+        digest: String,
+    },
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -150,6 +169,11 @@ impl FeatureNetwork {
         };
         Provenance { extractor, weights: self.digest.clone(), preprocess }
     }
+
+    /// The provenance of the features of whole reference images: their size does not matter.
+    fn whole_reference(&self, comparison: &Comparison) -> Provenance {
+        self.provenance(Tap::Features, Comparison { other: Look::default(), ..comparison.clone() }.other(0, 0, (0, 0)))
+    }
 }
 
 impl Metrics {
@@ -173,8 +197,14 @@ pub(crate) struct Inputs {
     pub(crate) extractors: BTreeMap<Network, Extractor>,
     /// One per image of a cell.
     pub(crate) prompts: Vec<String>,
-    /// Files of the reference folder, if it is one.
-    pub(crate) reference: Vec<PathBuf>,
+    pub(crate) reference: ReferenceInputs,
+}
+
+/// The reference, as far as it is given as files.
+#[derive(Default)]
+pub(crate) struct ReferenceInputs {
+    pub(crate) images: Vec<PathBuf>,
+    pub(crate) statistics: Option<StatisticsFile>,
 }
 
 impl Model {
@@ -238,6 +268,7 @@ pub(crate) fn resolve(file: &Path, experiment: spec::Experiment) -> Result<(Reso
         let original = methods::find(&variant.of, folder).with_context(|| at("methods"))?;
         let variant_of = variant.label.as_ref().map(|_| original.name().to_owned());
         let own = own_sampler(&experiment.sampler, &sampler, &variant.changes, &at)?;
+        let own_seed = own_seed(&variant.changes).with_context(|| at("methods"))?;
         let method = Configured::new(original, variant.label.as_deref(), &variant.changes).with_context(|| at("methods"))?;
         methods.push(Method {
             name: method.spec.name().to_owned(),
@@ -246,6 +277,7 @@ pub(crate) fn resolve(file: &Path, experiment: spec::Experiment) -> Result<(Reso
             variant_of,
             set: matrix::shown(&variant.changes),
             sampler: own,
+            seed: own_seed.filter(|seed| *seed != experiment.seed.unwrap_or(0)),
         });
         configured.push(method);
     }
@@ -258,17 +290,17 @@ pub(crate) fn resolve(file: &Path, experiment: spec::Experiment) -> Result<(Reso
     check_names(&names.iter().map(String::as_str).collect::<Vec<_>>()).with_context(|| at("models"))?;
 
     let prompt_seed = experiment.prompts.seed.unwrap_or(0);
-    let (prompts, prompt_list) = resolve_prompts(&experiment.prompts, experiment.images, folder).with_context(|| at("prompts"))?;
-    let (reference, reference_files) = resolve_reference(&experiment.reference, prompt_seed, folder).with_context(|| at("reference"))?;
-
+    let (prompts, prompt_list) = prompts::resolve(&experiment.prompts, experiment.images, folder).with_context(|| at("prompts"))?;
     let (metrics, extractors) = resolve_metrics(experiment.metrics, folder, &at)?;
+    let (reference, reference_inputs) =
+        resolve_reference(&experiment.reference, prompt_seed, folder, &metrics, &extractors).with_context(|| at("reference"))?;
 
     let (mut models, mut pipelines, mut folders) = (Vec::new(), Vec::new(), Vec::new());
     for matrix::Variant { of: (name, model), label, changes } in variants {
         let known = FAMILIES.iter().find(|f| f.name == name);
         let path = model.path.or_else(|| known.and_then(|f| f.repository).map(PathBuf::from));
         let path = path.with_context(|| format!("{}: expected the path of a checkpoint", at(&format!("models.{name}.path"))))?;
-        let options = LoadOptions { variant: model.variant.clone(), dtype: model.dtype.unwrap_or_default() };
+        let options = LoadOptions { variant: model.variant.clone(), dtype: model.dtype.unwrap_or_default(), device: device::current() };
         let load = || {
             let beside = folder.join(&path);
             let found = locate(if beside.is_dir() { &beside } else { &path })?;
@@ -306,8 +338,15 @@ pub(crate) fn resolve(file: &Path, experiment: spec::Experiment) -> Result<(Reso
         reference,
         metrics,
     };
+    if let Reference::Statistics { .. } = resolved.reference {
+        let of_fid = comparisons_of_fid(&resolved.metrics.protocol).map(|comparison| resolved.absence(comparison, Metric::Fid));
+        // Each says why; where there is one that says nothing, the file has its use.
+        let reasons: Option<Vec<String>> = of_fid.collect();
+        ensure!(reasons.is_none(), "{}: {}", at("reference.statistics"), reasons.unwrap_or_default().join("; "));
+    }
     let baseline = methods::find(methods::BASELINE, folder)?;
-    let inputs = Inputs { pipelines, folders, methods: configured, baseline, extractors, prompts: prompt_list, reference: reference_files };
+    let inputs =
+        Inputs { pipelines, folders, methods: configured, baseline, extractors, prompts: prompt_list, reference: reference_inputs };
     Ok((resolved, inputs))
 }
 
@@ -326,6 +365,13 @@ fn own_sampler(written: &spec::Sampler, plain: &Sampler, changes: &[Change], at:
     Ok(Some(Sampler::resolve(changed, at)?).filter(|own| own != plain))
 }
 
+/// The seed of a method whose changes speak of one.
+fn own_seed(changes: &[Change]) -> Result<Option<u64>> {
+    let Some(change) = changes.iter().find(|change| change.key == SEED) else { return Ok(None) };
+    let seed = change.value.as_u64();
+    Ok(Some(seed.with_context(|| format!("{SEED}: expected a whole number from 0, found {}", change.shown))?))
+}
+
 impl Resolved {
     /// The sampler that images of a method are made with.
     pub(crate) fn sampler_of(&self, method: &str) -> &Sampler {
@@ -333,25 +379,87 @@ impl Resolved {
         found.and_then(|method| method.sampler.as_ref()).unwrap_or(&self.sampler)
     }
 
+    /// Image `i` of a method is made with this seed + i.
+    pub(crate) fn seed_of(&self, method: &str) -> u64 {
+        let found = self.methods.iter().find(|known| known.name == method);
+        found.and_then(|method| method.seed).unwrap_or(self.seed)
+    }
+
     /// What sets a method apart from the one that it is a variant of.
     pub(crate) fn set_of(&self, method: &str) -> impl Iterator<Item = (&String, &String)> {
         self.methods.iter().filter(move |known| known.name == method).flat_map(|method| &method.set)
     }
 
-    /// The method that another one's differences are taken against: plain sampling by the same sampler, else plain sampling
-    /// by the experiment's; none if the experiment has neither, and the baseline itself for a baseline.
-    pub(crate) fn baseline_of(&self, method: &str) -> Option<&str> {
+    /// Plain sampling, by whatever sampler and seed.
+    fn plain(&self) -> impl Iterator<Item = &Method> {
         let is_plain = |known: &&Method| {
-            known.variant_of.as_deref().unwrap_or(&known.name) == BASELINE && known.set.keys().all(|key| key.starts_with("sampler."))
+            let of_method = known.set.keys().any(|key| !key.starts_with("sampler.") && key != SEED);
+            known.variant_of.as_deref().unwrap_or(&known.name) == BASELINE && !of_method
         };
-        let mut plain = self.methods.iter().filter(|known| is_plain(known));
-        if plain.clone().any(|known| known.name == method) {
-            return plain.find(|known| known.name == method).map(|known| known.name.as_str());
-        }
-        let sampler = self.sampler_of(method);
-        let same = plain.clone().find(|known| known.sampler.as_ref().unwrap_or(&self.sampler) == sampler);
-        same.or_else(|| plain.find(|known| known.sampler.is_none())).map(|known| known.name.as_str())
+        self.methods.iter().filter(is_plain)
     }
+
+    /// The method that another one's differences are taken against: plain sampling by the same sampler and seed, else plain
+    /// sampling by the experiment's; none if the experiment has neither, and the baseline itself for a baseline.
+    pub(crate) fn baseline_of(&self, method: &str) -> Option<&str> {
+        if let Some(itself) = self.plain().find(|known| known.name == method) {
+            return Some(&itself.name);
+        }
+        let (sampler, seed) = (self.sampler_of(method), self.seed_of(method));
+        let same = |known: &&Method| known.sampler.as_ref().unwrap_or(&self.sampler) == sampler && self.seed_of(&known.name) == seed;
+        let usual = |known: &&Method| known.sampler.is_none() && known.seed.is_none();
+        self.plain().find(same).or_else(|| self.plain().find(usual)).map(|known| known.name.as_str())
+    }
+
+    /// The method whose images at the training size `_b` scores compare images of this seed with: plain sampling by the
+    /// experiment's sampler, under a name of its own where the experiment does not ask for these images.
+    pub(crate) fn base_method(&self, seed: u64) -> String {
+        let is_it = |known: &&Method| known.sampler.is_none() && self.seed_of(&known.name) == seed;
+        let asked = self.scales.contains(&Scale::BASE).then(|| self.plain().find(is_it)).flatten();
+        match asked {
+            Some(method) => method.name.clone(),
+            None if seed == self.seed => BASELINE.to_owned(),
+            None => format!("{BASELINE}_{SEED}={seed}"),
+        }
+    }
+
+    /// Why a column is empty, where the reference is a file of statistics that cannot fill it.
+    pub(crate) fn absence(&self, comparison: &Comparison, metric: Metric) -> Option<String> {
+        let Reference::Statistics { path, provenance, .. } = &self.reference else { return None };
+        if comparison.against != Against::Reference || !metric.needs_reference() {
+            return None;
+        }
+        let path = path.display();
+        if metric != Metric::Fid {
+            return Some(format!("{path} holds mean and covariance, and {} needs the features of images", metric.name()));
+        }
+        if comparison.other != Look::default() {
+            return Some(format!("it looks at parts of reference images, and {path} is of whole ones"));
+        }
+        let network = self.metrics.networks.iter().find(|network| network.network == comparison.network)?;
+        let expected = network.whole_reference(comparison);
+        (*provenance != expected).then(|| format!("{path} was made with {}, and it needs {}", shown(provenance), shown(&expected)))
+    }
+
+    /// Every column that the reference leaves empty, and why.
+    pub(crate) fn absences(&self) -> Vec<(String, String)> {
+        let columns = self.metrics.protocol.compare.iter().flat_map(|comparison| {
+            let reason = |metric: &Metric| Some((format!("{}_{}", metric.name(), comparison.id), self.absence(comparison, *metric)?));
+            comparison.metrics.iter().filter_map(reason)
+        });
+        columns.collect()
+    }
+}
+
+/// The comparisons that a reference which is no more than statistics may serve.
+fn comparisons_of_fid(protocol: &Protocol) -> impl Iterator<Item = &Comparison> {
+    protocol.compare.iter().filter(|comparison| comparison.against == Against::Reference && comparison.metrics.contains(&Metric::Fid))
+}
+
+/// A provenance as people compare two.
+fn shown(provenance: &Provenance) -> String {
+    let Provenance { extractor, weights, preprocess } = provenance;
+    format!("{extractor} (weights {}) and {}", weights.get(..12).unwrap_or(weights), preprocess.id())
 }
 
 fn resolve_metrics(written: spec::Metrics, folder: &Path, at: &dyn Fn(&str) -> String) -> Result<(Metrics, BTreeMap<Network, Extractor>)> {
@@ -391,7 +499,7 @@ const CACHED_INCEPTION: [&str; 2] = ["pt_inception-2015-12-05-6726825d.pth", "we
 pub(crate) fn load_extractor(path: &Path, folder: &Path) -> Result<Extractor> {
     let beside = folder.join(path);
     if beside.exists() {
-        return Ok(Extractor::load(&beside)?);
+        return Ok(Extractor::load_on(&beside, &device::current())?);
     }
     if path == Path::new("inception") && !path.exists() {
         let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
@@ -401,9 +509,9 @@ pub(crate) fn load_extractor(path: &Path, folder: &Path) -> Result<Extractor> {
         let found = CACHED_INCEPTION.iter().map(|name| folder.join(name)).find(|file| file.is_file());
         let names = CACHED_INCEPTION.join(" or ");
         let found = found.with_context(|| format!("expected a weights file, or {names} in {}", folder.display()))?;
-        return Ok(Extractor::load(&found)?);
+        return Ok(Extractor::load_on(&found, &device::current())?);
     }
-    Ok(Extractor::load(path)?)
+    Ok(Extractor::load_on(path, &device::current())?)
 }
 
 impl Sampler {
@@ -471,43 +579,67 @@ fn check_names(names: &[&str]) -> Result<()> {
     Ok(())
 }
 
-fn resolve_prompts(written: &spec::Prompts, n_images: usize, folder: &Path) -> Result<(Prompts, Vec<String>)> {
-    if let Some(path) = &written.file {
-        ensure!(written.source.is_none() && written.seed.is_none(), "expected either source and seed, or file");
-        let file = folder.join(path);
-        let text = std::fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
-        let lines: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
-        ensure!(!lines.is_empty(), "{}: expected one prompt a line, found none", file.display());
-        let list = (0..n_images).map(|i| lines[i % lines.len()].to_owned()).collect();
-        let digest = blake3::hash(text.as_bytes()).to_string();
-        return Ok((Prompts::File { path: path.clone(), digest }, list));
-    }
-    let seed = written.seed.unwrap_or(0);
-    let order = prompt_order(seed);
-    let list = (0..n_images).map(|i| emojis()[order[i % order.len()]].name.clone()).collect();
-    Ok((Prompts::Emoji { seed }, list))
+fn resolve_reference(
+    written: &spec::Reference,
+    seed: u64,
+    folder: &Path,
+    metrics: &Metrics,
+    extractors: &BTreeMap<Network, Extractor>,
+) -> Result<(Reference, ReferenceInputs)> {
+    let spec::Reference { source, images, folder: of_images, list, statistics } = written;
+    let (reference, inputs) = match (source, images, of_images, list, statistics) {
+        (_, Some(images), None, None, None) => (Reference::Emoji { images: *images, seed }, ReferenceInputs::default()),
+        (None, None, Some(path), None, None) => image_files(path, list_images(&folder.join(path))?)?,
+        (None, None, None, Some(path), None) => image_files(path, listed_images(&folder.join(path))?)?,
+        (None, None, None, None, Some(path)) => stored_statistics(path, &folder.join(path), metrics, extractors).context("statistics")?,
+        _ => bail!("expected {{source: emoji, images: N}}, {{folder: DIR}}, {{list: FILE}} or {{statistics: FILE}}"),
+    };
+    let n = reference.n_images();
+    ensure!(n.is_none_or(|n| n >= 2), "expected at least 2 images, found {}", n.unwrap_or_default());
+    Ok((reference, inputs))
 }
 
-fn resolve_reference(written: &spec::Reference, seed: u64, folder: &Path) -> Result<(Reference, Vec<PathBuf>)> {
-    let (reference, files) = match (written.folder.as_ref().or(written.list.as_ref()), written.images) {
-        (Some(path), None) if written.source.is_none() && !(written.folder.is_some() && written.list.is_some()) => {
-            let files = match &written.list {
-                None => list_images(&folder.join(path))?,
-                Some(list) => listed_images(&folder.join(list))?,
-            };
-            let mut hasher = blake3::Hasher::new();
-            for file in &files {
-                let bytes = std::fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
-                hasher.update(blake3::hash(&bytes).as_bytes());
-            }
-            let digest = hasher.finalize().to_string();
-            (Reference::Folder { path: path.clone(), images: files.len(), digest }, files)
-        }
-        (None, Some(images)) => (Reference::Emoji { images, seed }, Vec::new()),
-        _ => bail!("expected {{source: emoji, images: N}}, {{folder: DIR}} or {{list: FILE}}"),
+/// Statistics that say how they were made, or that fit a network by the number of their values.
+fn stored_statistics(
+    path: &Path,
+    file: &Path,
+    metrics: &Metrics,
+    extractors: &BTreeMap<Network, Extractor>,
+) -> Result<(Reference, ReferenceInputs)> {
+    let found = StatisticsFile::load(file)?;
+    let dim = found.statistics.dim();
+    let mut fitting = comparisons_of_fid(&metrics.protocol).filter(|comparison| extractors[&comparison.network].dim() == dim);
+    let taken_as = || -> Option<Provenance> {
+        let comparison = fitting.next()?;
+        let network = metrics.networks.iter().find(|network| network.network == comparison.network)?;
+        Some(network.whole_reference(comparison))
     };
-    ensure!(reference.n_images() >= 2, "expected at least 2 images, found {}", reference.n_images());
-    Ok((reference, files))
+    let Some(provenance) = found.provenance.clone().or_else(taken_as) else {
+        let expected: BTreeSet<String> = comparisons_of_fid(&metrics.protocol)
+            .map(|comparison| format!("of {} values, as {:?} has here", extractors[&comparison.network].dim(), comparison.network))
+            .collect();
+        ensure!(!expected.is_empty(), "protocol {} measures no FID against the reference; expected images", metrics.protocol.name);
+        let expected: Vec<String> = expected.into_iter().collect();
+        bail!("{}: expected mean and covariance {}, found {dim}", file.display(), expected.join(" or "));
+    };
+    let reference = Reference::Statistics {
+        path: path.to_owned(),
+        images: found.n,
+        stated: found.provenance.is_some(),
+        provenance,
+        digest: blake3::hash(&std::fs::read(file).with_context(|| format!("cannot read {}", file.display()))?).to_string(),
+    };
+    Ok((reference, ReferenceInputs { statistics: Some(found), ..ReferenceInputs::default() }))
+}
+
+fn image_files(path: &Path, images: Vec<PathBuf>) -> Result<(Reference, ReferenceInputs)> {
+    let mut hasher = blake3::Hasher::new();
+    for file in &images {
+        let bytes = std::fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
+        hasher.update(blake3::hash(&bytes).as_bytes());
+    }
+    let reference = Reference::Folder { path: path.to_owned(), images: images.len(), digest: hasher.finalize().to_string() };
+    Ok((reference, ReferenceInputs { images, ..ReferenceInputs::default() }))
 }
 
 /// The image files that a text file names, one a line, relative to itself.
@@ -522,9 +654,11 @@ fn listed_images(list: &Path) -> Result<Vec<PathBuf>> {
 }
 
 impl Reference {
-    pub(crate) fn n_images(&self) -> usize {
+    /// None where nobody knows.
+    pub(crate) fn n_images(&self) -> Option<usize> {
         match self {
-            Reference::Emoji { images, .. } | Reference::Folder { images, .. } => *images,
+            Reference::Emoji { images, .. } | Reference::Folder { images, .. } => Some(*images),
+            Reference::Statistics { images, .. } => *images,
         }
     }
 }

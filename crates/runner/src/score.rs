@@ -1,13 +1,14 @@
 //! From images to rows of results: features (cached by content), scores, paired differences.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
 use scalebench_emoji::{Split, emojis, prompt_order, render};
 use scalebench_metrics::{
-    Corrupt, Estimate, Extractor, FeatureSet, Image, Jackknife, Preprocess, Provenance, ReferenceBlocks, Sample, Source, Tap, clip_scores,
-    estimate, paired_difference,
+    Corrupt, Extractor, FeatureSet, Image, Jackknifed, Metric, OtherSide, Preprocess, Provenance, Sample, Source, Statistics,
+    StatisticsFile, Tap, Verdict, clip_scores,
 };
 use serde::Serialize;
 use serde_json::json;
@@ -18,12 +19,19 @@ use crate::plan::{Cell, Plan};
 use crate::progress::{self, Event};
 use crate::protocol::{Against, Comparison, Network, published};
 use crate::resolve::{Inputs, Reference, Resolved, Scale};
-use crate::results::{Difference, Row, Score};
+use crate::results::{Difference, Row, Score, Standing};
 use crate::store::{Store, Timing};
 
 /// Scores every cell that was asked for.
 pub(crate) fn score(resolved: &Resolved, inputs: &Inputs, plan: &Plan, store: &Store) -> Result<Vec<Row>> {
     let scorer = Scorer { resolved, inputs, plan, store };
+    if let Reference::Statistics { path, provenance, stated: false, .. } = &resolved.reference {
+        let (path, taken_as, preprocess) = (path.display(), &provenance.extractor, provenance.preprocess.id());
+        progress::say(&Event::Note { text: &format!("{path} does not say how it was made; taken as {taken_as} and {preprocess}") });
+    }
+    for (column, reason) in resolved.absences() {
+        progress::say(&Event::Note { text: &format!("{column} is empty: {reason}") });
+    }
     let mut rows = Vec::new();
     for (model, described) in resolved.models.iter().enumerate() {
         for scale in &resolved.scales {
@@ -50,7 +58,7 @@ pub(crate) fn score(resolved: &Resolved, inputs: &Inputs, plan: &Plan, store: &S
                     method: cell.method_name.clone(),
                     protocol: resolved.metrics.protocol.name.clone(),
                     n_images: cell.jobs.len() as u64,
-                    n_reference: resolved.reference.n_images() as u64,
+                    n_reference: resolved.reference.n_images().map(|n| n as u64),
                     baseline: resolved.baseline_of(&cell.method_name).unwrap_or(BASELINE).to_owned(),
                     set: described.set.iter().chain(resolved.set_of(&cell.method_name)).map(|(k, v)| (k.clone(), v.clone())).collect(),
                     scores,
@@ -78,6 +86,43 @@ struct Scorer<'a> {
 /// Features of one side, one set per tap.
 type Sets = Vec<(Tap, FeatureSet)>;
 
+/// What a set of images is compared with.
+enum Other {
+    Features(FeatureSet),
+    Statistics(Statistics),
+    /// Their prompts, of which the scores know already.
+    None,
+}
+
+impl Other {
+    fn side(&self) -> OtherSide<'_> {
+        match self {
+            Other::Features(features) => OtherSide::Features(features),
+            Other::Statistics(statistics) => OtherSide::Statistics(statistics),
+            Other::None => OtherSide::None,
+        }
+    }
+}
+
+/// Where each value stands among those of its model and size: the best, not to be told from the best by the paired difference
+/// to it, or behind. One alone has won against nobody.
+fn standings(metric: Metric, values: &[Option<Jackknifed>]) -> Result<Vec<Option<Standing>>> {
+    let goodness = |value: &Jackknifed| if metric.lower_is_better() { -value.value() } else { value.value() };
+    let rivals = || values.iter().flatten();
+    let best = rivals().max_by(|a, b| goodness(a).total_cmp(&goodness(b))).filter(|_| rivals().count() > 1);
+    let Some(best) = best else { return Ok(vec![None; values.len()]) };
+    let standing = |value: &Option<Jackknifed>| -> Result<Option<Standing>> {
+        let Some(value) = value else { return Ok(None) };
+        // Equal values are both the best.
+        if value.value() == best.value() {
+            return Ok(Some(Standing::Best));
+        }
+        let is_undecided = value.minus(best)?.verdict(metric) == Verdict::Undecided;
+        Ok(Some(if is_undecided { Standing::Undecided } else { Standing::Behind }))
+    };
+    values.iter().map(standing).collect()
+}
+
 fn set_of(sets: &Sets, tap: Tap) -> &FeatureSet {
     let found = sets.iter().find(|(known, _)| *known == tap);
     &found.expect("every tap that a metric needs was extracted").1
@@ -86,76 +131,110 @@ fn set_of(sets: &Sets, tap: Tap) -> &FeatureSet {
 impl Scorer<'_> {
     /// The scores of one comparison for cells of one model and size.
     fn compare(&self, comparison: &Comparison, cells: &[&Cell]) -> Result<Vec<Vec<Score>>> {
-        let Some(first) = cells.first() else { return Ok(Vec::new()) };
-        let described = &self.resolved.models[first.model];
-        let base = described.width.min(described.height);
         let mut taps: Vec<Tap> = comparison.metrics.iter().map(|metric| metric.tap()).collect();
         taps.sort();
         taps.dedup();
-        let base_cell = self.plan.find(first.model, &Scale::BASE, BASELINE).expect("the planner adds the base cell");
-        let generated = |cell: &Cell| {
-            let preprocess = comparison.generated(self.resolved.seed, base, (cell.width, cell.height));
-            match comparison.against {
-                Against::Prompts => self.clip_scores(cell, &preprocess),
-                _ => self.cell(cell, comparison.network, &taps, &preprocess),
-            }
-        };
-        let other = match comparison.against {
-            Against::Prompts => None,
-            Against::Base => {
-                let preprocess = comparison.other(self.resolved.seed, base, (base_cell.width, base_cell.height));
-                Some(self.cell(base_cell, comparison.network, &[Tap::Features], &preprocess)?)
-            }
-            Against::Reference => {
-                let preprocess = comparison.other(self.resolved.seed, base, (first.width, first.height));
-                Some(self.reference(first.width, first.height, comparison.network, &preprocess)?)
-            }
-        };
-        let jackknife = match comparison.against {
-            Against::Base => Jackknife { reference: ReferenceBlocks::Shared, ..Jackknife::STANDARD },
-            _ => Jackknife::STANDARD,
-        };
-        let is_itself = |cell: &Cell| comparison.against == Against::Base && std::ptr::eq(cell, base_cell);
-        let baseline = |cell: &Cell| self.resolved.baseline_of(&cell.method_name).filter(|baseline| *baseline != cell.method_name);
-        let mut of_baselines: BTreeMap<&str, Sets> = BTreeMap::new();
+        let mut others: BTreeMap<u64, Other> = BTreeMap::new();
+        // By metric and cell; differences need all cells, and no features.
+        let mut found: Vec<Vec<Option<Jackknifed>>> = comparison.metrics.iter().map(|_| Vec::new()).collect();
         for cell in cells {
-            let is_needed = cells.iter().any(|other| baseline(other) == Some(cell.method_name.as_str()));
-            if is_needed && !is_itself(cell) {
-                of_baselines.insert(&cell.method_name, generated(cell)?);
+            if self.is_base_of_itself(comparison, cell) {
+                found.iter_mut().for_each(|column| column.push(None));
+                continue;
+            }
+            // Only base-resolution images depend on the seed.
+            let seed = if comparison.against == Against::Base { cell.seed } else { 0 };
+            let other = match others.entry(seed) {
+                Entry::Occupied(other) => other.into_mut(),
+                Entry::Vacant(place) => place.insert(self.other(comparison, cell)?),
+            };
+            let features = self.generated(comparison, cell, &taps)?;
+            for (metric, column) in comparison.metrics.iter().zip(&mut found) {
+                let value = match self.resolved.absence(comparison, *metric) {
+                    Some(_) => None,
+                    None => {
+                        let other = if metric.needs_reference() { other.side() } else { OtherSide::None };
+                        let value = Jackknifed::new(*metric, set_of(&features, metric.tap()), other, &comparison.jackknife());
+                        Some(value.with_context(|| format!("cell {}, {}_{}", cell.name, metric.name(), comparison.id))?)
+                    }
+                };
+                column.push(value);
             }
         }
-        let mut rows = Vec::new();
-        for cell in cells {
-            let of_baseline = baseline(cell).and_then(|baseline| of_baselines.get(baseline));
-            let features = match is_itself(cell) {
-                true => None,
-                false => Some(generated(cell)?),
-            };
-            let mut scores = Vec::new();
-            for metric in &comparison.metrics {
-                let side = |sets| set_of(sets, metric.tap());
-                let other = other.as_ref().map(|sets| set_of(sets, Tap::Features)).filter(|_| metric.needs_reference());
-                let value = features.as_ref().map(|features| estimate(*metric, side(features), other, &jackknife)).transpose();
-                let pair = features.as_ref().zip(of_baseline);
-                let difference = |(features, baseline)| -> Result<Estimate, scalebench_metrics::Error> {
-                    paired_difference(*metric, (side(features), other), (side(baseline), other), &jackknife)
-                };
-                let difference = pair.map(difference).transpose();
+        let mut rows: Vec<Vec<Score>> = vec![Vec::new(); cells.len()];
+        for (metric, values) in comparison.metrics.iter().zip(&found) {
+            let standings = standings(*metric, values)?;
+            for (i, cell) in cells.iter().enumerate() {
+                let baseline = self.resolved.baseline_of(&cell.method_name).filter(|baseline| *baseline != cell.method_name);
+                let baseline = baseline.and_then(|name| cells.iter().position(|other| other.method_name == name));
+                let pair = values[i].as_ref().zip(baseline.and_then(|baseline| values[baseline].as_ref()));
+                let difference = pair.map(|(value, baseline)| value.minus(baseline)).transpose();
                 let context = || format!("cell {}, {}_{}", cell.name, metric.name(), comparison.id);
-                scores.push(Score {
+                rows[i].push(Score {
                     column: format!("{}_{}", metric.name(), comparison.id),
-                    value: value.with_context(context)?.map(Into::into),
+                    value: values[i].as_ref().map(Jackknifed::estimate).transpose().with_context(context)?.map(Into::into),
                     difference: difference.with_context(context)?.map(|found| Difference {
                         interval: found.into(),
                         verdict: found.verdict(*metric),
                         n_to_decide: found.n_to_decide(),
                     }),
+                    standing: standings[i],
                     published: None,
                 });
             }
-            rows.push(scores);
         }
         Ok(rows)
+    }
+
+    /// The base-resolution images that a cell's are compared with.
+    fn base_cell(&self, cell: &Cell) -> &Cell {
+        let name = self.resolved.base_method(cell.seed);
+        self.plan.find(cell.model, &Scale::BASE, &name).expect("the planner adds the base cells")
+    }
+
+    fn is_base_of_itself(&self, comparison: &Comparison, cell: &Cell) -> bool {
+        comparison.against == Against::Base && std::ptr::eq(cell, self.base_cell(cell))
+    }
+
+    /// Training size of a cell's model.
+    fn base_side(&self, cell: &Cell) -> u32 {
+        let described = &self.resolved.models[cell.model];
+        described.width.min(described.height)
+    }
+
+    /// A cell's own side of a comparison.
+    fn generated(&self, comparison: &Comparison, cell: &Cell, taps: &[Tap]) -> Result<Sets> {
+        let preprocess = comparison.generated(self.resolved.seed, self.base_side(cell), (cell.width, cell.height));
+        match comparison.against {
+            Against::Prompts => self.clip_scores(cell, &preprocess),
+            _ => self.cell(cell, comparison.network, taps, &preprocess),
+        }
+    }
+
+    /// What a cell is compared with.
+    fn other(&self, comparison: &Comparison, cell: &Cell) -> Result<Other> {
+        let look = |width, height| comparison.other(self.resolved.seed, self.base_side(cell), (width, height));
+        let features = match comparison.against {
+            Against::Prompts => return Ok(Other::None),
+            Against::Base => {
+                let base = self.base_cell(cell);
+                self.cell(base, comparison.network, &[Tap::Features], &look(base.width, base.height))?
+            }
+            Against::Reference => match &self.inputs.reference.statistics {
+                Some(found) => return self.statistics(found, comparison, &look(cell.width, cell.height)),
+                None => self.reference(cell.width, cell.height, comparison.network, &look(cell.width, cell.height))?,
+            },
+        };
+        Ok(Other::Features(features.into_iter().next().context("one tap was asked for")?.1))
+    }
+
+    /// The reference's statistics, kept beside the features for comparisons between runs, which read nothing else.
+    fn statistics(&self, found: &StatisticsFile, comparison: &Comparison, preprocess: &Preprocess) -> Result<Other> {
+        let provenance = self.extractor(comparison.network).provenance(Tap::Features, preprocess);
+        let file = self.store.path(&feature_file(&provenance, &reference_identity(self.resolved, 0, 0))?);
+        std::fs::create_dir_all(self.store.path("features")).with_context(|| format!("cannot write {}", file.display()))?;
+        found.save(&file)?;
+        Ok(Other::Statistics(found.statistics.clone()))
     }
 
     fn extractor(&self, network: Network) -> &Extractor {
@@ -203,8 +282,8 @@ impl Scorer<'_> {
                 });
                 self.features(&format!("reference {width}x{height}"), network, taps, &identity, samples, preprocess)
             }
-            Reference::Folder { .. } => {
-                let samples = self.inputs.reference.iter().enumerate().map(|(i, file)| Sample {
+            Reference::Folder { .. } | Reference::Statistics { .. } => {
+                let samples = self.inputs.reference.images.iter().enumerate().map(|(i, file)| Sample {
                     name: format!("{i:06}"),
                     group: i as u32,
                     source: Source::File(file.clone()),
@@ -268,6 +347,7 @@ pub(crate) fn reference_identity(resolved: &Resolved, width: u32, height: u32) -
     match &resolved.reference {
         Reference::Emoji { images, seed } => json!([resolved.tool, "emoji", seed, images, width, height]),
         Reference::Folder { digest, .. } => json!(["folder", digest]),
+        Reference::Statistics { digest, .. } => json!(["statistics", digest]),
     }
 }
 

@@ -102,9 +102,12 @@ while
     [ -n "$told" ]
 do :; done
 
-# {status}: told to stop and not finished; 143: told before it listened. The same job goes on with it.
+# {status}: told to stop and not finished; 143: told before it listened. The same job goes on with it, but for one that somebody has
+# cancelled, which gets the same signal: that is no longer running.
 if [ "$status" -eq {status} ] || [ "$status" -eq 143 ]; then
-    scontrol requeue "$SLURM_JOB_ID"
+    if [ "$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T)" = RUNNING ]; then
+        scontrol requeue "$SLURM_JOB_ID"
+    fi
 fi
 exit "$status"
 "#

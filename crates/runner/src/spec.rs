@@ -9,49 +9,62 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use scalebench_generation::{Dtype, SizeConditioning, Spacing, VaeDecode};
+use schemars::JsonSchema;
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{self, Deserialize, DeserializeOwned, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_yaml::{Mapping, Value};
 
 /// One experiment: a question, and the matrix of cells that answers it.
-#[derive(Debug, serde::Deserialize)]
+#[derive(Debug, serde::Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Experiment {
+    /// For the reader.
     pub(crate) question: Option<String>,
+    /// Checkpoints by the names that they have in tables and folders.
     pub(crate) models: BTreeMap<String, Model>,
+    /// Built-in names, paths of YAML files, or either with other settings.
     pub(crate) methods: Vec<Entry>,
+    /// Axes: methods.NAME.KEY, sampler.KEY, models.NAME.KEY or seed. Every combination becomes a method or checkpoint of its own.
     #[serde(default)]
+    #[schemars(schema_with = "crate::schema::matrix")]
     pub(crate) matrix: Matrix,
+    /// Pixels relative to training.
     pub(crate) scales: Vec<Scale>,
+    /// Images of each cell.
+    #[schemars(range(min = 3))]
     pub(crate) images: usize,
+    /// What images are asked for.
     #[serde(default)]
     pub(crate) prompts: Prompts,
+    /// Image i is made with seed + i. Default: 0.
     pub(crate) seed: Option<u64>,
+    /// How images are sampled.
     #[serde(default)]
     pub(crate) sampler: Sampler,
+    /// Real images.
     pub(crate) reference: Reference,
+    /// What is measured.
     pub(crate) metrics: Metrics,
 }
 
 /// A checkpoint: `{path, family, variant, dtype}`, or the path alone.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, serde::Deserialize, JsonSchema)]
+#[serde(remote = "Self", deny_unknown_fields)]
 pub(crate) struct Model {
+    /// A folder in diffusers layout, or `org/name` or `org/name@revision` of the Hugging Face hub.
     pub(crate) path: Option<PathBuf>,
+    /// Selects a method's settings: sd15, sd21, sd21-768, sdxl or pocket. Default: the name if it is one, else by architecture.
     pub(crate) family: Option<String>,
+    /// File variant, for example fp16.
     pub(crate) variant: Option<String>,
+    /// Weights are rounded to it. Default: f32.
+    #[serde(default)]
+    #[schemars(schema_with = "crate::schema::names::<Dtype>")]
     pub(crate) dtype: Option<Dtype>,
 }
 
 impl<'de> Deserialize<'de> for Model {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        #[derive(serde::Deserialize)]
-        #[serde(deny_unknown_fields)]
-        struct Written {
-            path: Option<PathBuf>,
-            family: Option<String>,
-            variant: Option<String>,
-            dtype: Option<Dtype>,
-        }
         struct ModelVisitor;
         impl<'de> Visitor<'de> for ModelVisitor {
             type Value = Model;
@@ -69,8 +82,7 @@ impl<'de> Deserialize<'de> for Model {
             }
 
             fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Model, A::Error> {
-                let Written { path, family, variant, dtype } = Written::deserialize(MapAccessDeserializer::new(map))?;
-                Ok(Model { path, family, variant, dtype })
+                Model::deserialize(MapAccessDeserializer::new(map))
             }
         }
         deserializer.deserialize_any(ModelVisitor)
@@ -78,25 +90,21 @@ impl<'de> Deserialize<'de> for Model {
 }
 
 /// A method of the experiment: `{method, label, set}`, or the method alone.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, serde::Deserialize, JsonSchema)]
+#[serde(remote = "Self", deny_unknown_fields)]
 pub(crate) struct Entry {
     /// A built-in name or the path of a YAML file.
     pub(crate) method: String,
+    /// What its name is followed by. Default: what `set` says.
     pub(crate) label: Option<String>,
-    /// What differs from the method and from the experiment's sampler.
+    /// What differs from the method, and from the experiment's sampler and seed: dotted keys of ingredients, sampler.KEY or seed.
+    #[serde(default)]
+    #[schemars(schema_with = "crate::schema::set")]
     pub(crate) set: Pairs<Value>,
 }
 
 impl<'de> Deserialize<'de> for Entry {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        #[derive(serde::Deserialize)]
-        #[serde(deny_unknown_fields)]
-        struct Written {
-            method: String,
-            label: Option<String>,
-            #[serde(default)]
-            set: Pairs<Value>,
-        }
         struct EntryVisitor;
         impl<'de> Visitor<'de> for EntryVisitor {
             type Value = Entry;
@@ -110,8 +118,7 @@ impl<'de> Deserialize<'de> for Entry {
             }
 
             fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Entry, A::Error> {
-                let Written { method, label, set } = Written::deserialize(MapAccessDeserializer::new(map))?;
-                Ok(Entry { method, label, set })
+                Entry::deserialize(MapAccessDeserializer::new(map))
             }
         }
         deserializer.deserialize_any(EntryVisitor)
@@ -185,7 +192,8 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for Pairs<T> {
 }
 
 /// A number of pixels relative to the model's own.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, JsonSchema)]
+#[schemars(untagged)]
 pub(crate) enum Scale {
     /// The pixel factor; the shape follows from it.
     Factor(f64),
@@ -194,11 +202,14 @@ pub(crate) enum Scale {
 }
 
 /// A pixel factor with its linear multiples.
-#[derive(Debug, Clone, Copy, serde::Deserialize)]
+#[derive(Debug, Clone, Copy, serde::Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Shape {
+    /// Pixels relative to training: width times height.
     pub(crate) factor: f64,
+    /// Width relative to training.
     pub(crate) width: f64,
+    /// Height relative to training.
     pub(crate) height: f64,
 }
 
@@ -229,53 +240,92 @@ impl<'de> Deserialize<'de> for Scale {
 }
 
 /// The embedded set, as opposed to files.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Source {
+    /// Twemoji.
     Emoji,
 }
 
-#[derive(Debug, Default, serde::Deserialize)]
+#[derive(Debug, Default, serde::Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Prompts {
+    /// Names of the embedded set (default).
     pub(crate) source: Option<Source>,
+    /// Keys their order. Default: 0.
     pub(crate) seed: Option<u64>,
+    /// One prompt a line; or a table, .csv, .tsv or .parquet, with one a row.
     pub(crate) file: Option<PathBuf>,
+    /// The column of a table that holds the prompts.
+    pub(crate) column: Option<String>,
 }
 
-#[derive(Debug, Clone, Default, serde::Serialize, serde::Deserialize)]
+#[derive(Debug, Clone, Default, serde::Serialize, serde::Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Sampler {
+    /// Default: ddim.
+    #[serde(default)]
+    #[schemars(schema_with = "crate::schema::names::<scalebench_generation::Sampler>")]
     pub(crate) name: Option<String>,
+    /// Default: 50.
     pub(crate) steps: Option<usize>,
+    /// Share of fresh noise. Default: 1 for ddim, 0 for the others.
     pub(crate) eta: Option<f64>,
+    /// Default: 7.5.
     pub(crate) guidance_scale: Option<f64>,
+    /// Default: 0.
     pub(crate) guidance_rescale: Option<f64>,
+    /// Default: empty.
     pub(crate) negative_prompt: Option<String>,
+    /// Default: the checkpoint's, else the sampler's usual one.
+    #[serde(default)]
+    #[schemars(schema_with = "crate::schema::names::<Spacing>")]
     pub(crate) timestep_spacing: Option<Spacing>,
+    /// Default: the checkpoint's.
     pub(crate) use_karras_sigmas: Option<bool>,
+    /// Default: the checkpoint's.
     pub(crate) rescale_betas_zero_snr: Option<bool>,
+    /// The size that SDXL is told. Default: target.
+    #[serde(default)]
+    #[schemars(schema_with = "crate::schema::names::<SizeConditioning>")]
     pub(crate) size_conditioning: Option<SizeConditioning>,
+    /// Default: whole.
+    #[serde(default)]
+    #[schemars(schema_with = "crate::schema::names::<VaeDecode>")]
     pub(crate) vae_decode: Option<VaeDecode>,
+    /// The published scripts' seeding: every batch of so many begins with `seed`. Default: a seed for each image.
+    #[schemars(range(min = 1))]
     pub(crate) seed_once_per_batch_of: Option<usize>,
+    /// Images pass through JPEG (4:2:0) before they are stored and measured.
+    #[schemars(range(min = 1, max = 100))]
     pub(crate) jpeg_quality: Option<u8>,
 }
 
-#[derive(Debug, serde::Deserialize)]
+#[derive(Debug, serde::Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Reference {
+    /// Rendered at each cell's size.
     pub(crate) source: Option<Source>,
+    /// How many are rendered.
     pub(crate) images: Option<usize>,
+    /// The images of a folder, as they are.
     pub(crate) folder: Option<PathBuf>,
+    /// A file with the path of an image on each line.
     pub(crate) list: Option<PathBuf>,
+    /// Mean and covariance of the features of images that are not at hand, .npz or .safetensors: for FID alone.
+    pub(crate) statistics: Option<PathBuf>,
 }
 
-#[derive(Debug, serde::Deserialize)]
+#[derive(Debug, serde::Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Metrics {
+    /// A built-in name (`scalebench protocols`) or a YAML file.
     pub(crate) protocol: String,
+    /// The Inception's weights, or `inception` for those in torch's cache.
     pub(crate) extractor: Option<PathBuf>,
+    /// A Hugging Face folder of CLIP.
     pub(crate) clip: Option<PathBuf>,
+    /// A Hugging Face folder of DINOv2.
     pub(crate) dinov2: Option<PathBuf>,
 }
 
@@ -336,7 +386,7 @@ fn relocate(experiment: &mut Value, folder: &Path, here: &Path) {
     let always = |_: &str| true;
     // What is not there may be the name of something on the hub or in a cache.
     let if_there = |text: &str| here.join(folder).join(text).exists();
-    for key in ["file", "folder", "list"] {
+    for key in ["file", "folder", "list", "statistics"] {
         move_if(experiment.get_mut("prompts").and_then(|map| map.get_mut(key)), &always);
         move_if(experiment.get_mut("reference").and_then(|map| map.get_mut(key)), &always);
     }

@@ -11,7 +11,7 @@ use polars::prelude::{Column, CsvWriter, DataFrame, ParquetReader, ParquetWriter
 use scalebench_metrics::Verdict;
 
 use crate::methods::BASELINE;
-use crate::results::{Difference, Interval, Row, Score, Standing, label, standings};
+use crate::results::{Difference, Interval, Row, Score, Standing, label};
 use crate::store::Store;
 
 const PARQUET: &str = "results.parquet";
@@ -62,10 +62,12 @@ fn frame(rows: &[Row]) -> Result<DataFrame> {
     for (i, name) in names.iter().enumerate() {
         let differences: Vec<Option<Difference>> = rows.iter().map(|r| r.scores[i].difference).collect();
         interval(&mut columns, format!("d_{name}"), differences.iter().map(|d| d.map(|d| d.interval)).collect());
-        let verdicts: Vec<Option<String>> = differences.iter().map(|d| d.map(|d| word(d.verdict))).collect();
+        let verdicts: Vec<Option<&str>> = differences.iter().map(|d| d.map(|d| word(&VERDICTS, d.verdict))).collect();
         columns.push(Column::new(format!("d_{name}_verdict").into(), verdicts));
         let counts: Vec<Option<u64>> = differences.iter().map(|d| d.and_then(|d| d.n_to_decide)).collect();
         columns.push(Column::new(format!("d_{name}_n_to_decide").into(), counts));
+        let standings: Vec<Option<&str>> = rows.iter().map(|r| r.scores[i].standing.map(|standing| word(&STANDINGS, standing))).collect();
+        columns.push(Column::new(format!("{name}_standing").into(), standings));
     }
     let seconds: Vec<Option<f64>> = rows.iter().map(|r| r.seconds_per_image).collect();
     let memory: Vec<Option<u64>> = rows.iter().map(|r| r.peak_memory_bytes).collect();
@@ -80,8 +82,17 @@ fn frame(rows: &[Row]) -> Result<DataFrame> {
 
 const VERDICTS: [(Verdict, &str); 3] = [(Verdict::Better, "better"), (Verdict::Worse, "worse"), (Verdict::Undecided, "undecided")];
 
-fn word(verdict: Verdict) -> String {
-    VERDICTS.iter().find(|(known, _)| *known == verdict).map_or("", |(_, word)| word).to_owned()
+const STANDINGS: [(Standing, &str); 3] = [(Standing::Best, "best"), (Standing::Undecided, "undecided"), (Standing::Behind, "behind")];
+
+/// How files and tables call something.
+fn word<T: PartialEq>(words: &[(T, &'static str)], of: T) -> &'static str {
+    words.iter().find(|(known, _)| *known == of).map_or("", |(_, word)| word)
+}
+
+/// What a word of a file stands for.
+fn meaning<T: Copy>(words: &[(T, &'static str)], word: Option<String>) -> Option<T> {
+    let word = word?;
+    words.iter().find(|(_, known)| *known == word).map(|(meaning, _)| *meaning)
 }
 
 /// Writes `results.csv`, `results.parquet` and `timings.csv`.
@@ -140,15 +151,19 @@ pub(crate) fn read(store: &Store) -> Result<Vec<Row>> {
             all.get_column_names().iter().filter_map(|name| Some(name.strip_prefix("d_")?.strip_suffix("_verdict")?.to_owned())).collect();
         let score = |column: &String, i: usize| -> Result<Score> {
             let verdict = text(&format!("d_{column}_verdict"), i)?;
-            let verdict = verdict.and_then(|word| VERDICTS.iter().find(|(_, known)| *known == word)).map(|(verdict, _)| *verdict);
-            let difference = match (interval(&format!("d_{column}"), i)?, verdict) {
+            let difference = match (interval(&format!("d_{column}"), i)?, meaning(&VERDICTS, verdict)) {
                 (Some(interval), Some(verdict)) => {
                     Some(Difference { interval, verdict, n_to_decide: count(&format!("d_{column}_n_to_decide"), i)? })
                 }
                 _ => None,
             };
+            let standing = format!("{column}_standing");
+            let standing = match columns.contains(&standing.as_str()) {
+                true => meaning(&STANDINGS, text(&standing, i)?),
+                false => None,
+            };
             let published = float(&format!("published_{column}"), i)?;
-            Ok(Score { column: column.clone(), value: interval(column, i)?, difference, published })
+            Ok(Score { column: column.clone(), value: interval(column, i)?, difference, standing, published })
         };
         let row = |i: usize| -> Result<Row> {
             Ok(Row {
@@ -159,7 +174,7 @@ pub(crate) fn read(store: &Store) -> Result<Vec<Row>> {
                 method: text("method", i)?.context("empty cell")?,
                 protocol: text("protocol", i)?.context("empty cell")?,
                 n_images: count("n_images", i)?.context("empty cell")?,
-                n_reference: count("n_reference", i)?.context("empty cell")?,
+                n_reference: count("n_reference", i)?,
                 baseline: baseline(i)?,
                 set: set(i)?,
                 scores: names.iter().map(|name| score(name, i)).collect::<Result<_>>()?,
@@ -202,7 +217,7 @@ pub(crate) fn compact(rows: &[Row]) -> Vec<Vec<String>> {
                 let needed = n_to_decide.map_or_else(String::new, |n| format!(", n ≈ {n} decides"));
                 format!("{} (undecided{needed})", shown(*i, Some(interval)))
             }
-            Some(Difference { interval, verdict, .. }) => format!("{} ({})", shown(*i, Some(interval)), word(verdict)),
+            Some(Difference { interval, verdict, .. }) => format!("{} ({})", shown(*i, Some(interval)), word(&VERDICTS, verdict)),
         }));
         line.push(row.seconds_per_image.map_or_else(none, |s| format!("{s:.2}")));
         line.push(row.peak_memory_bytes.map_or_else(none, |b| format!("{:.0}", b as f64 / 1048576.0)));
@@ -235,12 +250,12 @@ pub(crate) fn text(rows: &[Row]) -> String {
 pub(crate) fn markdown(rows: &[Row]) -> String {
     let mut lines = compact(rows);
     let first = CELL.len();
-    for (line, standings) in lines[1..].iter_mut().zip(standings(rows)) {
-        for (cell, standing) in line[first..].iter_mut().zip(standings) {
-            match standing {
+    for (line, row) in lines[1..].iter_mut().zip(rows) {
+        for (cell, score) in line[first..].iter_mut().zip(&row.scores) {
+            match score.standing {
                 Some(Standing::Best) => *cell = format!("**{cell}**"),
                 Some(Standing::Undecided) => *cell += "†",
-                None => {}
+                Some(Standing::Behind) | None => {}
             }
         }
     }
@@ -280,12 +295,18 @@ mod tests {
             method: "attn-sf".into(),
             protocol: "pocket".into(),
             n_images: 3,
-            n_reference: 8,
+            n_reference: Some(8),
             baseline: "direct-inf".into(),
             set: BTreeMap::new(),
             scores: vec![
-                Score { column: "fid_r".into(), value: Some(interval), difference: Some(difference), published: Some(38.5) },
-                Score { column: "kid_b".into(), value: None, difference: None, published: None },
+                Score {
+                    column: "fid_r".into(),
+                    value: Some(interval),
+                    difference: Some(difference),
+                    standing: Some(Standing::Best),
+                    published: Some(38.5),
+                },
+                Score { column: "kid_b".into(), value: None, difference: None, standing: None, published: None },
             ],
             seconds_per_image: Some(0.25),
             peak_memory_bytes: None,
@@ -297,10 +318,10 @@ mod tests {
         let csv = String::from_utf8(store.read("results.csv").unwrap().unwrap()).unwrap();
         let expected = "model,scale,width,height,method,protocol,n_images,n_reference,\
             fid_r,fid_r_lo,fid_r_hi,kid_b,kid_b_lo,kid_b_hi,\
-            d_fid_r,d_fid_r_lo,d_fid_r_hi,d_fid_r_verdict,d_fid_r_n_to_decide,\
-            d_kid_b,d_kid_b_lo,d_kid_b_hi,d_kid_b_verdict,d_kid_b_n_to_decide,\
+            d_fid_r,d_fid_r_lo,d_fid_r_hi,d_fid_r_verdict,d_fid_r_n_to_decide,fid_r_standing,\
+            d_kid_b,d_kid_b_lo,d_kid_b_hi,d_kid_b_verdict,d_kid_b_n_to_decide,kid_b_standing,\
             published_fid_r,published_kid_b\n\
-            pocket,6.25,160,160,attn-sf,pocket,3,8,1.5,1.0,2.0,,,,1.5,1.0,2.0,worse,2,,,,,,38.5,\n";
+            pocket,6.25,160,160,attn-sf,pocket,3,8,1.5,1.0,2.0,,,,1.5,1.0,2.0,worse,2,best,,,,,,,38.5,\n";
         assert_eq!(csv, expected);
         let table = compact(std::slice::from_ref(&row));
         assert_eq!(table[0][5..], ["FID_r", "KID_b·10³", "ΔFID_r", "s/image", "MiB", "published FID_r"]);
@@ -325,7 +346,11 @@ mod tests {
         write(&store, std::slice::from_ref(&row)).unwrap();
         let worse = Row {
             method: "a|b".into(),
-            scores: row.scores.iter().map(|s| Score { value: s.value.map(shifted), ..s.clone() }).collect(),
+            scores: row
+                .scores
+                .iter()
+                .map(|s| Score { value: s.value.map(shifted), standing: Some(Standing::Behind), ..s.clone() })
+                .collect(),
             ..row.clone()
         };
         let markdown = markdown(&[row, worse]);

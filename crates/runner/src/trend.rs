@@ -1,4 +1,5 @@
-//! The trend chart of a history: every score with its interval, and the time an image takes, night after night.
+//! The trend chart of a history: every score with its interval, and what an image takes of time and memory, night after
+//! night.
 
 use std::collections::BTreeMap;
 
@@ -8,6 +9,7 @@ use plotters::prelude::*;
 use crate::figures::PALETTE;
 use crate::history::{Entry, score_names};
 use crate::results::{Interval, label};
+use crate::verdicts::MEBIBYTE;
 
 /// Width of the chart and height of one panel, in pixels.
 const PANEL: (u32, u32) = (900, 280);
@@ -21,7 +23,7 @@ const COLORS: [RGBColor; 7] = {
     [a, b, c, d, e, f, BLACK]
 };
 
-/// One SVG with a panel for every score and one for the seconds; None of an empty history.
+/// One SVG with a panel for every score and one each for seconds and memory; None of an empty history.
 pub(crate) fn chart(entries: &[Entry]) -> Result<Option<String>> {
     let mut panels: Vec<Panel> = Vec::new();
     for name in score_names(entries) {
@@ -33,6 +35,8 @@ pub(crate) fn chart(entries: &[Entry]) -> Result<Option<String>> {
         panels.extend(Panel::new(label, entries, &value));
     }
     panels.extend(Panel::new("s/image".to_owned(), entries, &|entry| entry.seconds_per_image.map(|seconds| [seconds; 3])));
+    let mebibytes = |entry: &Entry| entry.peak_memory_bytes.map(|bytes| [bytes as f64 / MEBIBYTE; 3]);
+    panels.extend(Panel::new("peak MiB".to_owned(), entries, &mebibytes));
     if panels.is_empty() {
         return Ok(None);
     }
@@ -161,7 +165,7 @@ mod tests {
         assert!(chart(&entries).unwrap().is_some(), "one night is a chart too");
         entries.push(Entry { regressions: Some("slower".into()), ..entry("2026-02-03T00:00:00Z", "m/4x-a", 4.0) });
         let svg = chart(&entries).unwrap().unwrap();
-        for text in ["m/4x-a", "m/4x-b", "FID_r", "s/image", "2026-01-01", "2026-02-03"] {
+        for text in ["m/4x-a", "m/4x-b", "FID_r", "s/image", "peak MiB", "2026-01-01", "2026-02-03"] {
             assert!(svg.contains(text), "{text}");
         }
         assert!(!svg.contains("FID_b"), "a score without values has no panel");

@@ -3,9 +3,11 @@
 use std::fmt::Write as _;
 
 use crate::cli::Clock;
-use crate::compare::{Cell, Comparison, Criteria, Pairing, Regression, SPEED, SpeedTest, Verdict};
+use crate::compare::{Cell, Comparison, Cost, CostTest, Criteria, MEMORY, Pairing, Regression, SPEED, Verdict};
 use crate::results::{Interval, label};
 use crate::tables;
+
+pub(crate) const MEBIBYTE: f64 = 1_048_576.0;
 
 /// Four significant digits.
 pub(crate) fn number(value: f64) -> String {
@@ -67,6 +69,13 @@ impl Cell {
     }
 }
 
+/// What was judged of a cell's costs: with column, unit, and the factor that brings values to it.
+fn costs<'a>(cell: &'a Cell, criteria: &Criteria) -> impl Iterator<Item = (&'a Cost, &'static str, &'static str, f64)> {
+    let speed = cell.speed.as_ref().map(|cost| (cost, SPEED, criteria.clock.unit(), 1.0));
+    let memory = cell.memory.as_ref().map(|cost| (cost, MEMORY, "MiB", 1.0 / MEBIBYTE));
+    speed.into_iter().chain(memory)
+}
+
 /// The comparison for a terminal.
 pub(crate) fn text(comparison: &Comparison) -> String {
     let Comparison { baseline, run, criteria, notes, only_in_baseline, only_in_run, cells, regressions } = comparison;
@@ -96,29 +105,29 @@ pub(crate) fn text(comparison: &Comparison) -> String {
             let (before, now) = (number(score.baseline * factor), number(score.run * factor));
             lines.push(vec![cell.name.clone(), name, before, now, change, p, adjusted, score.verdict.word().to_owned()]);
         }
-        if let Some(speed) = &cell.speed {
-            let (p, adjusted) = match speed.test {
-                SpeedTest::SignedRank => (probability(speed.p), probability(speed.p_holm)),
-                SpeedTest::Threshold => ("–".to_owned(), "–".to_owned()),
+        for (cost, _, unit, factor) in costs(cell, criteria) {
+            let (p, adjusted) = match cost.test {
+                CostTest::SignedRank => (probability(cost.p), probability(cost.p_holm)),
+                CostTest::Threshold => ("–".to_owned(), "–".to_owned()),
             };
             lines.push(vec![
                 cell.name.clone(),
-                criteria.clock.unit().to_owned(),
-                number(speed.baseline),
-                number(speed.run),
-                format!("× {:.3}", speed.ratio),
+                unit.to_owned(),
+                number(cost.baseline * factor),
+                number(cost.run * factor),
+                format!("× {:.3}", cost.ratio),
                 p,
                 adjusted,
-                speed.verdict.word().to_owned(),
+                cost.verdict.word().to_owned(),
             ]);
         }
     }
     text += &tables::aligned(&lines);
-    let Criteria { alpha, slow_down, .. } = criteria;
+    let Criteria { alpha, slow_down, more_memory, .. } = criteria;
     writeln!(
         text,
-        "\nchange: with its own 95 % interval. Verdicts: Holm over all tests of quality and over all of speed, each at level {alpha}; \
-         slower counts from × {slow_down}."
+        "\nchange: with its own 95 % interval. Verdicts: Holm over all tests of quality, all of speed and all of memory, each at level {alpha}; \
+         slower counts from × {slow_down}, more memory from × {more_memory}."
     )
     .expect("writing to a string");
     for Regression { cell, what, .. } in regressions {
@@ -158,10 +167,9 @@ pub(crate) fn junit(comparison: &Comparison) -> String {
                 format!("{name} {before} → {now}: {change} (p = {})", probability(score.p_holm)),
             );
         }
-        if let Some(speed) = &cell.speed {
-            let what =
-                format!("{} → {} {}: × {:.3}", number(speed.baseline), number(speed.run), comparison.criteria.clock.unit(), speed.ratio);
-            case(&cell.name, SPEED, speed.verdict, what);
+        for (cost, column, unit, factor) in costs(cell, &comparison.criteria) {
+            let what = format!("{} → {} {unit}: × {:.3}", number(cost.baseline * factor), number(cost.run * factor), cost.ratio);
+            case(&cell.name, column, cost.verdict, what);
         }
     }
     let mut skipped = 0;

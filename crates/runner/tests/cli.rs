@@ -1,15 +1,16 @@
 //! The built binary, from the outside: exit status, messages, files.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
 const HEADER: &str = "model,scale,width,height,method,protocol,n_images,n_reference,\
     fid_r,fid_r_lo,fid_r_hi,kid_r,kid_r_lo,kid_r_hi,fid_b,fid_b_lo,fid_b_hi,kid_b,kid_b_lo,kid_b_hi,\
-    d_fid_r,d_fid_r_lo,d_fid_r_hi,d_fid_r_verdict,d_fid_r_n_to_decide,\
-    d_kid_r,d_kid_r_lo,d_kid_r_hi,d_kid_r_verdict,d_kid_r_n_to_decide,\
-    d_fid_b,d_fid_b_lo,d_fid_b_hi,d_fid_b_verdict,d_fid_b_n_to_decide,\
-    d_kid_b,d_kid_b_lo,d_kid_b_hi,d_kid_b_verdict,d_kid_b_n_to_decide,\
+    d_fid_r,d_fid_r_lo,d_fid_r_hi,d_fid_r_verdict,d_fid_r_n_to_decide,fid_r_standing,\
+    d_kid_r,d_kid_r_lo,d_kid_r_hi,d_kid_r_verdict,d_kid_r_n_to_decide,kid_r_standing,\
+    d_fid_b,d_fid_b_lo,d_fid_b_hi,d_fid_b_verdict,d_fid_b_n_to_decide,fid_b_standing,\
+    d_kid_b,d_kid_b_lo,d_kid_b_hi,d_kid_b_verdict,d_kid_b_n_to_decide,kid_b_standing,\
     published_fid_r,published_kid_r,published_fid_b,published_kid_b";
 
 fn crates() -> PathBuf {
@@ -202,7 +203,8 @@ fn interrupted_and_sharded_sweeps_equal_an_undisturbed_one() {
     assert!(compared_files(&killed) == expected, "a rebuilt report differs");
 }
 
-/// `sbatch` and `scontrol` that write down what they are asked. The test is the controller.
+/// `sbatch` and `scontrol` that write down what they are asked, and a `squeue` that knows which job was cancelled. The test is the
+/// controller.
 fn stand_ins(bin: &Path) {
     use std::os::unix::fs::PermissionsExt;
     std::fs::create_dir(bin).unwrap();
@@ -210,7 +212,9 @@ fn stand_ins(bin: &Path) {
         [ ! -e \"${0%/*}/closed\" ] || { echo 'no more jobs' >&2; exit 1; }\n\
         echo \"$*\" >>\"$0.asked\"\n\
         echo \"$((40 + $(wc -l <\"$0.asked\")));cluster\"\n";
-    for (name, body) in [("sbatch", sbatch), ("scontrol", "echo \"$*\" >>\"$0.asked\"\n")] {
+    let squeue = "[ \"$1 $3\" = '--noheader --format=%T' ] || exit 1\n\
+        [ -e \"${0%/*}/cancelled ${2#--jobs=}\" ] && echo COMPLETING || echo RUNNING\n";
+    for (name, body) in [("sbatch", sbatch), ("scontrol", "echo \"$*\" >>\"$0.asked\"\n"), ("squeue", squeue)] {
         let file = bin.join(name);
         std::fs::write(&file, format!("#!/bin/bash\n{body}")).unwrap();
         std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o755)).unwrap();
@@ -293,9 +297,13 @@ fn a_cluster_makes_what_one_process_makes() {
     assert_eq!(told.status.code(), Some(75), "{stderr}");
     assert!(stderr.contains("stopped: told to stop by SIGTERM"), "{stderr}");
     assert_eq!(asked("scontrol"), "requeue 50\n");
+    // A cancelled job is told to stop, too, and must not come back.
+    std::fs::write(bin.join("cancelled 51"), "").unwrap();
+    assert_eq!(interrupt("1", "TERM", false).status.code(), Some(75));
+    assert_eq!(asked("scontrol"), "requeue 50\n");
     let leftovers = std::fs::read_dir(run.join("cells/tiny/1x-direct-inf/images")).unwrap();
     assert!(leftovers.flatten().all(|entry| !entry.file_name().to_string_lossy().contains(".tmp")), "what was begun is finished");
-    assert!((1..6).contains(&count()), "{} images", count());
+    assert!((2..7).contains(&count()), "{} images", count());
     assert_eq!(interrupt("1", "KILL", true).status.code(), None);
     let both = ["0", "1"].map(|task| job(&shards, &format!("6{task}"), Some(task)).spawn().unwrap());
     for child in both {
@@ -412,6 +420,114 @@ fn a_matrix_becomes_cells_columns_and_charts() {
     assert_eq!(compared["only_in_run"].as_array().unwrap().len(), 0);
 }
 
+/// The rows of `results.csv` by method: column to value.
+fn results(out: &Path) -> BTreeMap<String, BTreeMap<String, String>> {
+    let csv = std::fs::read_to_string(out.join("results.csv")).unwrap();
+    let columns: Vec<&str> = csv.lines().next().unwrap().split(',').collect();
+    let row = |line: &str| -> BTreeMap<String, String> {
+        columns.iter().zip(line.split(',')).map(|(column, value)| ((*column).to_owned(), value.to_owned())).collect()
+    };
+    csv.lines().skip(1).map(|line| (row(line)["method"].clone(), row(line))).collect()
+}
+
+/// Under every seed of an axis stands what a run with that seed makes, compared with the base-resolution images of that seed.
+#[test]
+fn seeds_are_an_axis() {
+    let dir = tempfile::tempdir().unwrap();
+    let experiment = write_experiment(dir.path());
+    let [axis, alone] = ["axis", "alone"].map(|name| dir.path().join(name));
+    succeed(sweep(&experiment, &axis, &["--set", "matrix={seed: [0, 100]}"]));
+    succeed(sweep(&experiment, &alone, &["--set", "seed=100"]));
+    let (rows, expected) = (results(&axis), results(&alone));
+    assert_eq!(rows.keys().collect::<Vec<_>>(), ["direct-inf_seed=0", "direct-inf_seed=100", "other_seed=0", "other_seed=100"]);
+    for method in ["direct-inf", "other"] {
+        let (found, expected) = (&rows[&format!("{method}_seed=100")], &expected[method]);
+        for (column, value) in expected.iter().filter(|(column, _)| !["method", "baseline"].contains(&column.as_str())) {
+            assert!(found[column] == *value || column.ends_with("_standing"), "{method} {column}: {} {value}", found[column]);
+        }
+    }
+    assert_eq!(rows["other_seed=100"]["baseline"], "direct-inf_seed=100");
+    assert_eq!(rows["other_seed=100"]["set.seed"], "100.0");
+    let manifest = std::fs::read_to_string(axis.join("cells/tiny/0.25x-other_seed=100/manifest.jsonl")).unwrap();
+    let seeds: Vec<serde_json::Value> =
+        manifest.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap()["seed"].clone()).collect();
+    assert_eq!(seeds, [100, 101, 102]);
+    for cell in ["1x-direct-inf", "1x-direct-inf_seed=100"] {
+        assert!(axis.join("cells/tiny").join(cell).is_dir(), "{cell}");
+    }
+    for seed in [0, 100] {
+        assert!(axis.join(format!("report/grid-tiny-0.25x-seed={seed}.png")).is_file());
+    }
+    check_failure(sweep(&experiment, &axis, &["--set", "matrix={seed: [one]}"]), &["methods", "seed: expected a whole number", "one"]);
+}
+
+/// Mean and covariance serve FID as the images themselves do; what needs more is empty, and everything says why.
+#[test]
+fn a_reference_may_be_statistics() {
+    let dir = tempfile::tempdir().unwrap();
+    let experiment = write_experiment(dir.path());
+    let (real, _, extractor) = write_images(dir.path());
+    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    let stats = |name: &str, more: &[&str]| {
+        succeed(scalebench(&[&["stats", &real, "--extractor", &extractor, "--out", &path(name)], more].concat()));
+    };
+    stats("real.npz", &[]);
+    stats("real.safetensors", &[]);
+    stats("other.safetensors", &["--preprocess", "pytorch-fid"]);
+    let run = |out: &str, reference: &str| sweep(&experiment, &dir.path().join(out), &["--set", &format!("reference={{{reference}}}")]);
+    succeed(run("images", &format!("folder: {real}")));
+    let notes = String::from_utf8(succeed(run("npz", &format!("statistics: {}", path("real.npz")))).stderr).unwrap();
+    assert!(notes.contains("real.npz does not say how it was made; taken as inception-v3-fid") && notes.contains("clean"), "{notes}");
+    assert!(notes.contains("note: kid_r is empty: ") && notes.contains("holds mean and covariance, and kid needs the features"), "{notes}");
+    succeed(run("ours", &format!("statistics: {}", path("real.safetensors"))));
+    let expected = results(&dir.path().join("images"));
+    for (out, n_reference) in [("npz", ""), ("ours", "12")] {
+        let rows = results(&dir.path().join(out));
+        for (method, row) in &expected {
+            for column in ["fid_r", "fid_r_lo", "d_fid_r", "d_fid_r_hi", "fid_b", "kid_b"] {
+                let [a, b] = [row, &rows[method]].map(|row| row[column].parse::<f64>().ok());
+                assert!(a.zip(b).map_or(a == b, |(a, b)| (a - b).abs() <= 1e-6 * a.abs().max(1.0)), "{out} {method} {column}: {a:?} {b:?}");
+            }
+            assert!(!row["kid_r"].is_empty() && rows[method]["kid_r"].is_empty() && rows[method]["n_reference"] == n_reference, "{out}");
+        }
+        let report = std::fs::read_to_string(dir.path().join(out).join("report/index.html")).unwrap();
+        let table = std::fs::read_to_string(dir.path().join(out).join("report/table.md")).unwrap();
+        assert!(report.contains("is empty: ") && table.contains("KID_r·10³ is empty: "), "{table}");
+    }
+    // Comparisons between runs have the statistics from the run's own directory.
+    let [npz, images] = ["npz", "images"].map(path);
+    std::fs::remove_file(path("real.npz")).unwrap();
+    let (code, text) = status_of(scalebench(&["compare", &npz, &npz]));
+    assert!(code == Some(0) && text.contains("FID_r") && !text.contains("KID_r"), "{text}");
+    check_failure(scalebench(&["compare", &npz, &images]), &["measure different things", "reference"]);
+
+    let other = format!("statistics: {}", path("other.safetensors"));
+    check_failure(
+        run("no", &other),
+        &["tiny.yaml: reference.statistics", "other.safetensors was made with", "pytorch-fid", "it needs", "clean"],
+    );
+    let wide = crates().join("../datasets/pocket-inception");
+    succeed(scalebench(&["stats", &real, "--extractor", wide.to_str().unwrap(), "--out", &path("wide.npz")]));
+    let wide = format!("statistics: {}", path("wide.npz"));
+    check_failure(run("no", &wide), &["tiny.yaml: reference", "wide.npz", "expected mean and covariance of", "found"]);
+    check_failure(run("no", "statistics: none.npz"), &["tiny.yaml: reference", "none.npz"]);
+    check_failure(run("no", "statistics: none.npz, images: 3"), &["tiny.yaml: reference", "{statistics: FILE}"]);
+}
+
+/// A manual page for every command, as `man` reads them.
+#[test]
+fn manual_pages_are_written() {
+    let page = String::from_utf8(succeed(scalebench(&["man"])).stdout).unwrap();
+    assert!(page.contains(".TH scalebench 1") && page.contains("scalebench\\-sweep(1)"), "{page}");
+    let dir = tempfile::tempdir().unwrap();
+    let folder = dir.path().join("man1");
+    succeed(scalebench(&["man", folder.to_str().unwrap()]));
+    let read = |name: &str| std::fs::read_to_string(folder.join(name)).unwrap();
+    assert!(read("scalebench-sweep.1").contains("Example: two processes"));
+    assert!(read("scalebench-weights-convert.1").contains("Example"));
+    assert!(std::fs::read_dir(&folder).unwrap().count() > 25);
+}
+
 fn serde_yaml_of(file: &Path) -> serde_json::Value {
     serde_yaml::from_slice(&std::fs::read(file).unwrap()).unwrap()
 }
@@ -445,10 +561,10 @@ fn shipped_experiments_pass_a_dry_run() {
             let captions = out.with_extension("txt");
             std::fs::write(&captions, "a cat\n").unwrap();
             let captions = format!("prompts.file={}", captions.display());
-            lacks(&[&captions], &["reference", "images"]);
-            let emoji = "reference={source: emoji, images: 8}";
-            lacks(&[&captions, emoji], &["metrics.extractor", "pt_inception"]);
+            lacks(&[&captions], &["metrics.extractor", "pt_inception"]);
             let extractor = format!("metrics.extractor={}", crates().join("../datasets/pocket-inception").display());
+            lacks(&[&captions, &extractor], &["reference", "images"]);
+            let emoji = "reference={source: emoji, images: 8}";
             lacks(&[&captions, emoji, &extractor], &["models.", ".path", "stab"]);
             continue;
         }
@@ -660,7 +776,13 @@ fn nights_are_compared_with_the_accepted_one() {
     ];
     let nightly = |more: &[&str]| {
         let mut command = scalebench(&["nightly"]);
-        command.arg(&experiment).arg("--history").arg(&history).args(set.iter().flat_map(|set| ["--set", set])).args(more);
+        command
+            .arg(&experiment)
+            .arg("--history")
+            .arg(&history)
+            .arg("--no-memory")
+            .args(set.iter().flat_map(|set| ["--set", set]))
+            .args(more);
         command
     };
     check_failure(nightly(&["--accept"]), &["latest", "expected a run to accept"]);
@@ -701,25 +823,33 @@ fn nights_are_compared_with_the_accepted_one() {
     assert_eq!(status_of(nightly(&["--accept"])).0, Some(0));
     assert_eq!(status_of(scalebench(&["compare", &accepted, &latest])).0, Some(0));
 
-    // 30 % slower than what was accepted, by edited times.
-    let times = |run: &str, factor: f64| {
+    // 30 % slower than what was accepted and with more memory, by edited files.
+    let edit = |run: &str, key: &str, factor: f64| {
         let file = Path::new(run).join("cells/pocket/1x-other/timings.jsonl");
         let lines = std::fs::read_to_string(&file).unwrap();
         let edited = lines.lines().map(|line| {
             let mut timing: serde_json::Value = serde_json::from_str(line).unwrap();
-            timing["seconds"] = (timing["seconds"].as_f64().unwrap() * factor).into();
+            timing[key] = match timing[key].as_u64() {
+                Some(bytes) => ((bytes as f64 * factor) as u64).into(),
+                None => (timing[key].as_f64().unwrap() * factor).into(),
+            };
             format!("{timing}\n")
         });
         std::fs::write(&file, edited.collect::<String>()).unwrap();
     };
-    times(&latest, 1.3);
+    edit(&latest, "seconds", 1.3);
     let (code, text) = status_of(scalebench(&["compare", &accepted, &latest]));
     assert_eq!(code, Some(1), "{text}");
     assert!(text.contains("regression: pocket/1x-other: slower") && text.contains("+30 %"), "{text}");
     assert_eq!(status_of(scalebench(&["compare", &accepted, &latest, "--slow-down", "1.4"])).0, Some(0));
+    edit(&latest, "peak_memory_bytes", 1.25);
+    let (code, text) = status_of(scalebench(&["compare", &accepted, &latest, "--no-speed"]));
+    assert_eq!(code, Some(1), "{text}");
+    assert!(text.contains("regression: pocket/1x-other: more memory") && text.contains("+25 % (limit +10 %)"), "{text}");
+    assert_eq!(status_of(scalebench(&["compare", &accepted, &latest, "--no-speed", "--more-memory", "1.3"])).0, Some(0));
 
-    // An accepted run a hundred times as fast: the night times its cells again before it says so, and keeps what it saw.
-    times(&accepted, 0.01);
+    // An accepted run a thousand times as fast: the night times its cells again before it says so, and keeps what it saw.
+    edit(&accepted, "seconds", 0.001);
     let (code, text) = status_of(nightly(&["--slow-down", "50"]));
     assert_eq!(code, Some(1), "{text}");
     let again = |line: &&str| line.contains("pocket/1x-other: slower than the accepted run; timed again");

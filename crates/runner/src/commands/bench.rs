@@ -5,17 +5,23 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use candle_core::{Device, Tensor};
-use scalebench_generation::{Dtype, UNetBench, VaeBench};
+use scalebench_generation::{DeviceId, Dtype, UNetBench, VaeBench};
 use scalebench_metrics::Inception;
 use serde_json::{Value, json};
 
 use crate::cli::{Bench, BenchInception, BenchUnet, BenchVae, BenchWhat, Timed};
-use crate::{memory, methods};
+use crate::{device, memory, methods};
 
 /// Steps of the run that the timed step is the first of.
 const RUN: usize = 50;
 
 pub(super) fn run(args: &Bench) -> Result<()> {
+    let timed = match &args.what {
+        BenchWhat::Unet(args) => &args.timed,
+        BenchWhat::Vae(args) => &args.timed,
+        BenchWhat::Inception(args) => &args.timed,
+    };
+    device::open(timed.on.device)?;
     match &args.what {
         BenchWhat::Unet(args) => unet(args),
         BenchWhat::Vae(args) => vae(args),
@@ -25,9 +31,12 @@ pub(super) fn run(args: &Bench) -> Result<()> {
 
 fn unet(args: &BenchUnet) -> Result<()> {
     ensure!(args.batch >= 2 && args.batch.is_multiple_of(2), "--batch: expected two samples for each image, found {}", args.batch);
-    ensure!(args.dtype != Dtype::F16, "--dtype: expected f32 or bf16, found f16, which a CPU multiplies as f32");
+    ensure!(
+        args.dtype != Dtype::F16 || device::id() != DeviceId::Cpu,
+        "--dtype: expected f32 or bf16, found f16, which a CPU multiplies as f32"
+    );
     let method = args.method.as_deref().map(|name| methods::find(name, Path::new(""))).transpose().context("--method")?;
-    let mut bench = UNetBench::open(&args.config, args.dtype).context("--config")?;
+    let mut bench = UNetBench::open(&args.config, args.dtype, &device::current()).context("--config")?;
     let (width, height) = (args.size.width as usize, args.size.height as usize);
     let step = bench.step(args.batch / 2, (height, width), RUN, method.as_ref())?;
     let samples = bench.samples_per_image(&step);
@@ -36,14 +45,14 @@ fn unet(args: &BenchUnet) -> Result<()> {
 
 fn vae(args: &BenchVae) -> Result<()> {
     ensure!(args.batch >= 1, "--batch: expected at least 1");
-    let mut bench = VaeBench::open(&args.config).context("--config")?;
+    let mut bench = VaeBench::open(&args.config, &device::current()).context("--config")?;
     let latents = bench.latents(args.batch, (args.size.height as usize, args.size.width as usize))?;
     time(&args.timed, json!({ "images": args.batch, "dtype": Dtype::F32 }), || Ok(bench.decode(&latents).map(drop)?))
 }
 
 fn inception(args: &BenchInception) -> Result<()> {
     ensure!(args.batch >= 1, "--batch: expected at least 1");
-    let network = Inception::load(&args.weights).context("--weights")?;
+    let network = Inception::load_on(&args.weights, &device::current()).context("--weights")?;
     let side = Inception::SIDE;
     let images = Tensor::rand(-1f32, 1f32, (args.batch, 3, side, side), &Device::Cpu)?;
     time(&args.timed, json!({ "images": args.batch, "dtype": Dtype::F32 }), || Ok(network.forward(&images).map(drop)?))

@@ -6,7 +6,7 @@ use anyhow::Result;
 
 use super::write_file;
 use crate::cli::{Compare, Judge};
-use crate::compare::{self, Comparison, Criteria, Run};
+use crate::compare::{self, Comparison, Costs, Criteria, Run};
 use crate::verdicts;
 
 /// Exit status of a comparison that found a regression.
@@ -15,8 +15,8 @@ const REGRESSED: u8 = 1;
 pub(super) fn run(args: &Compare) -> Result<ExitCode> {
     let criteria = criteria(args.judge)?;
     let (baseline, run) = (Run::open(&args.baseline)?, Run::open(&args.dir)?);
-    let why_not_speed = args.no_speed.then(|| "times are not judged: --no-speed".to_owned());
-    let comparison = compare::compare(&baseline, &run, criteria, why_not_speed)?;
+    let costs = Costs { speed: !args.no_speed, memory: !args.no_memory };
+    let comparison = compare::compare(&baseline, &run, criteria, costs)?;
     if let Some(file) = &args.junit {
         write_file(file, verdicts::junit(&comparison).as_bytes())?;
     }
@@ -29,7 +29,7 @@ pub(super) fn run(args: &Compare) -> Result<ExitCode> {
 }
 
 pub(super) fn criteria(judge: Judge) -> Result<Criteria> {
-    Criteria { alpha: judge.alpha, slow_down: judge.slow_down, clock: judge.clock }.check()
+    Criteria { alpha: judge.alpha, slow_down: judge.slow_down, clock: judge.clock, more_memory: judge.more_memory }.check()
 }
 
 pub(super) fn status(comparison: &Comparison) -> ExitCode {

@@ -8,7 +8,7 @@ use scalebench_metrics::Image;
 
 use super::write_file;
 use crate::cli::Generate;
-use crate::{memory, methods, png};
+use crate::{device, memory, methods, png};
 
 pub(super) fn run(args: Generate) -> Result<()> {
     let method = methods::find(&args.method, Path::new("")).context("--method")?;
@@ -16,7 +16,8 @@ pub(super) fn run(args: Generate) -> Result<()> {
         init_latents: args.init_latents.as_deref().map(|file| tensor(file, "init_latents")).transpose()?,
         step_noise: args.step_noise.as_deref().map(|file| tensor(file, "noise")).transpose()?,
     };
-    let options = LoadOptions { variant: args.variant.clone(), dtype: args.dtype };
+    device::open(args.on.device)?;
+    let options = LoadOptions { variant: args.variant.clone(), dtype: args.dtype, device: device::current() };
     let pipeline = locate(&args.checkpoint).and_then(|folder| Pipeline::load_with(&folder, &options)).context("--checkpoint")?;
     let folder = || args.checkpoint.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let family = args.family.clone().or_else(|| pipeline.family().map(|f| f.name.to_owned())).unwrap_or_else(folder);

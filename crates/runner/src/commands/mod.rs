@@ -7,6 +7,7 @@ mod dataset;
 mod disperse;
 mod generate;
 mod list;
+mod man;
 mod nightly;
 mod reconstruct;
 mod score;
@@ -14,6 +15,7 @@ mod status;
 mod submit;
 mod sweep;
 mod weights;
+mod workers;
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -23,8 +25,8 @@ use scalebench_generation::Pipeline;
 
 use crate::cli::{Cli, Command, Shard};
 use crate::progress::{self, Event};
-use crate::report;
 use crate::store::Store;
+use crate::{report, schema};
 
 /// Runs what the command line asks for; a comparison that finds a regression exits with 1.
 pub(crate) fn run(cli: Cli) -> Result<ExitCode> {
@@ -42,12 +44,14 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode> {
         Command::Disperse(args) => disperse::run(&args),
         Command::Report(args) => report::write(&Store::new(&args.dir, Shard::WHOLE)),
         Command::Methods => list::methods(),
+        Command::Schema => schema::print(),
         Command::Models(args) => list::models(&args),
         Command::Dataset(args) => dataset::run(&args),
         Command::Reconstruct(args) => reconstruct::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Weights(args) => weights::run(&args),
         Command::Completions(args) => completions::run(&args),
+        Command::Man(args) => man::run(&args),
     };
     done.map(|()| ExitCode::SUCCESS)
 }

@@ -7,7 +7,8 @@ use anyhow::{Context, Result, ensure};
 
 use super::{compare as command, sweep};
 use crate::cli::{Log, Nightly, Shard, Sweep};
-use crate::compare::{self, Comparison, Run};
+use crate::compare::{self, Comparison, Costs, Run};
+use crate::device;
 use crate::history::{Entry, History, Night};
 use crate::plan::Outline;
 use crate::score::mean_seconds;
@@ -32,11 +33,15 @@ pub(super) fn run(args: &Nightly) -> Result<ExitCode> {
         shard: Shard::WHOLE,
         images_only: false,
         set: args.set.clone(),
+        dtype: None,
+        on: args.on.clone(),
         log: Log::Text,
         dry_run: false,
         json: false,
     };
-    let prepared = sweep::prepare(&args.experiment, &args.set)?;
+    sweep::make_on_all_devices(&sweep)?;
+    device::open(args.on.device.first())?;
+    let prepared = sweep::prepare(&args.experiment, &args.set, None)?;
     let accepted = history.accepted()?;
     if let Some((night, run)) = &accepted {
         let (here, there) = (&prepared.resolved, &run.resolved);
@@ -52,14 +57,17 @@ pub(super) fn run(args: &Nightly) -> Result<ExitCode> {
     let comparison = match &accepted {
         None => None,
         Some((before, accepted)) => {
-            let why_not_speed = match (args.no_speed, before.machine != night.machine) {
-                (true, _) => Some("times are not judged: --no-speed".to_owned()),
-                (false, true) => {
-                    Some(format!("times are not judged: the accepted run was made on {}, this one on {}", before.machine, night.machine))
+            let same_machine = before.machine == night.machine;
+            let costs = Costs { speed: !args.no_speed && same_machine, memory: !args.no_memory && same_machine };
+            let compare = || -> Result<Comparison> {
+                let mut found = compare::compare(accepted, &run, criteria, costs)?;
+                if !same_machine {
+                    let (before, now) = (&before.machine, &night.machine);
+                    found.notes.push(format!("time and memory are not judged: the accepted run was made on {before}, this one on {now}"));
                 }
-                (false, false) => None,
+                Ok(found)
             };
-            let mut found = compare::compare(accepted, &run, criteria, why_not_speed.clone())?;
+            let mut found = compare()?;
             for _ in 0..TIMED_AGAIN {
                 let slower = found.regressions.iter().filter(|regression| regression.column == compare::SPEED);
                 let slower: Vec<String> = slower.map(|regression| regression.cell.clone()).collect();
@@ -70,7 +78,7 @@ pub(super) fn run(args: &Nightly) -> Result<ExitCode> {
                     eprintln!("{cell}: slower than the accepted run; timed again");
                     prepared.time_again(&cell, run.store())?;
                 }
-                found = compare::compare(accepted, &run, criteria, why_not_speed.clone())?;
+                found = compare()?;
             }
             Some(found)
         }
@@ -124,6 +132,7 @@ fn entries(night: &Night, run: &Run, compared_with: Option<String>, comparison: 
             scores: row.scores.into_iter().map(|score| (score.column, score.value)).collect(),
             // Not the row's, which does not know what was timed again.
             seconds_per_image: mean_seconds(&run.store().all_timings(&cell)?),
+            peak_memory_bytes: row.peak_memory_bytes,
             compared_with: compared_with.clone(),
             cell,
         })

@@ -6,11 +6,12 @@ use std::path::Path;
 use anyhow::{Context, Result, bail, ensure};
 use scalebench_metrics::{
     Aspect, Conditioning, Corrupt, Estimate, Extractor, FeatureArray, FeatureSet, Image, InfinityOptions, Jackknife, KidOptions, Metric,
-    Preprocess, Provenance, ReferenceBlocks, Sample, Skipped, Source, Statistics, StatisticsFile, Stored, Tap, clip_scores, estimate,
-    estimate_against_statistics, fid_from_statistics, fid_infinity, kid,
+    OtherSide, Preprocess, Provenance, ReferenceBlocks, Sample, Skipped, Source, Statistics, StatisticsFile, Stored, Tap, clip_scores,
+    estimate, fid_from_statistics, fid_infinity, kid,
 };
 
 use crate::cli::{CropSpec, Features, Look, Score, ScoreMetric, Stats};
+use crate::device;
 use crate::progress;
 use crate::protocol::{self, Against, Comparison, Network};
 use crate::resolve::load_extractor;
@@ -59,6 +60,7 @@ fn extract(
 }
 
 pub(super) fn features(args: &Features) -> Result<()> {
+    device::open(args.look.on.device)?;
     let extractor = args.look.extractor()?;
     let preprocess = Preprocess {
         crops: args.crops.map(|CropSpec(crops)| crops),
@@ -87,6 +89,7 @@ pub(super) fn features(args: &Features) -> Result<()> {
 }
 
 pub(super) fn stats(args: &Stats) -> Result<()> {
+    device::open(args.look.on.device)?;
     let path = &args.input;
     ensure!(path.exists(), "{}: expected images, a feature file or statistics, found nothing", path.display());
     let (file, conditioning) = match load(path)? {
@@ -141,6 +144,7 @@ struct Measure {
 }
 
 pub(super) fn run(args: &Score) -> Result<()> {
+    device::open(args.look.on.device)?;
     for (name, path) in [("--real", args.real.as_deref()), ("--fake", Some(args.fake.as_path())), ("--base", args.base.as_deref())] {
         let found = path.is_none_or(Path::exists);
         ensure!(found, "{name} {}: expected images, a feature file or statistics, found nothing", path.unwrap_or(Path::new("")).display());
@@ -313,10 +317,10 @@ impl Scorer<'_> {
         let fake = self.features(&args.fake, measure, true, all)?;
         if metric == Metric::ClipScore {
             let scores = self.clip_scores(measure, &fake)?;
-            return show(estimate(metric, &scores, None, &Jackknife::STANDARD)?, 0);
+            return show(estimate(metric, &scores, OtherSide::None, &Jackknife::STANDARD)?, 0);
         }
         if !metric.needs_reference() {
-            return show(estimate(metric, &fake, None, &Jackknife::STANDARD)?, 0);
+            return show(estimate(metric, &fake, OtherSide::None, &Jackknife::STANDARD)?, 0);
         }
         match self.other(measure, all)? {
             Other::Features(real) => {
@@ -332,7 +336,7 @@ impl Scorer<'_> {
                 if real.provenance.is_none() {
                     eprintln!("note: the statistics do not say how they were made; taken as {}", fake.provenance.extractor);
                 }
-                show(estimate_against_statistics(&fake, &real.statistics, &Jackknife::STANDARD)?, real.n.unwrap_or(0))
+                show(estimate(metric, &fake, &real.statistics, &Jackknife::STANDARD)?, real.n.unwrap_or(0))
             }
             Other::None => bail!("--real: expected real images"),
         }

@@ -6,13 +6,14 @@ use anyhow::{Context, Result, ensure};
 
 use super::sweep;
 use crate::cli::{Engine, Shard, Submit};
+use crate::device::Devices;
 use crate::slurm::{self, Jobs};
 use crate::store::Store;
 
 pub(super) fn run(args: &Submit) -> Result<()> {
     let Engine::Slurm = args.engine;
     // Errors of the experiment are told here, once, and not by every job.
-    let prepared = sweep::prepare(&args.experiment, &args.set)?;
+    let prepared = sweep::prepare(&args.experiment, &args.set, None)?;
     let (name, images) = (&prepared.resolved.name, prepared.resolved.images);
     ensure!((1..=images).contains(&args.array), "--array: expected 1 to {images}, the images of a cell; found {}", args.array);
     let out = prepared.directory(args.out.as_deref())?;
@@ -21,6 +22,10 @@ pub(super) fn run(args: &Submit) -> Result<()> {
     let mut command = vec![slurm::utf8(&program)?.to_owned(), "sweep".to_owned()];
     command.extend([slurm::utf8(&args.experiment)?.to_owned(), "--out".to_owned(), slurm::utf8(&out)?.to_owned()]);
     command.extend(args.set.iter().flat_map(|set| ["--set".to_owned(), set.clone()]));
+    if args.on.device != Devices::default() {
+        command.extend(["--device".to_owned(), args.on.device.to_string()]);
+    }
+    command.extend(args.on.batch_size.iter().flat_map(|n| ["--batch-size".to_owned(), n.to_string()]));
     let folder = std::env::current_dir().context("cannot find the current directory")?;
     let store = Store::new(&folder.join(&out), Shard::WHOLE);
     let logs = store.path("slurm");

@@ -4,8 +4,11 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
+use scalebench_generation::Dtype;
 
+use super::workers;
 use crate::cli::{Shard, Sweep};
+use crate::device::{self, Devices};
 use crate::plan::Plan;
 use crate::progress::{self, Event};
 use crate::resolve::{Inputs, Resolved};
@@ -15,7 +18,14 @@ use crate::{cost, execute, interrupt, plan, resolve, spec};
 pub(super) fn run(args: &Sweep) -> Result<()> {
     progress::log_as(args.log);
     interrupt::listen()?;
-    prepare(&args.experiment, &args.set)?.run(args)
+    make_on_all_devices(args)?;
+    device::open(args.on.device.first())?;
+    prepare(&args.experiment, &args.set, args.dtype)?.run(args)
+}
+
+/// With several devices, makes the images, which a sweep on one of them then finds.
+pub(super) fn make_on_all_devices(args: &Sweep) -> Result<()> {
+    if matches!(args.on.device, Devices::All(_)) && !args.dry_run { workers::make_images(args) } else { Ok(()) }
 }
 
 /// An experiment that was read, loaded, checked and planned.
@@ -26,8 +36,11 @@ pub(super) struct Prepared {
 }
 
 /// Reads an experiment file with some of its values replaced.
-pub(super) fn prepare(file: &Path, set: &[String]) -> Result<Prepared> {
-    let experiment = spec::read(file, set)?;
+pub(super) fn prepare(file: &Path, set: &[String], dtype: Option<Dtype>) -> Result<Prepared> {
+    let mut experiment = spec::read(file, set)?;
+    if dtype.is_some() {
+        experiment.models.values_mut().for_each(|model| model.dtype = dtype);
+    }
     let (resolved, inputs) = resolve::resolve(file, experiment)?;
     let plan = plan::plan(&resolved, &inputs).with_context(|| file.display().to_string())?;
     for pipeline in &inputs.pipelines {
@@ -56,7 +69,7 @@ impl Prepared {
             }
             return Ok(());
         }
-        execute::run(resolved, inputs, plan, &store, args.shard, args.images_only, command(args, &resolved.name))
+        execute::run(resolved, inputs, plan, &store, args.shard, args.images_only, args.on.batch_size, command(args, &resolved.name))
     }
 
     /// Where the run goes: a directory that is new or belongs to this experiment.
@@ -90,6 +103,6 @@ fn command(args: &Sweep, name: &str) -> String {
         true => args.experiment.display().to_string(),
         false => Path::new(name).with_extension("yaml").display().to_string(),
     };
-    let overrides = args.set.iter().map(|text| format!(" --set {text}"));
+    let overrides = args.set.iter().map(|text| format!(" --set {text}")).chain(args.dtype.map(|dtype| format!(" --dtype {dtype}")));
     format!("scalebench sweep {experiment}{}", overrides.collect::<String>())
 }
