@@ -70,8 +70,24 @@ pub struct LoadOptions {
 impl Default for LoadOptions {
     /// Plain files, as stored, on the CPU.
     fn default() -> Self {
-        Self { variant: None, dtype: Dtype::F32, device: Device::Cpu }
+        Self { variant: None, dtype: Dtype::F32, device: default_device() }
     }
+}
+
+#[cfg(not(test))]
+fn default_device() -> Device {
+    Device::Cpu
+}
+
+/// Tests run on the device that `SCALEBENCH_TEST_DEVICE` names, so that the goldens judge GPUs as well.
+#[cfg(test)]
+fn default_device() -> Device {
+    static DEVICE: std::sync::OnceLock<Device> = std::sync::OnceLock::new();
+    let open = || match std::env::var("SCALEBENCH_TEST_DEVICE") {
+        Ok(name) => name.parse::<crate::DeviceId>().expect("a device's name").open().expect("a device"),
+        Err(_) => Device::Cpu,
+    };
+    DEVICE.get_or_init(open).clone()
 }
 
 /// Precision of weights.

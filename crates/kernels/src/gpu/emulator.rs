@@ -7,11 +7,9 @@ use std::cell::Cell;
 use std::ffi::{CString, c_char, c_int, c_void};
 
 thread_local! {
-    /// `SCALEBENCH_EMULATOR` set to `1`, or to `reversed` for the other order of threads, emulates everywhere: so the golden
-    /// tests of all crates check the GPU's kernels.
-    static MODE: Cell<Option<Mode>> = Cell::new(match std::env::var("SCALEBENCH_EMULATOR").as_deref() {
-        Ok("1") => Some(Mode::Forward),
-        Ok("reversed") => Some(Mode::Reversed),
+    /// Where `SCALEBENCH_TEST_DEVICE` is `emulated`, all threads emulate: so the golden tests of all crates check the GPU's kernels.
+    static MODE: Cell<Option<Mode>> = Cell::new(match std::env::var("SCALEBENCH_TEST_DEVICE").as_deref() {
+        Ok("emulated") => Some(Mode::Forward),
         _ => None,
     });
 }

@@ -681,5 +681,5 @@ pub(crate) fn by_host(x: &Tensor, f: impl FnOnce(&Tensor) -> Result<Tensor>) -> 
     y.to_device(x.device())?.to_dtype(x.dtype())
 }
 
-#[cfg(all(test, feature = "emulator"))]
+#[cfg(test)]
 mod tests;

@@ -1,6 +1,8 @@
-//! The GPU's kernels under emulation, against the CPU's own, which are tested against definitions: in every type, at sizes that fill
-//! tiles and that do not, and in both orders of threads, whose results must be equal to the bit.
+//! The GPU's kernels against the CPU's own, which are tested against definitions: in every type, at sizes that fill tiles and that do
+//! not. Under emulation in both orders of threads, whose results must be equal to the bit; with the feature `cuda` on the GPU
+//! that `SCALEBENCH_TEST_DEVICE` names, twice.
 
+#[cfg(feature = "emulator")]
 use super::emulator::{emulated, suspended};
 use crate::{Activation, ConvGeometry, ConvWeight, LinearWeight, Pool, Precision};
 use candle_core::{DType, Device, Result, Shape, Tensor};
@@ -17,16 +19,49 @@ fn numbers(t: &Tensor) -> Vec<f32> {
     t.to_dtype(DType::F32).unwrap().flatten_all().unwrap().to_vec1().unwrap()
 }
 
-/// Runs `f` on the CPU and under emulation, on inputs rounded to each type, and compares by the largest difference relative to the
-/// largest number. `f` gets a function that rounds what is on the way in.
-fn agree(what: &str, factor: f32, f: impl Fn(&dyn Fn(&Tensor) -> Tensor) -> Result<Tensor>) {
+/// Where a function runs, and in which type.
+struct On {
+    device: Device,
+    /// That numbers are rounded to.
+    dtype: DType,
+    /// Of the tensors that hold them.
+    held: DType,
+}
+
+impl On {
+    /// What is rounded on the way in.
+    fn round(&self, t: &Tensor) -> Tensor {
+        self.keep(&t.to_dtype(self.dtype).unwrap().to_dtype(self.held).unwrap())
+    }
+
+    /// What stays as it is.
+    fn keep(&self, t: &Tensor) -> Tensor {
+        t.to_device(&self.device).unwrap()
+    }
+}
+
+/// Runs `f` on the GPU twice: an emulated one, whose threads take turns in one order, then in the other; else the one that was asked
+/// for. None if there is neither.
+fn on_gpus<R>(f: impl Fn(&Device) -> R) -> Option<[R; 2]> {
+    #[cfg(feature = "emulator")]
+    return Some([false, true].map(|reversed| emulated(reversed, || f(&Device::Cpu))));
+    #[cfg(not(feature = "emulator"))]
+    {
+        let name = std::env::var("SCALEBENCH_TEST_DEVICE").ok()?;
+        let device = name.parse::<crate::DeviceId>().unwrap().open().unwrap();
+        Some([f(&device), f(&device)])
+    }
+}
+
+/// Runs `f` on the CPU and on a GPU, on inputs rounded to each type, and compares by the largest difference relative to the largest
+/// number.
+fn agree(what: &str, factor: f32, f: impl Fn(&On) -> Result<Tensor>) {
     for (dtype, tolerance) in TYPES {
-        let rounded = |t: &Tensor| t.to_dtype(dtype).unwrap();
-        let want = numbers(&f(&|t| rounded(t).to_dtype(DType::F32).unwrap()).unwrap());
-        let got = emulated(false, || f(&rounded).map(|t| numbers(&t)).unwrap());
-        let turned = emulated(true, || f(&rounded).map(|t| numbers(&t)).unwrap());
+        let want = numbers(&f(&On { device: Device::Cpu, dtype, held: DType::F32 }).unwrap());
+        let got = on_gpus(|device| f(&On { device: device.clone(), dtype, held: dtype }).map(|t| numbers(&t)).unwrap());
+        let Some([got, again]) = got else { return };
         assert_eq!(got.len(), want.len(), "{what} {dtype:?}");
-        assert!(got.iter().zip(&turned).all(|(a, b)| a.to_bits() == b.to_bits()), "{what} {dtype:?}: the order of threads matters");
+        assert!(got.iter().zip(&again).all(|(a, b)| a.to_bits() == b.to_bits()), "{what} {dtype:?}: the order of threads matters");
         let size = want.iter().fold(0f32, |m, v| m.max(v.abs()));
         let error = got.iter().zip(&want).map(|(a, b)| (a - b).abs()).fold(0f32, |m, e| if e.is_nan() { f32::NAN } else { m.max(e) });
         assert!(error <= tolerance * factor * size, "{what} {dtype:?}: {error:e} of {size:e}");
@@ -51,8 +86,8 @@ fn convolutions() {
         let bias = if i % 2 == 0 { data(c_out, 1.7) } else { data((batch, c_out), 1.7) };
         let geometry = ConvGeometry { stride, padding: (padding, padding), dilation };
         let activation = if i == 2 { Activation::Relu } else { Activation::Identity };
-        agree(&format!("convolution {i}"), 2.0, |round| {
-            crate::conv2d(&round(&x), &ConvWeight::new(&round(&weight), Precision::F32)?, Some(&bias), geometry, activation)
+        agree(&format!("convolution {i}"), 2.0, |on| {
+            crate::conv2d(&on.round(&x), &ConvWeight::new(&on.round(&weight), Precision::F32)?, Some(&on.keep(&bias)), geometry, activation)
         });
     }
 }
@@ -61,9 +96,10 @@ fn convolutions() {
 #[test]
 fn tiles_of_both_sizes_sum_in_the_same_order() {
     let (x, weight) = (data((33, 16, 16, 16), 0.31), data((256, 16, 1, 1), 0.73));
-    emulated(false, || {
+    on_gpus(|device| {
         for (dtype, _) in TYPES {
-            let (x, weight) = (x.to_dtype(dtype).unwrap(), ConvWeight::new(&weight.to_dtype(dtype).unwrap(), Precision::F32).unwrap());
+            let on = On { device: device.clone(), dtype, held: dtype };
+            let (x, weight) = (on.round(&x), ConvWeight::new(&on.round(&weight), Precision::F32).unwrap());
             let run = |x: &Tensor| crate::conv2d(x, &weight, None, ConvGeometry::padded(0), Activation::Identity).unwrap();
             let (all, one) = (run(&x), run(&x.narrow(0, 32, 1).unwrap()));
             assert_eq!(numbers(&all.narrow(0, 32, 1).unwrap()), numbers(&one), "{dtype:?}");
@@ -74,8 +110,8 @@ fn tiles_of_both_sizes_sum_in_the_same_order() {
 #[test]
 fn kernels_come_back_as_they_went() {
     let weight = data((5, 6, 3, 3), 0.7);
-    let back = emulated(false, || ConvWeight::new(&weight, Precision::F32).unwrap().tensor().unwrap());
-    assert_eq!(numbers(&back), numbers(&weight));
+    let back = |device: &Device| numbers(&ConvWeight::new(&weight.to_device(device).unwrap(), Precision::F32).unwrap().tensor().unwrap());
+    on_gpus(|device| assert_eq!(back(device), numbers(&weight)));
 }
 
 #[test]
@@ -84,11 +120,15 @@ fn projections() {
         let (x, weight, bias) = (data((batch, k, h, w), 0.3), data((n, k), 0.7), data(n, 1.7));
         let (back, back_bias) = (data((k, n), 0.9), data(k, 0.4));
         let tokens = x.flatten_from(2).unwrap().transpose(1, 2).unwrap();
-        agree("linear", 2.0, |round| crate::linear(&round(&tokens), &LinearWeight::new(&round(&weight), Precision::F32)?, Some(&bias)));
-        agree("map to tokens", 2.0, |round| crate::map_to_tokens(&round(&x), &LinearWeight::new(&round(&weight), Precision::F32)?, &bias));
+        agree("linear", 2.0, |on| {
+            crate::linear(&on.round(&tokens), &LinearWeight::new(&on.round(&weight), Precision::F32)?, Some(&on.keep(&bias)))
+        });
+        agree("map to tokens", 2.0, |on| {
+            crate::map_to_tokens(&on.round(&x), &LinearWeight::new(&on.round(&weight), Precision::F32)?, &on.keep(&bias))
+        });
         let y = data((batch, h * w, n), 0.23);
-        agree("tokens to map", 2.0, |round| {
-            crate::tokens_to_map(&round(&y), &ConvWeight::new(&round(&back), Precision::F32)?, &back_bias, &round(&x))
+        agree("tokens to map", 2.0, |on| {
+            crate::tokens_to_map(&on.round(&y), &ConvWeight::new(&on.round(&back), Precision::F32)?, &on.keep(&back_bias), &on.round(&x))
         });
     }
 }
@@ -107,13 +147,13 @@ fn attentions() {
         (1, 12, 9, 2, 6),
     ] {
         let (q, k, v) = (data((batch, n, heads * d), 0.7), data((batch, m, heads * d), 0.3), data((batch, m, heads * d), 0.9));
-        agree(&format!("attention {n} {m} {heads} {d}"), 3.0, |round| {
-            crate::attention(&round(&q), &round(&k), &round(&v), heads, 1.0 / (d as f64).sqrt(), Precision::F32)
+        agree(&format!("attention {n} {m} {heads} {d}"), 3.0, |on| {
+            crate::attention(&on.round(&q), &on.round(&k), &on.round(&v), heads, 1.0 / (d as f64).sqrt(), Precision::F32)
         });
     }
     // Peaks that grow from tile to tile, far from zero.
     let q = (data((1, 40, 16), 0.7) * 30.0).unwrap();
-    agree("peaked attention", 30.0, |round| crate::attention(&round(&q), &round(&q), &round(&q), 1, 0.25, Precision::F32));
+    agree("peaked attention", 30.0, |on| crate::attention(&on.round(&q), &on.round(&q), &on.round(&q), 1, 0.25, Precision::F32));
 }
 
 #[test]
@@ -122,16 +162,16 @@ fn norms() {
         let x = (data((batch, c, h, w), 0.31) + 5.0).unwrap();
         let (weight, bias) = (data(c, 0.7), data(c, 1.3));
         for with_silu in [false, true] {
-            agree("group norm", 4.0, |round| crate::group_norm(&round(&x), groups, &weight, &bias, 1e-5, with_silu));
+            agree("group norm", 4.0, |on| crate::group_norm(&on.round(&x), groups, &on.keep(&weight), &on.keep(&bias), 1e-5, with_silu));
         }
-        agree("channel sums", 1.0, |round| {
-            let sums = crate::channel_sums(&round(&x))?;
+        agree("channel sums", 1.0, |on| {
+            let sums = crate::channel_sums(&on.round(&x))?;
             Tensor::from_iter(sums.into_iter().flat_map(|(a, b)| [a as f32, b as f32]), &Device::Cpu)
         });
         let factors: Vec<(f32, f32)> = numbers(&weight).into_iter().zip(numbers(&bias)).collect();
-        agree("channel affine", 2.0, |round| crate::channel_affine(&round(&x), &factors, true));
+        agree("channel affine", 2.0, |on| crate::channel_affine(&on.round(&x), &factors, true));
         let tokens = x.flatten_from(2).unwrap().transpose(1, 2).unwrap();
-        agree("layer norm", 4.0, |round| crate::layer_norm(&round(&tokens), &weight, &bias, 1e-5));
+        agree("layer norm", 4.0, |on| crate::layer_norm(&on.round(&tokens), &on.keep(&weight), &on.keep(&bias), 1e-5));
     }
 }
 
@@ -141,26 +181,27 @@ fn passes_over_maps() {
         let (x, y) = (data((2, c, 7, 9), 0.31), data((2, 2 * c, 7, 9), 0.57));
         // As a convolution leaves them.
         let turned = |t: &Tensor| t.permute((0, 2, 3, 1)).unwrap().contiguous().unwrap().permute((0, 3, 1, 2)).unwrap();
-        agree("resize", 1.0, |round| crate::resize_bilinear(&round(&x), 10, 13));
-        agree("reduce", 1.0, |round| crate::resize_bilinear(&turned(&round(&x)), 4, 3));
-        agree("nearest", 1.0, |round| crate::upsample_nearest(&round(&x), 13, 18));
-        agree("bicubic", 1.0, |round| crate::enlarge_bicubic(&round(&x), 10, 13));
-        agree("low frequencies", 1.0, |round| crate::scale_low_frequencies(&turned(&round(&x)), 0.3));
+        agree("resize", 1.0, |on| crate::resize_bilinear(&on.round(&x), 10, 13));
+        agree("reduce", 1.0, |on| crate::resize_bilinear(&turned(&on.round(&x)), 4, 3));
+        agree("nearest", 1.0, |on| crate::upsample_nearest(&on.round(&x), 13, 18));
+        agree("bicubic", 1.0, |on| crate::enlarge_bicubic(&on.round(&x), 10, 13));
+        agree("low frequencies", 1.0, |on| crate::scale_low_frequencies(&turned(&on.round(&x)), 0.3));
         for (pool, stride, padding) in [(Pool::Max, 2, 0), (Pool::Average, 1, 1)] {
-            agree("pool", 1.0, |round| crate::pool3x3(&round(&x), pool, stride, padding));
+            agree("pool", 1.0, |on| crate::pool3x3(&on.round(&x), pool, stride, padding));
         }
-        agree("join", 1.0, |round| crate::join_channels(&[round(&x), turned(&round(&y)), round(&x)]));
-        agree("add", 1.0, |round| crate::add(&turned(&round(&x)), &round(&x)));
+        agree("join", 1.0, |on| crate::join_channels(&[on.round(&x), turned(&on.round(&y)), on.round(&x)]));
+        agree("add", 1.0, |on| crate::add(&turned(&on.round(&x)), &on.round(&x)));
         let tokens = data((2, 5, 4 * c), 2.1);
         for (name, f) in [("silu", crate::silu as fn(&Tensor) -> Result<Tensor>), ("gelu", crate::gelu), ("quick gelu", crate::quick_gelu)]
         {
-            agree(name, 2.0, |round| f(&round(&tokens)));
-            agree(name, 2.0, |round| f(&turned(&round(&x))));
+            agree(name, 2.0, |on| f(&on.round(&tokens)));
+            agree(name, 2.0, |on| f(&turned(&on.round(&x))));
         }
-        agree("geglu", 2.0, |round| crate::geglu(&round(&tokens)));
+        agree("geglu", 2.0, |on| crate::geglu(&on.round(&tokens)));
     }
 }
 
+#[cfg(feature = "emulator")]
 /// Host work inside an emulated call is the CPU's own.
 #[test]
 fn emulation_can_be_suspended() {
@@ -169,5 +210,5 @@ fn emulation_can_be_suspended() {
         assert!(super::takes(&x));
         suspended(|| assert!(!super::takes(&x)));
     });
-    assert!(!super::takes(&x) || std::env::var_os("SCALEBENCH_EMULATOR").is_some());
+    assert!(!super::takes(&x) || std::env::var_os("SCALEBENCH_TEST_DEVICE").is_some());
 }

@@ -35,6 +35,7 @@ template <class T, int BM, int BN, int WM, int WN> __device__ void gemm(const Ge
     const int64_t first_pixel = (int64_t)(blockIdx.x / tiles) * BM;
     const int64_t image_pixels = (int64_t)a.out_height * a.out_width, pixels = a.batch * image_pixels;
     const T* x = (const T*)a.x;
+    const bool in_pairs = a.y_stride % 2 == 0 && (uintptr_t)a.y % (2 * sizeof(T)) == 0;
 
     // Each thread copies one chunk of 16 bytes of every ROWS-th row. Chunk `chunk` of the summed dimension is chunk
     // `within` of tap (tap_y, tap_x).
@@ -140,7 +141,7 @@ template <class T, int BM, int BN, int WM, int WN> __device__ void gemm(const Ge
                     if (residual) v[k] += to_float(residual[output + k]);
                     if (a.relu) v[k] = fmaxf(v[k], 0.0f);
                 }
-                if (output + 1 < a.outputs && a.y_stride % 2 == 0) {
+                if (output + 1 < a.outputs && in_pairs) {
                     *(Pair<T>*)(to + output) = pair<T>(v[0], v[1]);
                 } else {
                     for (int k = 0; k < 2; k++) {
