@@ -458,18 +458,27 @@ pub(crate) const SAMPLER_KEYS: [&str; 13] = [
     "jpeg_quality",
 ];
 
+/// The axis of a matrix that a path speaks of, and what is left of the path. Axes have dots in their names: the path is one as a
+/// whole, unless it goes on into one that is there.
+fn axis_of<'a>(path: &'a str, matrix: &Value) -> (&'a str, Option<&'a str>) {
+    let there = matrix.as_mapping().into_iter().flat_map(Mapping::keys).filter_map(Value::as_str);
+    let into = there.filter_map(|axis| Some((axis.len(), path.strip_prefix(axis)?.strip_prefix('.')?))).next();
+    into.map_or((path, None), |(length, after)| (&path[..length], Some(after)))
+}
+
 /// Applies one `key=value`; the key is a dotted path, the value YAML.
 fn set(root: &mut Value, text: &str) -> Result<()> {
     let (path, value) = text.split_once('=').context("expected KEY=VALUE")?;
     let value: Value = serde_yaml::from_str(value)?;
     let mut at = root;
     let mut rest = Some(path);
+    let mut above = Vec::new();
     while let Some(path) = rest {
-        let (mut part, mut after) = path.split_once('.').map_or((path, None), |(part, after)| (part, Some(after)));
-        // Axes of a matrix have dots in their names.
-        if at.as_mapping().is_some_and(|map| map.contains_key(path)) {
-            (part, after) = (path, None);
-        }
+        let (part, after) = match above[..] {
+            ["matrix"] => axis_of(path, at),
+            _ => path.split_once('.').map_or((path, None), |(part, after)| (part, Some(after))),
+        };
+        above.push(part);
         rest = after;
         at = match at {
             Value::Sequence(items) => {
@@ -599,10 +608,16 @@ mod tests {
     }
 
     #[test]
-    fn an_axis_is_replaced_by_its_whole_name() {
-        let mut value = serde_yaml::from_str("{matrix: {sampler.steps: [1], a: {b: 1}}}").unwrap();
-        set(&mut value, "matrix.sampler.steps=[2, 3]").unwrap();
-        set(&mut value, "matrix.a.b=2").unwrap();
-        assert_eq!(value, serde_yaml::from_str::<Value>("{matrix: {sampler.steps: [2, 3], a: {b: 2}}}").unwrap());
+    fn an_axis_is_set_by_its_whole_name() {
+        let mut value = serde_yaml::from_str("{matrix: {sampler.steps: [1], methods.a.b: {low: 1}}}").unwrap();
+        for text in ["matrix.sampler.steps=[2, 3]", "matrix.methods.a.b.low=2", "matrix.sampler.eta=[0]"] {
+            set(&mut value, text).unwrap();
+        }
+        let expected = "{matrix: {sampler.steps: [2, 3], methods.a.b: {low: 2}, sampler.eta: [0]}}";
+        assert_eq!(value, serde_yaml::from_str::<Value>(expected).unwrap());
+        let mut none = serde_yaml::from_str("{images: 3}").unwrap();
+        set(&mut none, "matrix.sampler.steps=[2, 3]").unwrap();
+        set(&mut none, "matrix.sampler.steps.1=4").unwrap();
+        assert_eq!(none, serde_yaml::from_str::<Value>("{images: 3, matrix: {sampler.steps: [2, 4]}}").unwrap());
     }
 }

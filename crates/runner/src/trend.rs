@@ -77,6 +77,15 @@ impl Panel {
     }
 }
 
+/// The day of a night, with the time where it had several.
+fn name_of(date: &str, dates: &[&str]) -> String {
+    let day = date.get(..10).unwrap_or(date);
+    match dates.iter().filter(|other| other.starts_with(day)).count() {
+        0 | 1 => day.to_owned(),
+        _ => date.get(..16).unwrap_or(date).replace('T', " "),
+    }
+}
+
 fn color(cells: &[&str], cell: &str) -> RGBColor {
     let index = cells.iter().position(|known| *known == cell).unwrap_or(0);
     COLORS[index % COLORS.len()]
@@ -124,7 +133,7 @@ fn draw_panel(panel: &Panel, dates: &[&str], cells: &[&str], area: &Area<'_>) ->
     let day = |x: &f64| -> String {
         let night = x.round();
         let found = if (x - night).abs() < 1e-6 && night >= 0.0 { dates.get(night as usize) } else { None };
-        found.map_or_else(String::new, |date| date.get(..10).unwrap_or(date).to_owned())
+        found.map_or_else(String::new, |date| name_of(date, dates))
     };
     chart
         .configure_mesh()
@@ -168,6 +177,9 @@ mod tests {
         for text in ["m/4x-a", "m/4x-b", "FID_r", "s/image", "peak MiB", "2026-01-01", "2026-02-03"] {
             assert!(svg.contains(text), "{text}");
         }
-        assert!(!svg.contains("FID_b"), "a score without values has no panel");
+        assert!(!svg.contains("FID_b") && !svg.contains("2026-02-03 "), "a score without values has no panel, a night alone no time");
+        entries.push(entry("2026-02-03T08:30:00Z", "m/4x-a", 4.0));
+        let svg = chart(&entries).unwrap().unwrap();
+        assert!(svg.contains("2026-02-03 00:00") && svg.contains("2026-02-03 08:30") && !svg.contains("2026-01-01 "));
     }
 }
