@@ -69,16 +69,17 @@ STUBS
 fi
 export CUDA_HOME PATH="$CUDA_HOME/bin:$PATH" CUDAFORGE_HOME="$PWD/target/cuda-build/cudaforge"
 nvcc --version | tail -2
-cargo build --release -p scalebench --features cuda,cudnn --target-dir target/cuda-build
+# One set of features for all, or candle would be compiled twice.
+build="--release --workspace --features cuda,cudnn --target-dir target/cuda-build"
+cargo build $build
 mkdir -p target/cuda
 cp target/cuda-build/release/scalebench target/cuda/
-for crate in kernels generation; do
-    features=cuda,cudnn
-    test=$(cargo test --release --no-run -p "scalebench-$crate" --lib --features "$features" --target-dir target/cuda-build --message-format=json |
-        python3 -c 'import json, sys
+cargo test $build --lib --no-run --message-format=json | python3 -c '
+import json, shutil, sys
 for line in sys.stdin:
     message = json.loads(line)
-    if message.get("executable") and message.get("profile", {}).get("test"): print(message["executable"])')
-    cp "$test" "target/cuda/$crate-tests"
-done
+    name = message.get("target", {}).get("name", "").removeprefix("scalebench_")
+    if message.get("executable") and message["profile"]["test"] and name in ("kernels", "generation"):
+        shutil.copy(message["executable"], f"target/cuda/{name}-tests")'
+strip target/cuda/scalebench target/cuda/*-tests
 ls -l target/cuda

@@ -10,7 +10,7 @@ use crate::unet::Told;
 use crate::{ClipTokenizer, Dispersion, Dtype, LoadOptions, MethodSpec, disperse};
 use candle_core::{DType, Device, Tensor};
 use std::collections::HashMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::OnceLock;
 
 /// Largest difference over the reference's root mean square.

@@ -203,6 +203,36 @@ fn interrupted_and_sharded_sweeps_equal_an_undisturbed_one() {
     assert!(compared_files(&killed) == expected, "a rebuilt report differs");
 }
 
+/// Images made together, by --batch-size, are the files that single ones are; a batch is asked for by a number from 1.
+#[test]
+fn batches_make_the_same_files() {
+    let dir = tempfile::tempdir().unwrap();
+    let experiment = write_experiment(dir.path());
+    let (alone, together) = (dir.path().join("alone"), dir.path().join("together"));
+    succeed(sweep(&experiment, &alone, &["--images-only"]));
+    succeed(sweep(&experiment, &together, &["--images-only", "--batch-size", "2", "--device", "cpu"]));
+    assert_eq!(compared_files(&together), compared_files(&alone));
+    assert_eq!(sweep(&experiment, &alone, &["--batch-size", "0"]).output().unwrap().status.code(), Some(2));
+}
+
+/// A build without CUDA says what it lacks, and nothing is begun.
+#[cfg(not(feature = "cuda"))]
+#[test]
+fn a_device_that_is_not_there_is_an_error() {
+    let dir = tempfile::tempdir().unwrap();
+    let (experiment, out) = (write_experiment(dir.path()), dir.path().join("out"));
+    for device in ["cuda", "cuda:3", "cuda:all"] {
+        check_failure(sweep(&experiment, &out, &["--device", device]), &["--device", "--features cuda"]);
+    }
+    assert!(!out.exists());
+    let args = ["features", "--images", "x", "--extractor", "y", "--out", "z.npz", "--device", "cuda"];
+    check_failure(scalebench(&args), &["--device", "--features cuda"]);
+    assert_eq!(scalebench(&["bench", "vae", "--config", "x.json", "--device", "gpu"]).output().unwrap().status.code(), Some(2));
+    // A job script is written where there may be no GPU.
+    let written = succeed(scalebench(&["submit", experiment.to_str().unwrap(), "--array", "2", "--device", "cuda", "--dry-run"]));
+    assert!(String::from_utf8_lossy(&written.stdout).contains("--device cuda:0"));
+}
+
 /// `sbatch` and `scontrol` that write down what they are asked, and a `squeue` that knows which job was cancelled. The test is the
 /// controller.
 fn stand_ins(bin: &Path) {

@@ -25,12 +25,12 @@ pub(super) struct Budget {
 }
 
 impl Budget {
-    /// On the CPU 64 MiB a strip, and maps of 4 GiB are the first that are not held. On a GPU, which only large maps fill, strips
-    /// begin above 4 GiB: those of 2048² pixels are computed whole, in about four times that.
+    /// On the CPU 64 MiB a strip. On a GPU, which only large maps fill, 512 MiB, and maps of up to 2 GiB are computed whole: those of
+    /// 1448² pixels. Maps of 4 GiB are the first that are not held. Fixed numbers: the memory at hand must not decide about bits.
     pub(super) fn of(device: &Device) -> Self {
         match on_gpu(device) {
             false => Self { strip: 1 << 24, held: 1 << 30, whole: 0 },
-            true => Self { strip: 1 << 28, held: 1 << 33, whole: 1 << 30 },
+            true => Self { strip: 1 << 27, held: 1 << 30, whole: 1 << 29 },
         }
     }
 }
