@@ -342,7 +342,7 @@ impl Extractor {
             Network::Clip(clip) => clip.side(),
             Network::Dinov2(dino) => dino.side(),
         };
-        preprocess.inputs(&sample.decode()?.as_ref(), side, index as u64, &sample.name)
+        preprocess.inputs(sample.decode()?.as_ref(), side, index as u64, &sample.name)
     }
 
     /// The same of images `first` and on.

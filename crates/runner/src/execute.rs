@@ -82,17 +82,20 @@ pub(crate) fn check_same_experiment(store: &Store, resolved: &Resolved) -> Resul
     Ok(true)
 }
 
-/// Runs what is left of a plan; with `images_only`, up to the scores.
-pub(crate) fn run(
-    resolved: &Resolved,
-    inputs: &Inputs,
-    plan: &Plan,
-    store: &Store,
-    shard: Shard,
-    images_only: bool,
-    batch_size: Option<u16>,
-    command: String,
-) -> Result<()> {
+/// How much of a plan is run, and how.
+pub(crate) struct Options {
+    pub(crate) shard: Shard,
+    /// Up to the scores.
+    pub(crate) images_only: bool,
+    /// Images that are made together; what the device likes, if nothing is said.
+    pub(crate) batch_size: Option<u16>,
+    /// That makes the same images again.
+    pub(crate) command: String,
+}
+
+/// Runs what is left of a plan.
+pub(crate) fn run(resolved: &Resolved, inputs: &Inputs, plan: &Plan, store: &Store, options: Options) -> Result<()> {
+    let Options { shard, images_only, batch_size, command } = options;
     if !check_same_experiment(store, resolved)? {
         let file = RunFile { command, machine: Some(Machine::here()), experiment: resolved.clone() };
         store.write(RUN_FILE, serde_yaml::to_string(&file)?.as_bytes())?;

@@ -277,11 +277,7 @@ impl Vae {
 
     /// Unscaled latents `(batch, latent, h, w)` → images `(batch, 3, f·h, f·w)`, nominally in [−1, 1]. Both on the CPU.
     pub(crate) fn decode(&self, latents: &Tensor) -> Result<Tensor> {
-        self.from_device(&self.decode_within(&latents.to_device(&self.device)?, strips::Budget::of(&self.device))?)
-    }
-
-    fn from_device(&self, image: &Tensor) -> Result<Tensor> {
-        Ok(image.contiguous()?.to_device(&Device::Cpu)?)
+        to_host(&self.decode_within(&latents.to_device(&self.device)?, strips::Budget::of(&self.device))?)
     }
 
     /// [`decode`](Self::decode) on the device.
@@ -311,14 +307,14 @@ impl Vae {
         if h <= self.tile && w <= self.tile {
             return self.decode(latents);
         }
-        self.from_device(&tiles::decode(self, &latents.to_device(&self.device)?, self.tile, norms)?)
+        to_host(&tiles::decode(self, &latents.to_device(&self.device)?, self.tile, norms)?)
     }
 
     /// [`decode`](Self::decode) in the smallest strips, no upsampled map held.
     #[cfg(test)]
     pub(crate) fn decode_in_small_strips(&self, latents: &Tensor) -> Result<Tensor> {
         let image = self.decode_within(&latents.to_device(&self.device)?, strips::Budget { strip: 1, held: 0, whole: 0 })?;
-        self.from_device(&image)
+        to_host(&image)
     }
 
     /// Images `(batch, 3, H, W)` in [−1, 1] → mean and log-variance of the unscaled latents, each
@@ -337,6 +333,11 @@ impl Vae {
         }
         let x = e.conv_out.forward(&e.norm_out.forward_silu(&e.mid.forward(&x)?)?)?;
         let moments = self.quant.forward(&x)?.chunk(2, 1)?;
-        Ok((self.from_device(&moments[0])?, self.from_device(&moments[1])?))
+        Ok((to_host(&moments[0])?, to_host(&moments[1])?))
     }
+}
+
+/// From the device, in the order of its dimensions.
+fn to_host(x: &Tensor) -> Result<Tensor> {
+    Ok(x.contiguous()?.to_device(&Device::Cpu)?)
 }

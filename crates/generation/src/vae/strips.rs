@@ -69,11 +69,11 @@ impl Map {
     }
 
     fn set_rows(&mut self, from: usize, rows: &Tensor) -> Result<()> {
-        Ok(if on_gpu(self.data.device()) {
-            self.data.slice_set(&rows.permute((0, 2, 3, 1))?.contiguous()?, 1, from)?
-        } else {
-            self.data.slice_set(&rows.contiguous()?, 2, from)?
-        })
+        match on_gpu(self.data.device()) {
+            true => self.data.slice_set(&rows.permute((0, 2, 3, 1))?.contiguous()?, 1, from)?,
+            false => self.data.slice_set(&rows.contiguous()?, 2, from)?,
+        }
+        Ok(())
     }
 }
 

@@ -9,6 +9,7 @@ use scalebench_generation::Dtype;
 use super::workers;
 use crate::cli::{Shard, Sweep};
 use crate::device::{self, Devices};
+use crate::execute::Options;
 use crate::plan::Plan;
 use crate::progress::{self, Event};
 use crate::resolve::{Inputs, Resolved};
@@ -69,7 +70,13 @@ impl Prepared {
             }
             return Ok(());
         }
-        execute::run(resolved, inputs, plan, &store, args.shard, args.images_only, args.on.batch_size, command(args, &resolved.name))
+        let options = Options {
+            shard: args.shard,
+            images_only: args.images_only,
+            batch_size: args.on.batch_size,
+            command: command(args, &resolved.name),
+        };
+        execute::run(resolved, inputs, plan, &store, options)
     }
 
     /// Where the run goes: a directory that is new or belongs to this experiment.
