@@ -20,10 +20,17 @@ if [ "${1:-}" = --check ]; then
     cat >"$home/bin/nvcc" <<'NVCC'
 #!/usr/bin/env bash
 for word in "$@"; do
-    [ "$word" != --version ] || echo "Cuda compilation tools, release 13.0, V13.0.88"
-    [ "${last:-}" != -o ] || : >"$word"
+    case $word in
+    --version) echo "Cuda compilation tools, release 13.0, V13.0.88" ;;
+    *.cu) source=$(basename "$word" .cu) ;;
+    esac
+    case ${last:-} in
+    -o) : >"$word" ;;
+    --output-directory) folder=$word ;;
+    esac
     last=$word
 done
+[ -z "${folder:-}" ] || : >"$folder/$source.ptx"
 NVCC
     chmod +x "$home/bin/nvcc"
     : >"$home/include/cuda.h"
