@@ -4,6 +4,7 @@
 #     scripts/build_cuda.sh           target/cuda/scalebench, and the tests that bench_cuda.sh runs, beside it
 #     scripts/build_cuda.sh --check   only type-checks the Rust code of the features cuda and cudnn, without a toolkit
 #
+# FEATURES=cuda,cudnn adds cuDNN for what candle convolves itself (CLIP's patches); our own convolutions do not use it.
 # CUDA 13.0 comes from $CUDA_HOME if that is set, else as wheels from PyPI (105 MB, kept in target/cuda-toolkit; needs python3
 # with pip, unzip and gcc). No GPU and no driver are needed to build: NVIDIA's libraries are linked by stubs that have their names.
 # What is built starts only where there is a driver (580 or newer, for CUDA 13) and CUDA's libraries, and runs on GPUs of compute
@@ -77,7 +78,7 @@ fi
 export CUDA_HOME PATH="$CUDA_HOME/bin:$PATH" CUDAFORGE_HOME="$PWD/target/cuda-build/cudaforge"
 nvcc --version | tail -2
 # One set of features for all, or candle would be compiled twice.
-build="--release --workspace --features cuda,cudnn --target-dir target/cuda-build"
+build="--release --workspace --features ${FEATURES:-cuda} --target-dir target/cuda-build"
 cargo build $build
 mkdir -p target/cuda
 cp target/cuda-build/release/scalebench target/cuda/
