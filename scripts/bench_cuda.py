@@ -215,7 +215,8 @@ def main():
                 c, _, compiled_said = in_a_process(row, configs.get(kind), device, args.steps, True)
                 if c is None:
                     print(f"compiled: {compiled_said}", file=sys.stderr)
-            seconds = lambda v, said: f"{v * 1e3:.2f} ms" if v else said
+            rate = lambda v: f" ({row[3] / v:.1f} images/s)" if kind in ("vae", "inception") else ""
+            seconds = lambda v, said: f"{v * 1e3:.2f} ms{rate(v)}" if v else said
             ratio = lambda v: f"**{v / a:.2f}**" if v and a else ""
             gigabytes = lambda v: f"{v / 1e9:.2f} GB" if v else ""
             line = (f"| {what} | {seconds(a, said)} | {seconds(b, theirs_said)} | {ratio(b)} | {seconds(c, '')} | {ratio(c)} | {gigabytes(memory_a)} "

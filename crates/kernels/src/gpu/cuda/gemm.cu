@@ -2,7 +2,7 @@
 // memory. Maps are stored pixel by pixel, (batch, height, width, channels), so that what a tap sees of a pixel is contiguous, and
 // a dilation only moves where the copy reads.
 //
-// An output is summed in the order of taps and channels, whatever the tile and the batch: images do not depend on batches.
+// An output is summed in one order of channels and taps, whatever the tile and the batch: images do not depend on batches.
 #include "common.cuh"
 
 struct GemmArgs {
@@ -37,9 +37,9 @@ template <class T, int BM, int BN, int WM, int WN> __device__ void gemm(const Ge
     const T* x = (const T*)a.x;
     const bool in_pairs = a.y_stride % 2 == 0 && (uintptr_t)a.y % (2 * sizeof(T)) == 0;
 
-    // Each thread copies one chunk of 16 bytes of every ROWS-th row. Chunk `chunk` of the summed dimension is chunk
-    // `within` of tap (tap_y, tap_x).
-    const int chunks_per_tap = a.channels / WIDE<T>, chunks = a.kernel_height * a.kernel_width * chunks_per_tap;
+    // Each thread copies one chunk of 16 bytes of every ROWS-th row: of four chunks of channels, all taps, then of the next four. What the
+    // taps of a tile see is nearly the same, and stays in the first-level cache from tap to tap.
+    const int taps = a.kernel_height * a.kernel_width, chunks = a.channels / WIDE<T>;
     const int row = thread / 4, column = thread % 4;
     const T* image[BM / ROWS];
     int top[BM / ROWS], left[BM / ROWS];
@@ -52,42 +52,38 @@ template <class T, int BM, int BN, int WM, int WN> __device__ void gemm(const Ge
         top[i] = real ? at / a.out_width * a.stride - a.pad_rows : -(1 << 30);
         left[i] = at % a.out_width * a.stride - a.pad_columns;
     }
-    int chunk = column, within = column, tap_y = 0, tap_x = 0;
-    auto settle = [&]() {
-        while (within >= chunks_per_tap) {
-            within -= chunks_per_tap;
-            if (++tap_x == a.kernel_width) {
-                tap_x = 0;
-                tap_y++;
-            }
-        }
-    };
-    settle();
+    const T* weight = (const T*)a.weight + (int64_t)(first_output + row) * taps * a.channels;
+    int block = 0, tap_y = 0, tap_x = 0;
     auto load = [&](int stage) {
         unsigned char* to = shared + stage * STAGE;
+        const int chunk = block * 4 + column;
         const bool inside = chunk < chunks;
 #pragma unroll
         for (int i = 0; i < BM / ROWS; i++) {
             const int y = top[i] + tap_y * a.dilation, x_ = left[i] + tap_x * a.dilation;
             const bool valid = inside && (unsigned)y < (unsigned)a.height && (unsigned)x_ < (unsigned)a.width;
-            const T* from = valid ? image[i] + ((int64_t)y * a.width + x_) * a.channels + within * WIDE<T> : x;
-            copy_async(to + place(row + i * ROWS, column), from, valid);
+            const T* from = valid ? image[i] + ((int64_t)y * a.width + x_) * a.channels + chunk * WIDE<T> : x;
+            copy_async_cached(to + place(row + i * ROWS, column), from, valid);
         }
+        const T* of_tap = weight + (tap_y * a.kernel_width + tap_x) * a.channels + chunk * WIDE<T>;
 #pragma unroll
         for (int i = 0; i < BN / ROWS; i++) {
-            const int output = first_output + row + i * ROWS;
-            const bool valid = inside && output < a.outputs;
-            const T* from = (const T*)a.weight + (valid ? ((int64_t)output * chunks + chunk) * WIDE<T> : 0);
+            const bool valid = inside && first_output + row + i * ROWS < a.outputs;
+            const T* from = valid ? of_tap + (int64_t)i * ROWS * taps * a.channels : x;
             copy_async(to + BM * DEPTH + place(row + i * ROWS, column), from, valid);
         }
-        chunk += 4;
-        within += 4;
-        settle();
+        if (++tap_x == a.kernel_width) {
+            tap_x = 0;
+            if (++tap_y == a.kernel_height) {
+                tap_y = 0;
+                block++;
+            }
+        }
     };
 
     float sums[WM / 16][WN / 8][4] = {};
     const int warp_row = warp / (BN / WN) * WM, warp_column = warp % (BN / WN) * WN;
-    const int steps = (chunks + 3) / 4;
+    const int steps = (chunks + 3) / 4 * taps;
     for (int s = 0; s < STAGES - 1; s++) {
         if (s < steps) load(s);
         copies_commit();

@@ -66,12 +66,11 @@ struct Block {
 };
 // A bare pointer: to ask for an object's address would ask each time whether it was made.
 thread_local Block* current_block;
-#define block (*current_block)
 
-Fiber& self() { return *block.fibers[block.current]; }
+Fiber& self() { return *current_block->fibers[current_block->current]; }
 
 // Not inlined: a jump must not start where its target was set.
-__attribute__((noinline, noreturn)) void leave() { __builtin_longjmp(block.scheduler, 1); }
+__attribute__((noinline, noreturn)) void leave() { __builtin_longjmp(current_block->scheduler, 1); }
 __attribute__((noinline, noreturn)) void enter(Fiber& fiber) { __builtin_longjmp(fiber.at, 1); }
 
 __attribute__((noinline)) void yield() {
@@ -81,17 +80,17 @@ __attribute__((noinline)) void yield() {
 
 void fiber_main() {
     for (;;) {
-        block.body(block.args);
+        current_block->body(current_block->args);
         self().state = State::Done;
         yield();
     }
 }
 
 __attribute__((noinline)) void resume(unsigned index) {
-    block.current = index;
+    current_block->current = index;
     threadIdx.x = index;
     Fiber& fiber = self();
-    if (__builtin_setjmp(block.scheduler) != 0) return;
+    if (__builtin_setjmp(current_block->scheduler) != 0) return;
     if (fiber.started) enter(fiber);
     fiber.started = true;
     fiber.stack.reset(new unsigned char[STACK]);
@@ -109,24 +108,24 @@ void land(const Copy& copy) {
 }
 
 void run_block(unsigned threads) {
-    memset(block.shared, 0xff, block.shared_bytes);
+    memset(current_block->shared, 0xff, current_block->shared_bytes);
     for (unsigned i = 0; i < threads; i++) {
-        block.fibers[i]->state = State::Ready;
-        block.fibers[i]->open.clear();
-        block.fibers[i]->groups.clear();
+        current_block->fibers[i]->state = State::Ready;
+        current_block->fibers[i]->open.clear();
+        current_block->fibers[i]->groups.clear();
     }
-    for (Warp& warp : block.warps) warp.arrived = 0;
+    for (Warp& warp : current_block->warps) warp.arrived = 0;
     const unsigned warps = threads / WARP;
     for (;;) {
         bool ran = false;
         for (unsigned w = 0; w < warps; w++) {
-            const unsigned first = (block.reversed ? warps - 1 - w : w) * WARP;
+            const unsigned first = (current_block->reversed ? warps - 1 - w : w) * WARP;
             // A warp runs as far as it can before the next one starts.
             for (bool again = true; again;) {
                 again = false;
                 for (unsigned l = 0; l < WARP; l++) {
-                    const unsigned index = first + (block.reversed ? WARP - 1 - l : l);
-                    if (block.fibers[index]->state != State::Ready) continue;
+                    const unsigned index = first + (current_block->reversed ? WARP - 1 - l : l);
+                    if (current_block->fibers[index]->state != State::Ready) continue;
                     resume(index);
                     ran = again = true;
                 }
@@ -134,13 +133,13 @@ void run_block(unsigned threads) {
         }
         unsigned waiting = 0, done = 0;
         for (unsigned i = 0; i < threads; i++) {
-            waiting += block.fibers[i]->state == State::AtBarrier;
-            done += block.fibers[i]->state == State::Done;
+            waiting += current_block->fibers[i]->state == State::AtBarrier;
+            done += current_block->fibers[i]->state == State::Done;
         }
         if (done == threads) return;
         if (waiting + done == threads) {
             for (unsigned i = 0; i < threads; i++) {
-                if (block.fibers[i]->state == State::AtBarrier) block.fibers[i]->state = State::Ready;
+                if (current_block->fibers[i]->state == State::AtBarrier) current_block->fibers[i]->state = State::Ready;
             }
         } else if (!ran) {
             fail("lanes of a warp went separate ways");
@@ -152,7 +151,7 @@ void run_block(unsigned threads) {
 
 Kernel::Kernel(const char* name, unsigned threads, size_t args, void (*body)(const void*)) { kernels()[name] = Entry{threads, args, body}; }
 
-unsigned char* shared_memory() { return block.shared; }
+unsigned char* shared_memory() { return current_block->shared; }
 
 void fail(const char* what) {
     fprintf(stderr, "emulated kernel: %s\n", what);
@@ -161,7 +160,7 @@ void fail(const char* what) {
 
 void check_shared(const void* p, size_t bytes) {
     const unsigned char* at = (const unsigned char*)p;
-    if (at < block.shared || at + bytes > block.shared + block.shared_bytes) fail("an address outside shared memory");
+    if (at < current_block->shared || at + bytes > current_block->shared + current_block->shared_bytes) fail("an address outside shared memory");
     if ((uintptr_t)p % 16) fail("an address in shared memory that is no multiple of 16");
 }
 
@@ -169,7 +168,7 @@ void copy(void* to, const void* from, bool valid) {
     check_shared(to, 16);
     if ((uintptr_t)from % 16) fail("a copy from an address that is no multiple of 16");
     const Copy copy{to, from, valid};
-    if (block.reversed) land(copy);
+    if (current_block->reversed) land(copy);
     else self().open.push_back(copy);
 }
 
@@ -189,10 +188,10 @@ void wait(int groups) {
 }
 
 void together(void (*operation)(void* const*), void* mine) {
-    Warp& warp = block.warps[block.current / WARP];
+    Warp& warp = current_block->warps[current_block->current / WARP];
     if (warp.arrived > 0 && warp.operation != operation) fail("lanes of a warp in different operations");
     warp.operation = operation;
-    warp.lanes[block.current % WARP] = mine;
+    warp.lanes[current_block->current % WARP] = mine;
     if (++warp.arrived < WARP) {
         self().state = State::InWarp;
         yield();
@@ -200,8 +199,8 @@ void together(void (*operation)(void* const*), void* mine) {
     }
     warp.arrived = 0;
     operation(warp.lanes);
-    const unsigned first = block.current / WARP * WARP;
-    for (unsigned i = first; i < first + WARP; i++) block.fibers[i]->state = State::Ready;
+    const unsigned first = current_block->current / WARP * WARP;
+    for (unsigned i = first; i < first + WARP; i++) current_block->fibers[i]->state = State::Ready;
 }
 
 }  // namespace emulator
@@ -221,16 +220,16 @@ extern "C" int scalebench_emulate(const char* name, unsigned threads, size_t sha
     if (found->second.threads != threads) return 2;
     if (found->second.args != args_bytes) return 3;
     if (!current_block) current_block = new Block;  // Lives as long as its thread.
-    while (block.fibers.size() < threads) block.fibers.emplace_back(new Fiber);
-    block.warps.resize(threads / WARP);
-    block.memory.resize(shared + 16);
-    block.shared = (unsigned char*)(((uintptr_t)block.memory.data() + 15) / 16 * 16);
-    block.shared_bytes = shared;
-    block.body = found->second.body;
-    block.args = args;
-    block.reversed = reversed != 0;
+    while (current_block->fibers.size() < threads) current_block->fibers.emplace_back(new Fiber);
+    current_block->warps.resize(threads / WARP);
+    current_block->memory.resize(shared + 16);
+    current_block->shared = (unsigned char*)(((uintptr_t)current_block->memory.data() + 15) / 16 * 16);
+    current_block->shared_bytes = shared;
+    current_block->body = found->second.body;
+    current_block->args = args;
+    current_block->reversed = reversed != 0;
     for (unsigned i = first; i < end; i++) {
-        blockIdx.x = block.reversed ? first + end - 1 - i : i;
+        blockIdx.x = current_block->reversed ? first + end - 1 - i : i;
         run_block(threads);
     }
     return 0;

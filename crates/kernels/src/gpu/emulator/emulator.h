@@ -77,6 +77,7 @@ template <> inline bf16 from_float<bf16>(float v) {
 }
 
 inline void copy_async(void* to, const void* from, bool valid) { emulator::copy(to, from, valid); }
+inline void copy_async_cached(void* to, const void* from, bool valid) { emulator::copy(to, from, valid); }
 inline void copies_commit() { emulator::commit(); }
 template <int N> void copies_wait() { emulator::wait(N); }
 inline float power_of_two(float x) { return exp2f(x); }
