@@ -39,7 +39,6 @@ pub(super) fn run(args: &Nightly) -> Result<ExitCode> {
         dry_run: false,
         json: false,
     };
-    sweep::make_on_all_devices(&sweep)?;
     device::open(args.on.device.first())?;
     let prepared = sweep::prepare(&args.experiment, &args.set, None)?;
     let accepted = history.accepted()?;
@@ -51,6 +50,8 @@ pub(super) fn run(args: &Nightly) -> Result<ExitCode> {
         compare::check_comparable(there, here).with_context(|| format!("{place}: accepted run of {}", night.date))?;
     }
     let night = history.begin(Night::now()?, &prepared.resolved)?;
+    // The night has a directory of its own by now, which several devices share.
+    sweep::make_on_all_devices(&sweep)?;
     prepared.run(&sweep)?;
 
     let run = Run::open(&latest)?;
