@@ -91,19 +91,20 @@ __device__ __forceinline__ uint32_t as_bits(float v) { return __float_as_uint(v)
 #include "emulator.h"
 #endif
 
-// What TF32 holds of a number: 10 bits of mantissa, the rest cut off, so that the remainder is exact.
-__device__ __forceinline__ uint32_t tf32_part(uint32_t bits) { return bits & 0xffffe000u; }
+// The nearest that TF32 holds, 10 bits of mantissa. The tensor cores would cut off instead, always towards zero.
+__device__ __forceinline__ uint32_t tf32_part(uint32_t bits) { return (bits + 0x1000u) & 0xffffe000u; }
+__device__ __forceinline__ uint32_t tf32_rest(uint32_t bits, uint32_t part) { return tf32_part(as_bits(as_float(bits) - as_float(part))); }
 
-// Products of f32 numbers as three of TF32 numbers: each number is the sum of two, and the product of the two small parts is
-// left out. About 2⁻²¹ of the product is lost (Ootomo and Yokota, 2022).
+// Products of f32 numbers as three of TF32 numbers: each number is the sum of two, to 2⁻²⁴ of it, and the product of the two small
+// parts is left out (Ootomo and Yokota, 2022).
 __device__ __forceinline__ void multiply(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, float) {
     uint32_t big[4], small[4];
     for (int i = 0; i < 4; i++) {
         big[i] = tf32_part(a[i]);
-        small[i] = as_bits(as_float(a[i]) - as_float(big[i]));
+        small[i] = tf32_rest(a[i], big[i]);
     }
     const uint32_t big0 = tf32_part(b0), big1 = tf32_part(b1);
-    const uint32_t small0 = as_bits(as_float(b0) - as_float(big0)), small1 = as_bits(as_float(b1) - as_float(big1));
+    const uint32_t small0 = tf32_rest(b0, big0), small1 = tf32_rest(b1, big1);
     multiply_tf32(c, small, big0, big1);
     multiply_tf32(c, big, small0, small1);
     multiply_tf32(c, big, big0, big1);
