@@ -17,9 +17,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
-use scalebench_metrics::{
-    FeatureSet, Jackknife, Metric, OtherSide, Preprocess, Provenance, Statistics, Stored, Tap, estimate, measure, paired_difference,
-};
+use scalebench_metrics::{FeatureSet, Jackknife, Metric, Preprocess, Provenance, Stored, Tap, estimate, measure, paired_difference};
 use serde::Serialize;
 
 use crate::cli::{Clock, Shard};
@@ -28,7 +26,7 @@ use crate::plan::{Outline, cell_name, outline};
 use crate::protocol::{Against, Comparison as Columns};
 use crate::resolve::{Model, Reference, Resolved, Scale, difference};
 use crate::results::{Interval, label, metric_of};
-use crate::score::{feature_file, prompt_scores_identity, reference_identity};
+use crate::score::{Other, feature_file, prompt_scores_identity, reference_identity};
 use crate::stats::{holm, median, signed_rank, smallest_signed_rank, t_quantile, t_test, welch_degrees};
 use crate::store::{ManifestLine, Store, Timing};
 use crate::verdicts::{MEBIBYTE, change, number, probability};
@@ -197,22 +195,6 @@ pub(crate) struct RunCell {
 struct Sides {
     generated: FeatureSet,
     other: Other,
-}
-
-enum Other {
-    Features(FeatureSet),
-    Statistics(Statistics),
-    None,
-}
-
-impl Other {
-    fn side(&self) -> OtherSide<'_> {
-        match self {
-            Other::Features(features) => OtherSide::Features(features),
-            Other::Statistics(statistics) => OtherSide::Statistics(statistics),
-            Other::None => OtherSide::None,
-        }
-    }
 }
 
 impl Run {

@@ -87,7 +87,7 @@ struct Scorer<'a> {
 type Sets = Vec<(Tap, FeatureSet)>;
 
 /// What a set of images is compared with.
-enum Other {
+pub(crate) enum Other {
     Features(FeatureSet),
     Statistics(Statistics),
     /// Their prompts, of which the scores know already.
@@ -95,7 +95,7 @@ enum Other {
 }
 
 impl Other {
-    fn side(&self) -> OtherSide<'_> {
+    pub(crate) fn side(&self) -> OtherSide<'_> {
         match self {
             Other::Features(features) => OtherSide::Features(features),
             Other::Statistics(statistics) => OtherSide::Statistics(statistics),
