@@ -8,8 +8,8 @@ use crate::checkpoint::Dtype;
 use crate::error::{Error, Result};
 use crate::methods::{Method, MethodSpec};
 use crate::noise::Generator;
-use crate::plan::{Conditioning, Moment};
 use crate::site::SiteTable;
+use crate::step::{Conditioning, Moment};
 use crate::unet::{SIZE_NUMBERS, Told, UNet};
 use crate::vae::Vae;
 
@@ -53,7 +53,7 @@ impl UNetBench {
         };
         method.check(latent, (side, side))?;
         let latents = self.generator.randn((images, self.unet.config.in_channels, latent.0, latent.1))?;
-        let moment = Moment { step: 0, n_steps, timestep: 981.0, latent, native: (side, side), guidance_scale: 7.5 };
+        let moment = Moment { step: 0, n_steps, timestep: 981.0, latent, native: (side, side), guidance_scale: 7.5, ..Moment::default() };
         Ok(BenchStep { latents, moment, method })
     }
 

@@ -1,8 +1,9 @@
 //! Text and seed in, image out, under a tuning-free higher-resolution method.
 //!
 //! Reading order: [`site`] names the places where a method may act; [`plan`] says what may happen
-//! there, when, and in which passes; [`methods`] decides; the U-Net carries it out; [`sampler`] walks
-//! the noise levels; [`Pipeline`] holds it together.
+//! there; [`step`] what of the latents is looked at, by which passes; [`journey`] at which sizes, one after
+//! the other; [`methods`] decides; the U-Net carries it out; [`sampler`] walks the noise levels;
+//! [`Pipeline`] holds it together.
 //!
 //! The network names no method and methods hold no tensors. A plan that is plain everywhere leaves the
 //! network bit-identical to the unmodified one. All tensors are f32; maps are
@@ -11,8 +12,10 @@
 mod bench;
 mod checkpoint;
 mod config;
+pub mod dice;
 mod disperse;
 mod error;
+pub mod journey;
 mod layers;
 pub mod methods;
 mod names;
@@ -23,6 +26,7 @@ mod pipeline;
 pub mod plan;
 pub mod sampler;
 pub mod site;
+pub mod step;
 mod text;
 mod unet;
 mod vae;
@@ -34,7 +38,7 @@ pub use checkpoint::{Dtype, FAMILIES, Family, LoadOptions, locate};
 pub use disperse::{Dispersion, disperse};
 pub use error::{Error, Result};
 pub use methods::{Method, MethodSpec};
-pub use pipeline::{Injected, Pipeline, Request, Rgb, Seeding, SizeConditioning, Trace};
+pub use pipeline::{Injected, Pipeline, Request, Rgb, Seeding, SizeConditioning, StageSteps, Trace};
 pub use sampler::{Sampler, ScheduleOptions, Spacing};
 pub use scalebench_kernels::{DeviceId, on_gpu};
 pub use site::SiteTable;

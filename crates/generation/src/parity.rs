@@ -311,8 +311,8 @@ fn images_do_not_depend_on_batches() {
     assert!(pipeline.generate_batch(&[], &method).unwrap().is_empty());
 }
 
-fn moment(timestep: f64, latent: (usize, usize), native: (usize, usize)) -> crate::plan::Moment {
-    crate::plan::Moment { step: 0, n_steps: 6, timestep, latent, native, guidance_scale: 1.0 }
+fn moment(timestep: f64, latent: (usize, usize), native: (usize, usize)) -> crate::step::Moment {
+    crate::step::Moment { step: 0, n_steps: 6, timestep, latent, native, guidance_scale: 1.0, ..Default::default() }
 }
 
 #[test]
@@ -404,7 +404,7 @@ fn convolutions() {
         let (factor, size) = rest.rsplit_once('.').unwrap();
         let dilation = factor.parse().ok().map(|f| Dilation::new(f).unwrap());
         let conv = conv(&want["weight"], &want["bias"], stride.parse().unwrap());
-        let action = ConvAction { kernel: Kernel::Trained, dilation };
+        let action = ConvAction { dilation, ..ConvAction::default() };
         check(name, &conv.forward(&want[&format!("x.{size}")], &action, None).unwrap(), want_y);
         n += 1;
     }
@@ -417,7 +417,7 @@ fn convolutions() {
         let (factor, size) = rest.rsplit_once('.').unwrap();
         let conv = conv(&want["weight"], &want["bias"], stride.parse().unwrap());
         let dilation = Some(Dilation::new(factor.parse().unwrap()).unwrap());
-        let action = ConvAction { kernel: Kernel::Dispersed(Dispersion::PAPER), dilation };
+        let action = ConvAction { kernel: Kernel::Dispersed(Dispersion::PAPER), dilation, ..ConvAction::default() };
         check(name, &conv.forward(&want[&format!("x.{size}")], &action, None).unwrap(), want_y);
         n += 1;
     }
@@ -590,8 +590,11 @@ fn request(latent: &Tensor, prompt: &str, steps: usize, eta: f64) -> Request {
 /// Runs a loop on the golden's randomness and compares every recorded stage of batch row `row`.
 fn check_loop(pipeline: &Pipeline, path: &str, want: &HashMap<String, Tensor>, request: &Request, method: &Method, row: usize) {
     let pick = |t: &Tensor| t.narrow(0, row, 1).unwrap();
-    let injected =
-        Injected { init_latents: Some(pick(&want["init_latents"])), step_noise: want.get("noise").map(|n| n.narrow(1, row, 1).unwrap()) };
+    let injected = Injected {
+        init_latents: Some(pick(&want["init_latents"])),
+        step_noise: want.get("noise").map(|n| n.narrow(1, row, 1).unwrap()),
+        ..Injected::default()
+    };
     let mut trace = Trace::default();
     pipeline.generate_with(request, method, &injected, Some(&mut trace)).unwrap();
     let batch = want["init_latents"].dims()[0];
@@ -707,7 +710,15 @@ fn plain_plans_are_bit_identical_to_the_network() {
     let (x, text) = (&want["base_t1.sample"], told(&want, "base_t1"));
     // A method after its last active step, and one at the training size, plan nothing.
     let method = method(Settings { redilation: redilation(3.0, true, &GRADED), ..Settings::default() });
-    let moment = crate::plan::Moment { step: 3, n_steps: 6, timestep: 1.0, latent: (32, 32), native: (32, 32), guidance_scale: 7.5 };
+    let moment = crate::step::Moment {
+        step: 3,
+        n_steps: 6,
+        timestep: 1.0,
+        latent: (32, 32),
+        native: (32, 32),
+        guidance_scale: 7.5,
+        ..Default::default()
+    };
     let passes = method.passes(&unet.sites, &moment);
     assert!(passes.iter().all(|p| p.plan.is_plain()));
     let a = unet.forward(x, 1.0, &text, &passes[0].plan).unwrap();
@@ -740,13 +751,14 @@ fn presets_equal_the_official_settings() {
         let list = |key: &str| want[key].as_object().cloned().unwrap_or_default();
         for step in 0..50 {
             let latent = (n("latent_height"), n("latent_width"));
-            let at = crate::plan::Moment {
+            let at = crate::step::Moment {
                 step,
                 n_steps: 50,
                 timestep: 0.0,
                 latent,
                 native: (side as usize, side as usize),
                 guidance_scale: 7.5,
+                ..Default::default()
             };
             let passes = method.passes(sites, &at);
             assert_eq!(passes.len(), if step < n("ndcfg_tau") { 3 } else { 2 }, "{config} {step}");

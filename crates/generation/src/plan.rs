@@ -1,8 +1,8 @@
 //! What happens at each site in one pass through the U-Net: plain data.
 
 use crate::disperse::Dispersion;
-use crate::error::Result;
 use crate::site::SiteTable;
+use std::sync::Arc;
 
 /// A dilation factor: finite and at least 1; it need not be whole.
 #[derive(Debug, Clone, Copy, PartialEq, PartialOrd, serde::Serialize, serde::Deserialize)]
@@ -48,8 +48,31 @@ pub enum Kernel {
     Dispersed(Dispersion),
 }
 
+/// A real mask on the two-dimensional spectrum of a map: the outer product of one mask a side.
+///
+/// The map is padded with zeros at its bottom and right to `rows.len() × columns.len()`, filtered, and cut back.
+/// Masks are in the order of the shifted spectrum: frequency zero is at index `⌊n / 2⌋`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LowPass {
+    /// Factor of each vertical frequency.
+    pub rows: Arc<[f32]>,
+    /// Factor of each horizontal frequency.
+    pub columns: Arc<[f32]>,
+}
+
+/// Another stride, padding and dilation than the trained ones; sizes follow from them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Geometry {
+    /// Distance of outputs.
+    pub stride: usize,
+    /// Zeros on each side.
+    pub padding: usize,
+    /// Distance of taps.
+    pub dilation: usize,
+}
+
 /// What a convolution does. The default is the unmodified layer.
-#[derive(Debug, Clone, Copy, PartialEq, Default)]
+#[derive(Debug, Clone, PartialEq, Default)]
 pub struct ConvAction {
     /// Which kernel.
     pub kernel: Kernel,
@@ -58,19 +81,74 @@ pub struct ConvAction {
     /// `Some(1)` differs from `None` at one place: a strided re-dilated convolution rounds an odd
     /// size down, as the method's definition has it, and a plain one up.
     pub dilation: Option<Dilation>,
+    /// A filter that the input goes through first.
+    pub low_pass: Option<LowPass>,
+    /// Another geometry, in place of a dilation.
+    pub geometry: Option<Geometry>,
+}
+
+/// Which tokens a self-attention's queries see.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub enum AttentionShape {
+    /// All.
+    #[default]
+    Full,
+    /// Those of their own window, after a cyclic shift of the map.
+    Windows(ShiftedWindows),
+    /// Overlapping windows for the low frequencies of the result, all tokens for the high ones.
+    LocalGlobal(LocalGlobal),
+}
+
+/// A map cut into a grid of windows after a cyclic shift, which is undone afterwards.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct ShiftedWindows {
+    /// Windows down and across; each is `⌈side / n⌉` tokens.
+    pub grid: (usize, usize),
+    /// Shift down and across, in parts of a window.
+    pub shift: (f64, f64),
+}
+
+/// Attention in overlapping windows, fused with attention over the whole map by frequency.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct LocalGlobal {
+    /// Windows' linear share of the map: each is `side / factor` tokens.
+    pub factor: usize,
+    /// Seeds the windows' jitter.
+    pub seed: u64,
 }
 
 /// What a self-attention does. The default is the unmodified layer.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct AttentionAction {
     /// Multiplies the softmax scale `1/√d`.
     pub temperature: f64,
+    /// Which tokens are seen.
+    pub shape: AttentionShape,
 }
 
 impl Default for AttentionAction {
     fn default() -> Self {
-        Self { temperature: 1.0 }
+        Self { temperature: 1.0, shape: AttentionShape::Full }
     }
+}
+
+/// A change of a map's size after a layer. Deeper layers run on the new size; where a skip connection joins, the
+/// backbone takes the skip's size again.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Resize {
+    /// Means of 2×2 pixels; the last row and column may be means of fewer.
+    AveragePool,
+    /// To `side / factor`, rounded down, by the cubic of `torch.nn.functional.interpolate` (a = −¾).
+    Bicubic(f64),
+}
+
+/// What happens after a layer of the down path. The default is nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct LayerAction {
+    /// A change of size.
+    pub resize: Option<Resize>,
+    /// Whether the skip connection carries the map as it was before the change.
+    pub skip_before: bool,
 }
 
 /// What happens where a skip connection joins. The default is the unmodified network.
@@ -97,6 +175,8 @@ pub struct Plan {
     pub attentions: Vec<AttentionAction>,
     /// Per skip connection.
     pub skips: Vec<SkipAction>,
+    /// Per layer of the down path.
+    pub layers: Vec<LayerAction>,
 }
 
 impl Plan {
@@ -106,6 +186,7 @@ impl Plan {
             convs: vec![ConvAction::default(); sites.convs.len()],
             attentions: vec![AttentionAction::default(); sites.attentions.len()],
             skips: vec![SkipAction::default(); sites.skips.len()],
+            layers: vec![LayerAction::default(); sites.layers.len()],
         }
     }
 
@@ -113,70 +194,7 @@ impl Plan {
     pub fn is_plain(&self) -> bool {
         let convs = self.convs.iter().all(|a| *a == ConvAction::default());
         let attentions = self.attentions.iter().all(|a| *a == AttentionAction::default());
-        convs && attentions && self.skips.iter().all(|a| *a == SkipAction::default())
-    }
-}
-
-/// The moment for which a method plans.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Moment {
-    /// Step index, 0 at the noisiest step.
-    pub step: usize,
-    /// Steps of the whole run.
-    pub n_steps: usize,
-    /// The network's timestep; some samplers stop between the trained ones.
-    pub timestep: f64,
-    /// Latent (height, width) now.
-    pub latent: (usize, usize),
-    /// Latent (height, width) of the training resolution.
-    pub native: (usize, usize),
-    /// Weight of the text direction.
-    pub guidance_scale: f64,
-}
-
-/// What a pass is conditioned on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Conditioning {
-    /// The prompt.
-    Text,
-    /// The negative prompt, which is usually empty.
-    Empty,
-}
-
-/// One pass through the U-Net and its weight in the guided prediction.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Pass {
-    /// What the network does.
-    pub plan: Plan,
-    /// What it is told.
-    pub conditioning: Conditioning,
-    /// The guided prediction is the weighted sum of all passes' predictions; the weights sum to 1.
-    pub weight: f64,
-}
-
-/// The passes of ordinary classifier-free guidance, `ε(∅) + w (ε(c) − ε(∅))`: empty first, as in
-/// diffusers; at `w ≤ 1` there is only the text pass, also as there.
-pub fn classifier_free(sites: &SiteTable, moment: &Moment) -> Vec<Pass> {
-    let plan = Plan::plain(sites);
-    let w = moment.guidance_scale;
-    if w <= 1.0 {
-        return vec![Pass { plan, conditioning: Conditioning::Text, weight: 1.0 }];
-    }
-    vec![
-        Pass { plan: plan.clone(), conditioning: Conditioning::Empty, weight: 1.0 - w },
-        Pass { plan, conditioning: Conditioning::Text, weight: w },
-    ]
-}
-
-/// One ingredient of a method: a pure function from sites and moment to passes.
-///
-/// Ingredients are applied in a fixed order, each changing the passes that the ones before it made.
-pub trait Intervention: std::fmt::Debug + Send + Sync {
-    /// Changes the passes of one step.
-    fn apply(&self, sites: &SiteTable, at: &Moment, passes: &mut Vec<Pass>);
-
-    /// Refuses what could not take effect in a run at `latent` size on a model trained at `native`.
-    fn check(&self, _method: &str, _latent: (usize, usize), _native: (usize, usize)) -> Result<()> {
-        Ok(())
+        let layers = self.layers.iter().all(|a| *a == LayerAction::default());
+        convs && attentions && layers && self.skips.iter().all(|a| *a == SkipAction::default())
     }
 }

@@ -44,6 +44,14 @@ pub struct SkipSite {
     pub channels: usize,
 }
 
+/// A layer of the down path, after which a map may change its size: a residual block with its attention, or a
+/// downsampler.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LayerSite {
+    /// Module path: of the attention, of the residual block where there is none, or of the downsampler.
+    pub path: String,
+}
+
 /// Every site of one U-Net, in the order in which its modules are loaded.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct SiteTable {
@@ -53,6 +61,8 @@ pub struct SiteTable {
     pub attentions: Vec<AttentionSite>,
     /// Skip connections.
     pub skips: Vec<SkipSite>,
+    /// Layers of the down path.
+    pub layers: Vec<LayerSite>,
 }
 
 impl SiteTable {
@@ -69,6 +79,11 @@ impl SiteTable {
     pub(crate) fn add_skip(&mut self, path: &str, block: usize, channels: usize) -> usize {
         self.skips.push(SkipSite { path: path.to_owned(), block, channels });
         self.skips.len() - 1
+    }
+
+    pub(crate) fn add_layer(&mut self, path: &str) -> usize {
+        self.layers.push(LayerSite { path: path.to_owned() });
+        self.layers.len() - 1
     }
 
     /// Indices of the convolutions that `pattern` names.

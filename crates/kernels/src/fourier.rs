@@ -1,8 +1,9 @@
-//! The one thing that is done in the frequency domain.
+//! What is done in the frequency domain.
 
 use crate::view::{tensor, with_slice};
-use candle_core::{Result, Tensor};
+use candle_core::{Result, Tensor, bail};
 use rayon::prelude::*;
+use rustfft::{Fft, FftPlanner, num_complex::Complex};
 use std::f64::consts::TAU;
 
 /// Multiplies the four lowest frequencies of every plane of `x` `(batch, channels, h, w)` by `scale`
@@ -52,4 +53,82 @@ pub fn scale_low_frequencies(x: &Tensor, scale: f64) -> Result<Tensor> {
         });
         tensor(output, x.shape())
     })
+}
+
+/// Multiplies the spectrum of every plane of `x` `(batch, channels, h, w)` by `rows ⊗ columns` and keeps the real part. Planes are
+/// padded with zeros at the bottom and right to `rows.len() × columns.len()` and cut back; masks are in the order of a shifted
+/// spectrum, frequency zero at `⌊n / 2⌋`.
+pub fn low_pass(x: &Tensor, rows: &[f32], columns: &[f32]) -> Result<Tensor> {
+    let (_, _, h, w) = x.dims4()?;
+    let (height, width) = (rows.len(), columns.len());
+    if height < h || width < w {
+        bail!("low_pass: a mask of {height}×{width} for maps of {h}×{w}");
+    }
+    #[cfg(gpu)]
+    if crate::gpu::takes(x) {
+        return crate::gpu::by_host(x, |x| low_pass(x, rows, columns));
+    }
+    let unshifted = |mask: &[f32]| -> Vec<f32> { (0..mask.len()).map(|i| mask[(i + mask.len() / 2) % mask.len()]).collect() };
+    let (rows, columns) = (unshifted(rows), unshifted(columns));
+    let mut planner = FftPlanner::<f32>::new();
+    let (down, across) = (
+        [planner.plan_fft_forward(height), planner.plan_fft_inverse(height)],
+        [planner.plan_fft_forward(width), planner.plan_fft_inverse(width)],
+    );
+    let transposed = |from: &[Complex<f32>], to: &mut [Complex<f32>], width: usize| {
+        let height = from.len() / width;
+        for (i, row) in from.chunks_exact(width).enumerate() {
+            row.iter().enumerate().for_each(|(j, v)| to[j * height + i] = *v);
+        }
+    };
+    let every = |fft: &dyn Fft<f32>, lines: &mut [Complex<f32>]| fft.process(lines);
+    with_slice(x, |data| {
+        let mut output = vec![0f32; data.len()];
+        output.par_chunks_mut(h * w).zip(data.par_chunks(h * w)).for_each(|(out, plane)| {
+            let mut wide = vec![Complex::new(0f32, 0.0); height * width];
+            for (line, row) in wide.chunks_exact_mut(width).zip(plane.chunks_exact(w)) {
+                line.iter_mut().zip(row).for_each(|(o, v)| o.re = *v);
+            }
+            let mut high = wide.clone();
+            every(&*across[0], &mut wide);
+            transposed(&wide, &mut high, width);
+            every(&*down[0], &mut high);
+            for (line, column) in high.chunks_exact_mut(height).zip(&columns) {
+                line.iter_mut().zip(&rows).for_each(|(o, row)| *o *= row * column / (height * width) as f32);
+            }
+            every(&*down[1], &mut high);
+            transposed(&high, &mut wide, height);
+            every(&*across[1], &mut wide);
+            for (out, line) in out.chunks_exact_mut(w).zip(wide.chunks_exact(width)) {
+                out.iter_mut().zip(line).for_each(|(o, v)| *o = v.re);
+            }
+        });
+        tensor(output, x.shape())
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::Device;
+
+    /// A mask of ones is the identity, padded or not; a wave passes by its own factor.
+    #[test]
+    fn masks_act_on_their_frequency() {
+        let (h, w) = (6, 10);
+        let wave = |ky: f64, kx: f64| -> Tensor {
+            let at = |y: usize, x: usize| (TAU * (ky * y as f64 / h as f64 + kx * x as f64 / w as f64)).cos() as f32;
+            let values: Vec<f32> = (0..h).flat_map(|y| (0..w).map(move |x| at(y, x))).collect();
+            Tensor::from_vec(values, (1, 1, h, w), &Device::Cpu).unwrap()
+        };
+        let difference = |a: &Tensor, b: &Tensor| (a - b).unwrap().abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap();
+        let x = wave(1.0, 2.0);
+        assert!(difference(&low_pass(&x, &[1.0; 6], &[1.0; 10]).unwrap(), &x) < 1e-6);
+        assert!(difference(&low_pass(&x, &[1.0; 9], &[1.0; 16]).unwrap(), &x) < 1e-6);
+        // Frequencies ±1 down are at 3 ± 1, ±2 across at 5 ± 2.
+        let (mut rows, mut columns) = ([1.0; 6], [1.0; 10]);
+        (rows[2], rows[4], columns[3], columns[7]) = (0.5, 0.5, 0.25, 0.25);
+        assert!(difference(&low_pass(&x, &rows, &columns).unwrap(), &(&x * 0.125).unwrap()) < 1e-6);
+        assert!(low_pass(&x, &rows[1..], &columns).is_err());
+    }
 }

@@ -37,7 +37,7 @@ pub use candle_core::{Result, Tensor};
 pub use conv::{Activation, ConvGeometry, conv2d};
 pub use device::{DeviceId, on_gpu};
 pub use elementwise::{add, geglu, gelu, join_channels, quick_gelu, silu};
-pub use fourier::scale_low_frequencies;
+pub use fourier::{low_pass, scale_low_frequencies};
 #[cfg(feature = "emulator")]
 pub use gpu::emulated;
 pub use inner::inner_products;
@@ -45,5 +45,5 @@ pub use linear::{linear, map_to_tokens, tokens_to_map};
 pub use norm::{channel_affine, channel_sums, group_norm, layer_norm};
 pub use pool::{Pool, pool3x3};
 pub use product::Precision;
-pub use resize::{enlarge_bicubic, resize_bilinear, upsample_nearest};
+pub use resize::{area_mean, blur_gaussian, enlarge_bicubic, resize_bicubic, resize_bilinear, upsample_nearest};
 pub use weight::{ConvWeight, LinearWeight};

@@ -1,4 +1,4 @@
-//! Bilinear and nearest resizing of feature maps.
+//! Resizing of feature maps, and the separable filters that are made like it.
 
 use crate::view::{tensor, with_slice};
 use candle_core::{Result, Tensor, bail};
@@ -48,51 +48,126 @@ pub fn resize_bilinear(x: &Tensor, height: usize, width: usize) -> Result<Tensor
     })
 }
 
+/// The cubic of Keys.
+fn cubic(a: f64, t: f64) -> f64 {
+    let t = t.abs();
+    if t < 1.0 {
+        ((a + 2.0) * t - (a + 3.0)) * t * t + 1.0
+    } else if t < 2.0 {
+        ((a * t - 5.0 * a) * t + 8.0 * a) * t - 4.0 * a
+    } else {
+        0.0
+    }
+}
+
+/// First input position and weights of each output position.
+type Taps = Vec<(usize, Vec<f32>)>;
+
 /// Enlarges `x` `(batch, channels, h, w)` to `(batch, channels, height, width)` by the cubic of Keys
 /// (a = −½) with half-pixel centres: Pillow's `BICUBIC`, without its rounding to bytes.
 pub fn enlarge_bicubic(x: &Tensor, height: usize, width: usize) -> Result<Tensor> {
-    let (batch, channels, h, w) = x.dims4()?;
+    let (_, _, h, w) = x.dims4()?;
     if h == 0 || w == 0 || height < h || width < w {
         bail!("enlarge_bicubic: {h}×{w} to {height}×{width}");
     }
-    #[cfg(gpu)]
-    if crate::gpu::takes(x) {
-        return crate::gpu::by_host(x, |x| enlarge_bicubic(x, height, width));
-    }
-    let cubic = |t: f64| {
-        let t = t.abs();
-        if t < 1.0 {
-            (1.5 * t - 2.5) * t * t + 1.0
-        } else if t < 2.0 {
-            ((-0.5 * t + 2.5) * t - 4.0) * t + 2.0
-        } else {
-            0.0
-        }
-    };
-    // First input position and normalised weights of each output position; what lies outside is left out.
-    let taps = |from: usize, to: usize| -> Vec<(usize, Vec<f32>)> {
+    // What lies outside is left out.
+    let taps = |from: usize, to: usize| -> Taps {
         (0..to)
             .map(|i| {
                 let centre = (i as f64 + 0.5) * from as f64 / to as f64;
                 let first = (centre - 2.0 + 0.5).floor().max(0.0) as usize;
                 let last = ((centre + 2.0 + 0.5).floor() as usize).min(from);
-                let weights: Vec<f64> = (first..last).map(|j| cubic(j as f64 + 0.5 - centre)).collect();
+                let weights: Vec<f64> = (first..last).map(|j| cubic(-0.5, j as f64 + 0.5 - centre)).collect();
                 let sum: f64 = weights.iter().sum();
                 (first, weights.iter().map(|w| (w / sum) as f32).collect())
             })
             .collect()
     };
-    let (rows, columns) = (taps(h, height), taps(w, width));
+    separable(x, &taps(h, height), &taps(w, width))
+}
+
+/// Resizes `x` `(batch, channels, h, w)` to `(batch, channels, height, width)` as `interpolate(mode="bicubic",
+/// align_corners=False)`: the cubic with a = −¾ on four taps, edges repeated, no antialiasing.
+pub fn resize_bicubic(x: &Tensor, height: usize, width: usize) -> Result<Tensor> {
+    let (_, _, h, w) = x.dims4()?;
+    if [h, w, height, width].contains(&0) {
+        bail!("resize_bicubic: {h}×{w} to {height}×{width}");
+    }
+    if (h, w) == (height, width) {
+        return Ok(x.clone());
+    }
+    let taps = |from: usize, to: usize| -> Taps {
+        (0..to)
+            .map(|i| {
+                let centre = (i as f64 + 0.5) * from as f64 / to as f64 - 0.5;
+                let inside = |j: i64| j.clamp(0, from as i64 - 1) as usize;
+                let base = centre.floor() as i64;
+                let first = inside(base - 1);
+                let mut weights = vec![0f32; inside(base + 2) - first + 1];
+                (base - 1..=base + 2).for_each(|j| weights[inside(j) - first] += cubic(-0.75, j as f64 - centre) as f32);
+                (first, weights)
+            })
+            .collect()
+    };
+    separable(x, &taps(h, height), &taps(w, width))
+}
+
+/// Means of `x` `(batch, channels, h, w)` over `height × width` areas, as `adaptive_avg_pool2d`: area `i` reaches from
+/// `⌊i · h / height⌋` to `⌈(i + 1) · h / height⌉`.
+pub fn area_mean(x: &Tensor, height: usize, width: usize) -> Result<Tensor> {
+    let (_, _, h, w) = x.dims4()?;
+    if [h, w, height, width].contains(&0) {
+        bail!("area_mean: {h}×{w} to {height}×{width}");
+    }
+    let taps = |from: usize, to: usize| -> Taps {
+        (0..to)
+            .map(|i| {
+                let (first, end) = (i * from / to, ((i + 1) * from).div_ceil(to));
+                (first, vec![1.0 / (end - first) as f32; end - first])
+            })
+            .collect()
+    };
+    separable(x, &taps(h, height), &taps(w, width))
+}
+
+/// Gaussian blur of `x` `(batch, channels, h, w)` on `taps × taps` pixels, `taps` odd, with zeros around the map.
+pub fn blur_gaussian(x: &Tensor, taps: usize, sigma: f64) -> Result<Tensor> {
+    let (_, _, h, w) = x.dims4()?;
+    if taps.is_multiple_of(2) || !(sigma.is_finite() && sigma > 0.0) {
+        bail!("blur_gaussian: {taps} taps and a deviation of {sigma}");
+    }
+    let reach = taps / 2;
+    let bell: Vec<f64> = (0..taps).map(|i| (-0.5 * ((i as f64 - reach as f64) / sigma).powi(2)).exp()).collect();
+    let sum: f64 = bell.iter().sum();
+    let side = |n: usize| -> Taps {
+        (0..n)
+            .map(|i| {
+                let (first, end) = (i.saturating_sub(reach), (i + reach + 1).min(n));
+                (first, (first..end).map(|j| (bell[j + reach - i] / sum) as f32).collect())
+            })
+            .collect()
+    };
+    separable(x, &side(h), &side(w))
+}
+
+/// Each row by `columns`, then each column by `rows`.
+fn separable(x: &Tensor, rows: &Taps, columns: &Taps) -> Result<Tensor> {
+    let (batch, channels, h, w) = x.dims4()?;
+    let (height, width) = (rows.len(), columns.len());
+    #[cfg(gpu)]
+    if crate::gpu::takes(x) {
+        return crate::gpu::by_host(x, |x| separable(x, rows, columns));
+    }
     with_slice(x, |data| {
         let mut output = vec![0f32; batch * channels * height * width];
         output.par_chunks_mut(height * width).zip(data.par_chunks(h * w)).for_each(|(out, plane)| {
             let mut wide = vec![0f32; h * width];
             for (line, row) in wide.chunks_exact_mut(width).zip(plane.chunks_exact(w)) {
-                for (o, (first, weights)) in line.iter_mut().zip(&columns) {
+                for (o, (first, weights)) in line.iter_mut().zip(columns) {
                     *o = weights.iter().zip(&row[*first..]).map(|(w, v)| w * v).sum();
                 }
             }
-            for (line, (first, weights)) in out.chunks_exact_mut(width).zip(&rows) {
+            for (line, (first, weights)) in out.chunks_exact_mut(width).zip(rows) {
                 for (j, weight) in weights.iter().enumerate() {
                     let row = &wide[(first + j) * width..][..width];
                     line.iter_mut().zip(row).for_each(|(o, v)| *o += weight * v);

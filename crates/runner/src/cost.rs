@@ -8,8 +8,8 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
-use scalebench_generation::plan::Pass;
-use scalebench_generation::{Method, Request, Trace};
+use scalebench_generation::step::Step;
+use scalebench_generation::{Method, Request, StageSteps, Trace};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
@@ -161,13 +161,29 @@ impl Calibrator<'_> {
         let unet = Flops::unet(&folder.join("unet").join("config.json"))?;
         let decoder = Flops::decoder(&folder.join("vae").join("config.json"))?;
         let request = &cell.jobs[0].request;
-        let steps = pipeline.passes(request, &cell.method)?;
+        let run = pipeline.outline(request, &cell.method)?;
+        let (last, before) = run.split_last().context("a run without stages")?;
+        let steps = &last.steps;
         let factor = pipeline.vae_factor() as usize;
         let latent = (request.height as usize / factor, request.width as usize / factor);
-        let passes: usize = steps.iter().map(Vec::len).sum();
+        let evaluations = |stage: &StageSteps| -> usize { stage.steps.iter().map(|step| evaluations(step, stage.stage.latent)).sum() };
+        let passes: usize = run.iter().map(evaluations).sum();
         let (of_pass, of_decoder) = (unet.at(latent, None), decoder.at(latent, None));
-        let mut flops: f64 = steps.iter().flatten().map(|pass| unet.at(latent, Some((pipeline.sites(), &pass.plan)))).sum::<f64>();
-        flops += of_decoder;
+        let of_step = |step: &Step, latent| -> f64 {
+            step.evaluations(latent).map(|(n, size, pass)| n as f64 * unet.at(size, Some((pipeline.sites(), &pass.plan)))).sum()
+        };
+        let of_stage = |stage: &StageSteps| -> f64 { stage.steps.iter().map(|step| of_step(step, stage.stage.latent)).sum() };
+        // Every stage before the last, and both ways through the autoencoder if the next starts from its image.
+        let extra: f64 = before
+            .iter()
+            .zip(&run[1..])
+            .map(|(stage, next)| {
+                let through = matches!(&next.stage.start, Start::Enlarged(enlarge) if enlarge.through == Through::Pixels);
+                let ways = if through { decoder.at(stage.stage.latent, None) + decoder.at(next.stage.latent, None) } else { 0.0 };
+                of_stage(stage) + ways
+            })
+            .sum();
+        let flops = of_stage(last) + of_decoder + extra;
         let mut found = CellCost {
             cell: cell.name.clone(),
             width: cell.width,
@@ -175,7 +191,7 @@ impl Calibrator<'_> {
             images,
             done: images - to_do,
             to_do,
-            steps: steps.len(),
+            steps: run.iter().map(|stage| stage.steps.len()).sum(),
             passes,
             flops_per_image: flops,
             seconds_per_image: None,
@@ -183,21 +199,12 @@ impl Calibrator<'_> {
             peak_memory_bytes: None,
             extrapolated: false,
         };
-        // A start from a smaller image: all steps there, by the plain network, and both ways through the autoencoder.
-        let mut extra = 0.0;
-        if let Some(start) = &cell.method.settings().sdedit {
-            let side = |side: usize| ((side as f64 / start.scale).round() as usize).max(1);
-            let smaller = (side(latent.0), side(latent.1));
-            let plain = pipeline.passes(request, &Method::direct(pipeline.sites()))?.iter().map(Vec::len).sum::<usize>();
-            extra = plain as f64 * unet.at(smaller, None) + decoder.at(smaller, None) + of_decoder;
-            found.passes += plain;
-            found.flops_per_image += extra;
-        }
         if to_do == 0 {
             return Ok(found);
         }
-        let active: Option<&Vec<Pass>> = steps.iter().find(|passes| !is_plain(passes));
-        let calibration = PLAIN_STEPS as f64 * steps[0].len() as f64 * of_pass;
+        let active: Option<&Step> = steps.iter().find(|step| !step.is_plain());
+        let plain_passes = pipeline.outline(request, &Method::direct(pipeline.sites()))?[0].steps[0].views[0].passes.len();
+        let calibration = PLAIN_STEPS as f64 * plain_passes as f64 * of_pass;
         let expected = self
             .largest
             .get(&cell.model)
@@ -214,7 +221,7 @@ impl Calibrator<'_> {
             }
             _ => {
                 let plain = self.speed(cell, &Method::direct(pipeline.sites()), PLAIN_STEPS, None)?;
-                let acting = active.map(|passes| self.speed(cell, &cell.method, 1, Some(passes))).transpose()?;
+                let acting = active.map(|_| self.speed(cell, &cell.method, last.stage.steps.first + 1, active)).transpose()?;
                 self.largest.insert(cell.model, (plain, of_pass, of_decoder));
                 found.peak_memory_bytes = plain.peak_memory_bytes.max(acting.and_then(|speed| speed.peak_memory_bytes));
                 (plain, acting.unwrap_or(plain))

@@ -5,8 +5,10 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Context, Result};
-use scalebench_generation::plan::{AttentionAction, Conditioning, ConvAction, Kernel, Pass, SkipAction};
-use scalebench_generation::{Pipeline, SiteTable};
+use scalebench_generation::journey::{Start, Through};
+use scalebench_generation::plan::{AttentionAction, ConvAction, Kernel, SkipAction};
+use scalebench_generation::step::{Conditioning, Pass, Region, Step};
+use scalebench_generation::{Pipeline, SiteTable, StageSteps};
 use serde::{Deserialize, Serialize};
 
 use crate::plan::Cell;
@@ -16,8 +18,58 @@ use crate::store::Store;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Schedule {
     pub(crate) n_steps: usize,
+    /// The stages of the run, if there are several or one does not look at the whole latents; the passes below are the last one's.
+    #[serde(default = "Vec::new", skip_serializing_if = "Vec::is_empty")]
+    pub(crate) stages: Vec<StageSchedule>,
     /// The passes through the network, those of guidance included.
     pub(crate) passes: Vec<PassSchedule>,
+}
+
+/// One stage, in words.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct StageSchedule {
+    /// Latent (height, width).
+    pub(crate) latent: (usize, usize),
+    /// What it starts from.
+    pub(crate) start: String,
+    /// Which of the sampler's steps are run, from 1.
+    pub(crate) steps: (usize, usize),
+    /// What is looked at in the steps of the stage.
+    pub(crate) views: Vec<Run<String>>,
+}
+
+impl StageSchedule {
+    fn new(StageSteps { stage, steps }: &StageSteps) -> Self {
+        let start = match &stage.start {
+            Start::Noise => "noise".to_owned(),
+            Start::Enlarged(enlarge) => match enlarge.through {
+                Through::Latents => "the enlarged latents".to_owned(),
+                Through::Pixels => "the enlarged image".to_owned(),
+            },
+        };
+        let mut views = Vec::new();
+        let first = stage.steps.first;
+        steps.iter().enumerate().for_each(|(i, step)| push(&mut views, first + i + 1, Some(looked_at(step, stage.latent))));
+        Self { latent: stage.latent, start, steps: (first + 1, first + steps.len()), views }
+    }
+}
+
+/// What a step looks at, in words.
+fn looked_at(step: &Step, latent: (usize, usize)) -> String {
+    let view = |region: &Region| {
+        let (n, (height, width)) = region.maps(latent);
+        match region {
+            Region::Whole => "the whole map".to_owned(),
+            Region::Windows(_) => format!("{n} windows of {height}×{width}"),
+            Region::Strided(_) => format!("{n} strided subsets of {height}×{width}"),
+            Region::Pooled(_) => format!("its means at {height}×{width}"),
+        }
+    };
+    let mut text = step.views.iter().map(|v| view(&v.region)).collect::<Vec<_>>().join(" and ");
+    if !step.blends.is_empty() {
+        text += ", mixed with the enlarged start";
+    }
+    text
 }
 
 /// One pass, over all steps.
@@ -103,7 +155,17 @@ impl Schedule {
                 passes[j].push(i + 1, pass);
             }
         }
-        Schedule { n_steps: steps.len(), passes }
+        Schedule { n_steps: steps.len(), stages: Vec::new(), passes }
+    }
+
+    /// From the stages of a run.
+    fn of_run(sites: &SiteTable, run: &[StageSteps]) -> Schedule {
+        let last = run.last().map_or(&[][..], |stage| &stage.steps);
+        let passes: Vec<Vec<Pass>> = last.iter().map(|step| step.views.iter().flat_map(|view| view.passes.clone()).collect()).collect();
+        let plain =
+            run.len() == 1 && last.iter().all(|step| step.blends.is_empty() && step.views.iter().all(|v| v.region == Region::Whole));
+        let stages = if plain { Vec::new() } else { run.iter().map(StageSchedule::new).collect() };
+        Schedule { stages, ..Self::new(sites, &passes) }
     }
 }
 
@@ -111,7 +173,7 @@ impl PassSchedule {
     fn push(&mut self, step: usize, pass: &Pass) {
         push(&mut self.weight, step, Some(pass.weight));
         for (track, action) in self.convolutions.iter_mut().zip(&pass.plan.convs) {
-            let ConvAction { kernel, dilation } = action;
+            let ConvAction { kernel, dilation, .. } = action;
             let kernel = match kernel {
                 Kernel::Trained => None,
                 Kernel::Dispersed(dispersion) => Some(dispersion.large),
@@ -141,7 +203,7 @@ fn path(cell: &str) -> String {
 /// Writes the schedule of a cell. Seeds and prompts have no say in it, so the first image stands for all.
 pub(crate) fn write(store: &Store, cell: &Cell, pipeline: &Pipeline) -> Result<()> {
     let Some(job) = cell.jobs.first() else { return Ok(()) };
-    let schedule = Schedule::new(pipeline.sites(), &pipeline.passes(&job.request, &cell.method)?);
+    let schedule = Schedule::of_run(pipeline.sites(), &pipeline.outline(&job.request, &cell.method)?);
     store.write(&path(&cell.name), &serde_json::to_vec(&schedule)?)
 }
 
@@ -285,7 +347,7 @@ pub(crate) mod tests {
             plan.convs[2].dilation = Some(Dilation::new(factor).unwrap());
             plan
         };
-        let pass = |plan: Plan, conditioning, weight| Pass { plan, conditioning, weight };
+        let pass = Pass::new;
         let step = |factor, third: bool| {
             let mut passes = vec![pass(dilated(factor), Conditioning::Empty, -6.5), pass(dilated(factor), Conditioning::Text, 7.5)];
             if third {
@@ -326,7 +388,7 @@ pub(crate) mod tests {
         );
         let plain = vec![scalebench_generation::plan::classifier_free(
             &sites(),
-            &scalebench_generation::plan::Moment {
+            &scalebench_generation::step::Moment {
                 step: 0,
                 n_steps: 1,
                 timestep: 1.0,

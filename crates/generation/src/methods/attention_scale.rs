@@ -2,19 +2,25 @@
 //! tokens changes, by the softmax scale `√(log_T N / d)` instead of `√(1 / d)`, with N tokens now and
 //! T tokens of the same layer at the training resolution.
 
+use super::Resolving;
 use crate::error::{Error, Result};
-use crate::plan::{Intervention, Moment, Pass};
 use crate::site::SiteTable;
+use crate::step::{Intervention, Moment, Step};
 use serde::{Deserialize, Serialize};
+use std::sync::Arc;
 
 /// No settings: all self-attentions, all steps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct AttentionScale {}
 
+pub(super) fn resolve(settings: &AttentionScale, _at: &Resolving<'_>) -> Result<Arc<dyn Intervention>> {
+    Ok(Arc::new(*settings))
+}
+
 impl Intervention for AttentionScale {
-    fn apply(&self, sites: &SiteTable, at: &Moment, passes: &mut Vec<Pass>) {
-        for pass in passes {
+    fn apply(&self, sites: &SiteTable, at: &Moment, step: &mut Step) {
+        for pass in step.passes_mut() {
             for (site, action) in sites.attentions.iter().zip(&mut pass.plan.attentions) {
                 action.temperature = factor(site.n_tokens(at.latent), at.latent, at.native);
             }

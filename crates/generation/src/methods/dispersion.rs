@@ -3,12 +3,15 @@
 //! While active, a listed convolution uses its kernel spread onto the larger one. That alone doubles
 //! its reach (3×3 → 5×5), so a dilation at the same site is halved.
 
-use super::redilation::{Resolved as Redilated, check_tau, check_unmatched, fifty, scaled_tau};
+use super::Resolving;
+use super::redilation::{Redilation, Resolved as Redilated, check_tau, check_unmatched, fifty, scaled_tau};
 use crate::disperse::Dispersion as Transform;
 use crate::error::{Error, Result};
-use crate::plan::{Dilation, Intervention, Kernel, Moment, Pass};
+use crate::plan::{Dilation, Kernel};
 use crate::site::SiteTable;
+use crate::step::{Intervention, Moment, Step};
 use serde::{Deserialize, Serialize};
+use std::sync::Arc;
 
 /// Which convolutions, for how long, by which transform.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -37,17 +40,23 @@ fn paper() -> Transform {
 }
 
 #[derive(Debug)]
-pub(super) struct Resolved {
+struct Resolved {
     tau: f64,
     of_steps: usize,
     sites: Vec<usize>,
     transform: Transform,
 }
 
+pub(super) fn resolve(settings: &Dispersion, at: &Resolving<'_>) -> Result<Arc<dyn Intervention>> {
+    let of = |redilation: &Option<Redilation>, key| redilation.as_ref().map(|r| r.resolve(at.method, key, at.sites)).transpose();
+    let dilated = [of(&at.settings.redilation, "redilation")?, of(&at.settings.noise_damped_guidance, "noise_damped_guidance")?];
+    Ok(Arc::new(settings.resolve(at.method, at.sites, &dilated.iter().flatten().collect::<Vec<_>>())?))
+}
+
 impl Dispersion {
     /// `dilated`: every re-dilation of the method. The reference halves the dilation of a dispersed
     /// site, so a dispersed site that is never dilated would widen its reach instead of keeping it.
-    pub(super) fn resolve(&self, method: &str, table: &SiteTable, dilated: &[&Redilated]) -> Result<Resolved> {
+    fn resolve(&self, method: &str, table: &SiteTable, dilated: &[&Redilated]) -> Result<Resolved> {
         if !(self.as_published && self.tau == 0.0) {
             check_tau(method, "dispersion", self.tau, self.of_steps)?;
         }
@@ -74,11 +83,11 @@ impl Dispersion {
 }
 
 impl Intervention for Resolved {
-    fn apply(&self, _sites: &SiteTable, at: &Moment, passes: &mut Vec<Pass>) {
+    fn apply(&self, _sites: &SiteTable, at: &Moment, step: &mut Step) {
         if at.step as f64 >= scaled_tau(self.tau, self.of_steps, at.n_steps) {
             return;
         }
-        for pass in passes {
+        for pass in step.passes_mut() {
             for &site in &self.sites {
                 let action = &mut pass.plan.convs[site];
                 // Only where a dilation is there to be halved: reach stays what the method asks for.

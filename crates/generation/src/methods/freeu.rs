@@ -4,10 +4,13 @@
 //! ScaleCrafter's scripts switch it on unless told otherwise. Two triggers are in use, and they touch
 //! different layers.
 
+use super::Resolving;
 use crate::error::{Error, Result};
-use crate::plan::{Intervention, Moment, Pass, SkipAction};
+use crate::plan::SkipAction;
 use crate::site::SiteTable;
+use crate::step::{Intervention, Moment, Step};
 use serde::{Deserialize, Serialize};
+use std::sync::Arc;
 
 /// Where, and by how much.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -37,10 +40,14 @@ pub enum Trigger {
 }
 
 #[derive(Debug)]
-pub(super) struct Resolved(Vec<(usize, SkipAction)>);
+struct Resolved(Vec<(usize, SkipAction)>);
+
+pub(super) fn resolve(settings: &FreeU, at: &Resolving<'_>) -> Result<Arc<dyn Intervention>> {
+    Ok(Arc::new(settings.resolve(at.method, at.sites)?))
+}
 
 impl FreeU {
-    pub(super) fn resolve(&self, method: &str, sites: &SiteTable) -> Result<Resolved> {
+    fn resolve(&self, method: &str, sites: &SiteTable) -> Result<Resolved> {
         for (key, value) in [("b1", self.b1), ("b2", self.b2), ("s1", self.s1), ("s2", self.s2)] {
             if !(value.is_finite() && value > 0.0) {
                 return Err(Error::method(method, format!("`freeu.{key}` is {value}, expected a positive number")));
@@ -65,8 +72,8 @@ impl FreeU {
 }
 
 impl Intervention for Resolved {
-    fn apply(&self, _sites: &SiteTable, _at: &Moment, passes: &mut Vec<Pass>) {
-        for pass in passes {
+    fn apply(&self, _sites: &SiteTable, _at: &Moment, step: &mut Step) {
+        for pass in step.passes_mut() {
             for &(site, action) in &self.0 {
                 pass.plan.skips[site] = action;
             }

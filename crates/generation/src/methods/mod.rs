@@ -12,8 +12,8 @@
 //!     redilation: {tau: 30, dilation: {"mid_block.**": 2}}
 //! ```
 //!
-//! Every ingredient is one file here; a variant may combine them freely. They are applied in the
-//! order of [`Settings`]' fields.
+//! Every ingredient is one file here and one line in the list below; a variant may combine them freely. They are
+//! applied in the order of [`Settings`]' fields.
 
 mod attention_scale;
 mod dispersion;
@@ -22,64 +22,92 @@ mod noise_damped;
 mod redilation;
 mod sdedit;
 
-pub use attention_scale::AttentionScale;
-pub use dispersion::Dispersion;
-pub use freeu::{FreeU, Trigger};
-pub use noise_damped::NoiseDampedGuidance;
-pub use redilation::Redilation;
-pub use sdedit::Sdedit;
+pub use freeu::Trigger;
 
 use crate::error::{Error, Result};
-use crate::plan::{Intervention, Moment, Pass, classifier_free};
+use crate::journey::{Journey, Route};
 use crate::site::SiteTable;
+use crate::step::{Intervention, Moment, Pass, Step};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 use std::sync::Arc;
 
-/// The ingredients of a method; absent ones leave the network plain.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Settings {
-    /// Re-dilated convolutions.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub redilation: Option<Redilation>,
-    /// A lighter network for the noise estimate.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub noise_damped_guidance: Option<NoiseDampedGuidance>,
-    /// Dispersed kernels.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub dispersion: Option<Dispersion>,
-    /// Entropy-preserving softmax scale.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub attention_scale: Option<AttentionScale>,
-    /// Amplified backbone, damped skip connections.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub freeu: Option<FreeU>,
-    /// A start from an enlarged smaller image.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub sdedit: Option<Sdedit>,
+/// What an ingredient's settings are looked up in.
+struct Resolving<'a> {
+    /// The method's name, for messages.
+    method: &'a str,
+    /// The ingredient's key.
+    key: &'static str,
+    sites: &'a SiteTable,
+    /// All of the method's ingredients.
+    settings: &'a Settings,
 }
 
-/// The settings for some models and scales.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Variant {
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    models: Option<Vec<String>>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    scales: Option<Vec<f64>>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    redilation: Option<Redilation>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    noise_damped_guidance: Option<NoiseDampedGuidance>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    dispersion: Option<Dispersion>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    attention_scale: Option<AttentionScale>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    freeu: Option<FreeU>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    sdedit: Option<Sdedit>,
+impl Resolving<'_> {
+    /// An error in the ingredient's settings.
+    fn refuse<T>(&self, reason: impl std::fmt::Display) -> Result<T> {
+        Err(Error::method(self.method, format!("`{}`: {reason}", self.key)))
+    }
+}
+
+/// Declares the ingredients: for each its key in method files and its settings, a type of the module that has the function
+/// `resolve` for them.
+macro_rules! ingredients {
+    ($($(#[$doc:meta])* $key:ident: $module:ident::$settings:ident,)*) => {
+        $(pub use $module::$settings;)*
+
+        /// The ingredients of a method; absent ones leave the network plain.
+        #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+        #[serde(deny_unknown_fields)]
+        pub struct Settings {
+            $($(#[$doc])* #[serde(default, skip_serializing_if = "Option::is_none")]
+            pub $key: Option<$settings>,)*
+        }
+
+        /// The settings for some models and scales.
+        #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+        #[serde(deny_unknown_fields)]
+        struct Variant {
+            #[serde(default, skip_serializing_if = "Option::is_none")]
+            models: Option<Vec<String>>,
+            #[serde(default, skip_serializing_if = "Option::is_none")]
+            scales: Option<Vec<f64>>,
+            $(#[serde(default, skip_serializing_if = "Option::is_none")]
+            $key: Option<$settings>,)*
+        }
+
+        impl Variant {
+            fn settings(&self) -> Settings {
+                Settings { $($key: self.$key.clone(),)* }
+            }
+        }
+
+        impl Settings {
+            fn resolve(&self, method: &str, sites: &SiteTable) -> Result<Vec<Arc<dyn Intervention>>> {
+                let mut parts = Vec::new();
+                $(if let Some(settings) = &self.$key {
+                    parts.push($module::resolve(settings, &Resolving { method, key: stringify!($key), sites, settings: self })?);
+                })*
+                Ok(parts)
+            }
+        }
+    };
+}
+
+// In the order in which they are applied.
+ingredients! {
+    /// Re-dilated convolutions.
+    redilation: redilation::Redilation,
+    /// A lighter network for the noise estimate.
+    noise_damped_guidance: noise_damped::NoiseDampedGuidance,
+    /// Dispersed kernels.
+    dispersion: dispersion::Dispersion,
+    /// Entropy-preserving softmax scale.
+    attention_scale: attention_scale::AttentionScale,
+    /// Amplified backbone, damped skip connections.
+    freeu: freeu::FreeU,
+    /// A start from an enlarged smaller image.
+    sdedit: sdedit::Sdedit,
 }
 
 /// A method file as written.
@@ -130,15 +158,7 @@ impl MethodSpec {
             let reason = format!("no variant for model `{model}` at {scale}× the pixels, expected one in `variants`");
             Error::method(&self.name, reason)
         })?;
-        let settings = Settings {
-            redilation: v.redilation.clone(),
-            noise_damped_guidance: v.noise_damped_guidance.clone(),
-            dispersion: v.dispersion.clone(),
-            attention_scale: v.attention_scale,
-            freeu: v.freeu,
-            sdedit: v.sdedit,
-        };
-        Method::new(&self.name, settings, sites)
+        Method::new(&self.name, v.settings(), sites)
     }
 }
 
@@ -159,31 +179,7 @@ impl Serialize for Method {
 impl Method {
     /// Looks up every rule. A rule that matches nothing, or a setting without effect, is an error.
     pub fn new(name: &str, settings: Settings, sites: &SiteTable) -> Result<Self> {
-        let redilation = settings.redilation.as_ref().map(|r| r.resolve(name, "redilation", sites)).transpose()?;
-        let damped = settings
-            .noise_damped_guidance
-            .as_ref()
-            .map(|r| r.resolve(name, "noise_damped_guidance", sites))
-            .transpose()?
-            .map(noise_damped::Resolved);
-        if damped.is_some() && redilation.is_none() {
-            return Err(Error::method(name, "`noise_damped_guidance` without `redilation` has no strong network, expected both"));
-        }
-        let dispersion = match &settings.dispersion {
-            None => None,
-            Some(d) => {
-                let dilated: Vec<_> = redilation.iter().chain(damped.iter().map(|d| &d.0)).collect();
-                Some(d.resolve(name, sites, &dilated)?)
-            }
-        };
-        let mut parts: Vec<Arc<dyn Intervention>> = Vec::new();
-        parts.extend(redilation.map(|p| Arc::new(p) as Arc<dyn Intervention>));
-        parts.extend(damped.map(|p| Arc::new(p) as Arc<dyn Intervention>));
-        parts.extend(dispersion.map(|p| Arc::new(p) as Arc<dyn Intervention>));
-        parts.extend(settings.attention_scale.map(|p| Arc::new(p) as Arc<dyn Intervention>));
-        let freeu = settings.freeu.map(|f| f.resolve(name, sites)).transpose()?;
-        parts.extend(freeu.map(|p| Arc::new(p) as Arc<dyn Intervention>));
-        settings.sdedit.map_or(Ok(()), |s| s.check(name))?;
+        let parts = settings.resolve(name, sites)?;
         Ok(Self { name: name.to_owned(), settings, parts })
     }
 
@@ -207,12 +203,31 @@ impl Method {
         self.parts.iter().try_for_each(|part| part.check(&self.name, latent, native))
     }
 
-    /// The passes of one step.
-    pub fn passes(&self, sites: &SiteTable, at: &Moment) -> Vec<Pass> {
-        let mut passes = classifier_free(sites, at);
+    /// The stages of a run.
+    pub fn journey(&self, route: &Route) -> Journey {
+        let mut journey = Journey::direct(route.latent);
         for part in &self.parts {
-            part.apply(sites, at, &mut passes);
+            part.route(route, &mut journey);
         }
-        passes
+        journey
+    }
+
+    /// One step.
+    pub fn step(&self, sites: &SiteTable, at: &Moment) -> Step {
+        let mut step = Step::plain(sites, at);
+        for part in &self.parts {
+            part.apply(sites, at, &mut step);
+        }
+        step
+    }
+
+    /// The passes of a step's first view.
+    pub fn passes(&self, sites: &SiteTable, at: &Moment) -> Vec<Pass> {
+        self.step(sites, at).views.swap_remove(0).passes
+    }
+
+    /// Whether steps depend on the image's seed, so that images of other seeds cannot share them.
+    pub fn rolls_dice(&self) -> bool {
+        self.parts.iter().any(|part| part.rolls_dice())
     }
 }

@@ -3,11 +3,14 @@
 //! A listed convolution is dilated by its factor for the first steps of a run, where structure is
 //! decided, and is plain afterwards. Progressive schedules lower the factor step by step.
 
+use super::Resolving;
 use crate::error::{Error, Result};
-use crate::plan::{Dilation, Intervention, Moment, Pass, Plan};
+use crate::plan::{Dilation, Plan};
 use crate::site::SiteTable;
+use crate::step::{Intervention, Moment, Step};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 /// Which convolutions, by how much, for how long.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -70,6 +73,10 @@ pub(super) fn check_unmatched(method: &str, key: &str, rules: &[String], sites: 
     Ok(())
 }
 
+pub(super) fn resolve(settings: &Redilation, at: &Resolving<'_>) -> Result<Arc<dyn Intervention>> {
+    Ok(Arc::new(settings.resolve(at.method, at.key, at.sites)?))
+}
+
 impl Redilation {
     pub(super) fn resolve(&self, method: &str, key: &str, sites: &SiteTable) -> Result<Resolved> {
         check_tau(method, key, self.tau, self.of_steps)?;
@@ -111,9 +118,9 @@ impl Resolved {
 }
 
 impl Intervention for Resolved {
-    fn apply(&self, _sites: &SiteTable, at: &Moment, passes: &mut Vec<Pass>) {
+    fn apply(&self, _sites: &SiteTable, at: &Moment, step: &mut Step) {
         if self.is_active(at) {
-            for pass in passes {
+            for pass in step.passes_mut() {
                 self.dilate(at, &mut pass.plan);
             }
         }

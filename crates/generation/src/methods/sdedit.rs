@@ -5,8 +5,12 @@
 //! from the first. Here the run goes on from `tau`, as the option's name promises. Schedules count from
 //! the first step that is run, as they do there.
 
+use super::Resolving;
 use crate::error::{Error, Result};
+use crate::journey::{Encode, Enlarge, Filter, Journey, Route, Stage, Start, Steps, Through};
+use crate::step::Intervention;
 use serde::{Deserialize, Serialize};
+use std::sync::Arc;
 
 /// Where a run starts, and from what.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -21,27 +25,27 @@ pub struct Sdedit {
     pub scale: f64,
 }
 
-impl Sdedit {
-    pub(super) fn check(&self, method: &str) -> Result<()> {
-        super::redilation::check_tau(method, "sdedit", self.tau, self.of_steps)?;
-        if self.tau >= self.of_steps as f64 || !(self.scale.is_finite() && self.scale > 1.0) {
-            let reason = format!(
-                "`sdedit` has tau {} of {} steps and scale {}, expected a tau below `of_steps` and a scale above 1",
-                self.tau, self.of_steps, self.scale
-            );
-            return Err(Error::method(method, reason));
-        }
-        Ok(())
+pub(super) fn resolve(settings: &Sdedit, at: &Resolving<'_>) -> Result<Arc<dyn Intervention>> {
+    super::redilation::check_tau(at.method, at.key, settings.tau, settings.of_steps)?;
+    if settings.tau >= settings.of_steps as f64 || !(settings.scale.is_finite() && settings.scale > 1.0) {
+        let reason = format!(
+            "`sdedit` has tau {} of {} steps and scale {}, expected a tau below `of_steps` and a scale above 1",
+            settings.tau, settings.of_steps, settings.scale
+        );
+        return Err(Error::method(at.method, reason));
     }
+    Ok(Arc::new(*settings))
+}
 
-    /// Index of the first step of a run of `n_steps`.
-    pub(crate) fn first_step(&self, n_steps: usize) -> usize {
-        (super::redilation::scaled_tau(self.tau, self.of_steps, n_steps).round() as usize).min(n_steps - 1)
-    }
-
-    /// Latent (height, width) of the smaller image.
-    pub(crate) fn smaller(&self, latent: (usize, usize)) -> (usize, usize) {
+impl Intervention for Sdedit {
+    fn route(&self, route: &Route, journey: &mut Journey) {
         let side = |n: usize| ((n as f64 / self.scale).round() as usize).max(1);
-        (side(latent.0), side(latent.1))
+        let smaller = (side(route.latent.0), side(route.latent.1));
+        let first = (super::redilation::scaled_tau(self.tau, self.of_steps, route.n_steps).round() as usize).min(route.n_steps - 1);
+        let enlarge = Enlarge { through: Through::Pixels, filter: Filter::PillowBicubic, sharpen: None, encode: Encode::Mean };
+        journey.stages = vec![
+            Stage { eta: Some(0.0), plain: true, ..Stage::new(smaller) },
+            Stage { start: Start::Enlarged(enlarge), steps: Steps { first, ..Steps::default() }, ..Stage::new(route.latent) },
+        ];
     }
 }

@@ -59,6 +59,7 @@ pub(super) fn walk(sampler: Sampler, run: &Run<'_>, table: Vec<f64>, eta: f64) -
     }
     let levels = steps.iter().map(|&t| (table[t].sqrt(), (1.0 - table[t]).sqrt())).collect();
     let shown = steps.iter().map(|&t| t as f64).collect();
+    let alphas_cumprod = table.as_slice().into();
     let final_alpha = if s.set_alpha_to_one { 1.0 } else { table[0] };
     let known = Levels { table, final_alpha, prediction: s.prediction, stride: s.n_train / run.n, steps };
     let (draws_noise, solver): (bool, Box<dyn Solver>) = match sampler {
@@ -66,7 +67,7 @@ pub(super) fn walk(sampler: Sampler, run: &Run<'_>, table: Vec<f64>, eta: f64) -
         Sampler::Ddpm => (true, Box::new(Ddpm { levels: Levels { final_alpha: 1.0, ..known } })),
         _ => (false, Box::new(Pndm { levels: known, slopes: Vec::new(), start: None })),
     };
-    Walk { timesteps: shown, levels, initial_sigma: 1.0, draws_noise, exploding: false, solver }
+    Walk { timesteps: shown, levels, initial_sigma: 1.0, draws_noise, exploding: false, prediction: s.prediction, alphas_cumprod, solver }
 }
 
 /// Song et al. 2021, equations 12 and 16.

@@ -8,10 +8,12 @@ mod sigma;
 
 use crate::config::Config;
 use crate::error::{Error, Result};
+use crate::journey::Steps;
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use std::path::Path;
+use std::sync::Arc;
 
 /// Which solver, by diffusers' name without `Scheduler`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -219,8 +221,18 @@ impl Schedule {
         cumulate(&mut (0..bars.len()).map(|i| 1.0 - (1.0 - alpha(i))))
     }
 
+    /// Training timesteps.
+    pub fn n_train(&self) -> usize {
+        self.n_train
+    }
+
     /// One run of `sampler` in `n` steps. `eta` is DDIM's.
     pub fn walk(&self, sampler: Sampler, n: usize, eta: f64, wanted: &ScheduleOptions) -> Result<Walk> {
+        self.walk_stage(sampler, n, eta, wanted, &Steps::default())
+    }
+
+    /// [`walk`](Self::walk) on the noise levels and timesteps of a journey's stage. Which of the steps the stage runs plays no part.
+    pub fn walk_stage(&self, sampler: Sampler, n: usize, eta: f64, wanted: &ScheduleOptions, stage: &Steps) -> Result<Walk> {
         let request = |key, found: String, expected: &str| Error::Request { key, found, expected: expected.to_owned() };
         if n == 0 || n > self.n_train {
             return Err(request("steps", n.to_string(), &format!("from 1 to the {} training timesteps", self.n_train)));
@@ -243,6 +255,9 @@ impl Schedule {
         }
         let spacing = wanted.timestep_spacing.or(self.options.timestep_spacing).unwrap_or_else(|| sampler.usual_spacing());
         let mut table: Vec<f64> = self.alphas_cumprod(zero_snr).into_iter().map(f64::from).collect();
+        if stage.gamma != 1.0 {
+            table.iter_mut().for_each(|a| *a /= stage.gamma - (stage.gamma - 1.0) * *a);
+        }
         let run = Run { schedule: self, n, spacing, karras };
         Ok(match sampler {
             Sampler::Ddim | Sampler::Ddpm | Sampler::Pndm => alpha::walk(sampler, &run, table, eta),
@@ -274,6 +289,8 @@ pub struct Walk {
     /// Whether samples keep the clean latents' scale under growing noise, and are shown to the network
     /// scaled to unit variance.
     exploding: bool,
+    prediction: Prediction,
+    alphas_cumprod: Arc<[f64]>,
     solver: Box<dyn Solver>,
 }
 
@@ -309,6 +326,43 @@ impl Walk {
     /// there if [`draws_noise`](Self::draws_noise). Steps are taken in order.
     pub fn step(&mut self, i: usize, x: &Tensor, prediction: &Tensor, noise: Option<&Tensor>) -> Result<Tensor> {
         self.solver.step(i, x, prediction, noise)
+    }
+
+    /// Weights of the clean latents and of unit noise in the latents before step `i`.
+    pub fn level(&self, i: usize) -> (f64, f64) {
+        self.levels[i]
+    }
+
+    /// ᾱ at each of the training timesteps.
+    pub fn alphas_cumprod(&self) -> Arc<[f64]> {
+        self.alphas_cumprod.clone()
+    }
+
+    /// Signal and noise amplitudes at unit variance before step `i`, and what `x` is multiplied by to have it.
+    fn amplitudes(&self, i: usize) -> (f64, f64, f64) {
+        let (signal, spread) = self.levels[i];
+        let scale = if self.exploding { 1.0 / (signal * signal + spread * spread).sqrt() } else { 1.0 };
+        (signal * scale, spread * scale, scale)
+    }
+
+    /// The clean latents that `prediction` implies for `x` before step `i`.
+    pub fn clean(&self, i: usize, x: &Tensor, prediction: &Tensor) -> Result<Tensor> {
+        let (alpha, sigma, scale) = self.amplitudes(i);
+        match self.prediction {
+            Prediction::Epsilon => weighted(&[(scale / alpha, x), (-sigma / alpha, prediction)]),
+            Prediction::V => weighted(&[(alpha * scale, x), (-sigma, prediction)]),
+            Prediction::Sample => Ok(prediction.clone()),
+        }
+    }
+
+    /// The prediction that implies the `clean` latents for `x` before step `i`: the inverse of [`clean`](Self::clean).
+    pub fn implied(&self, i: usize, x: &Tensor, clean: &Tensor) -> Result<Tensor> {
+        let (alpha, sigma, scale) = self.amplitudes(i);
+        match self.prediction {
+            Prediction::Epsilon => weighted(&[(scale / sigma, x), (-alpha / sigma, clean)]),
+            Prediction::V => weighted(&[(alpha * scale / sigma, x), (-1.0 / sigma, clean)]),
+            Prediction::Sample => Ok(clean.clone()),
+        }
     }
 
     /// Clean latents `x` with `noise` as they are before step `i`: where a run that starts there begins.

@@ -44,6 +44,8 @@ pub(super) fn walk(sampler: Sampler, run: &Run<'_>, alphas_cumprod: &[f64]) -> W
         initial_sigma,
         draws_noise: ancestral,
         exploding: euler,
+        prediction: run.schedule.prediction,
+        alphas_cumprod: alphas_cumprod.into(),
         solver: match sampler {
             Sampler::Euler | Sampler::EulerAncestral => Box::new(Euler { levels, ancestral }),
             Sampler::DpmPp2m => Box::new(DpmPp2m { levels, previous: None }),

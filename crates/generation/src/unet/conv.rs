@@ -3,12 +3,12 @@
 use super::Build;
 use crate::disperse::{Dispersion, disperse};
 use crate::error::{Error, Result};
-use crate::plan::{ConvAction, Kernel};
+use crate::plan::{ConvAction, Geometry, Kernel};
 use crate::weights::Scope;
 use candle_core::{DType, Tensor};
 #[cfg(test)]
 use scalebench_kernels::Precision;
-use scalebench_kernels::{Activation, ConvGeometry, ConvWeight, conv2d, resize_bilinear};
+use scalebench_kernels::{self as kernels, Activation, ConvGeometry, ConvWeight, conv2d, resize_bilinear};
 use std::sync::{Arc, Mutex};
 
 /// A 3×3 convolution of the U-Net, at a site.
@@ -54,6 +54,12 @@ impl SiteConv {
             Kernel::Dispersed(transform) => Some(self.dispersed(transform)?),
         };
         let weight = dispersed.as_deref().unwrap_or(&self.weight);
+        let filtered = action.low_pass.as_ref().map(|mask| kernels::low_pass(x, &mask.rows, &mask.columns)).transpose()?;
+        let x = filtered.as_ref().unwrap_or(x);
+        if let Some(Geometry { stride, padding, dilation }) = action.geometry {
+            let geometry = ConvGeometry { stride, padding: (padding, padding), dilation };
+            return Ok(conv2d(x, weight, Some(&bias), geometry, Activation::Identity)?);
+        }
         let reach = weight.kernel().0 / 2;
         let geometry = |dilation: usize| {
             let padding = dilation * reach;

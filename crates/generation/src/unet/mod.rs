@@ -1,8 +1,10 @@
 //! The U-Net of Stable Diffusion with named sites. It asks the plan what to do and names no method.
 
 mod conv;
+mod fusion;
 mod resnet;
 mod transformer;
+mod windows;
 
 pub(crate) use conv::SiteConv;
 use resnet::ResnetBlock;
@@ -12,13 +14,15 @@ use crate::checkpoint::{Dtype, LoadOptions};
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::layers::{GroupNorm, Linear};
-use crate::plan::{Conditioning, ConvAction, Pass, Plan, SkipAction};
+use crate::plan::{ConvAction, LayerAction, Plan, Resize, SkipAction};
 use crate::site::SiteTable;
+use crate::step::{Conditioning, Pass};
 use crate::weights::{Scope, Weights};
 use candle_core::{DType, Device, Tensor};
 use scalebench_kernels as kernels;
 use serde_json::json;
 use std::path::Path;
+use std::sync::Mutex;
 
 /// What `unet/config.json` decides.
 #[derive(Debug, Clone)]
@@ -166,6 +170,51 @@ pub(crate) struct Context<'a> {
     text: &'a Tensor,
     /// SiLU of the time embedding, `(1 or batch, time_width)`.
     time_silu: Tensor,
+    tape: &'a Tape,
+}
+
+/// Queries and keys of self-attentions, by site, on their way from one pass to another.
+pub(crate) enum Tape {
+    /// Nothing is lent.
+    Off,
+    /// Kept for another pass.
+    Record(Mutex<Vec<Option<(Tensor, Tensor)>>>),
+    /// Taken in place of the pass's own.
+    Play(Vec<(Tensor, Tensor)>),
+}
+
+impl Tape {
+    fn recorder(sites: usize) -> Self {
+        Self::Record(Mutex::new(vec![None; sites]))
+    }
+
+    /// For a batch of `n` times as many.
+    fn repeated(self, n: usize) -> Result<Self> {
+        let Self::Play(kept) = self else { return Ok(self) };
+        let repeat = |t: &Tensor| Tensor::cat(&vec![t; n], 0);
+        Ok(Self::Play(kept.iter().map(|(q, k)| Ok((repeat(q)?, repeat(k)?))).collect::<Result<_>>()?))
+    }
+
+    /// The queries and keys that an attention at `site` goes on with in place of its own.
+    pub(crate) fn pass(&self, site: usize, q: Tensor, k: Tensor) -> (Tensor, Tensor) {
+        match self {
+            Self::Off => (q, k),
+            Self::Record(kept) => {
+                kept.lock().unwrap_or_else(std::sync::PoisonError::into_inner)[site] = Some((q.clone(), k.clone()));
+                (q, k)
+            }
+            Self::Play(lent) => lent[site].clone(),
+        }
+    }
+
+    /// Rows `from..from + n` of what was recorded.
+    fn rows(&self, from: usize, n: usize) -> Result<Self> {
+        let Self::Record(kept) = self else { return Err(Error::method("", "takes queries of a pass that comes later")) };
+        let kept = kept.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let narrow = |t: &Tensor| Ok::<_, Error>(t.narrow(0, from, n)?.contiguous()?);
+        let rows = kept.iter().flatten().map(|(q, k)| Ok((narrow(q)?, narrow(k)?)));
+        Ok(Self::Play(rows.collect::<Result<_>>()?))
+    }
 }
 
 impl Context<'_> {
@@ -181,6 +230,8 @@ struct Stage {
     attentions: Vec<Transformer>,
     /// Skip sites, one per resnet on the way up.
     joins: Vec<usize>,
+    /// Layer sites, one per resnet and resampler on the way down.
+    layers: Vec<usize>,
     resampler: Option<SiteConv>,
 }
 
@@ -245,22 +296,26 @@ impl UNet {
         let mut c = channels[0];
         for (level, &out) in channels.iter().enumerate() {
             let at = root.pp("down_blocks").pp(level);
-            let (mut resnets, mut attentions) = (Vec::new(), Vec::new());
+            let (mut resnets, mut attentions, mut layers) = (Vec::new(), Vec::new(), Vec::new());
             for i in 0..config.layers_per_block {
-                resnets.push(ResnetBlock::load(build, &at.pp("resnets").pp(i), c, out)?);
+                let mut layer = at.pp("resnets").pp(i);
+                resnets.push(ResnetBlock::load(build, &layer, c, out)?);
                 if config.down_attention[level] {
-                    attentions.push(Transformer::load(build, &at.pp("attentions").pp(i), out, level)?);
+                    layer = at.pp("attentions").pp(i);
+                    attentions.push(Transformer::load(build, &layer, out, level)?);
                 }
+                layers.push(build.sites.add_layer(layer.path()));
                 c = out;
                 skips.push(c);
             }
             let resampler = if level + 1 < n {
                 skips.push(c);
+                layers.push(build.sites.add_layer(at.pp("downsamplers.0").path()));
                 Some(SiteConv::load(build, &at.pp("downsamplers.0.conv"), c, c, 2)?)
             } else {
                 None
             };
-            down_blocks.push(Stage { resnets, attentions, joins: Vec::new(), resampler });
+            down_blocks.push(Stage { resnets, attentions, joins: Vec::new(), layers, resampler });
         }
 
         let mid = root.pp("mid_block");
@@ -284,7 +339,7 @@ impl UNet {
                 c = out;
             }
             let resampler = if i + 1 < n { Some(SiteConv::load(build, &at.pp("upsamplers.0.conv"), c, c, 1)?) } else { None };
-            up_blocks.push(Stage { resnets, attentions, joins, resampler });
+            up_blocks.push(Stage { resnets, attentions, joins, layers: Vec::new(), resampler });
         }
         let conv_norm_out = GroupNorm::load(&root.pp("conv_norm_out"), c, config.norm_num_groups, config.norm_eps)?;
         let conv_out = SiteConv::load(build, &root.pp("conv_out"), c, config.out_channels, 1)?;
@@ -307,7 +362,7 @@ impl UNet {
     }
 
     /// The prediction of each pass, `(images, c, h, w)` each, from the same `latents` of that shape; passes with equal
-    /// plans run as one batch. `told` says what a batch with these conditionings is told, all images of the first before
+    /// plans run as one batch, after the pass whose queries they take. `told` says what a batch with these conditionings is told, all images of the first before
     /// those of the second.
     pub(crate) fn predict(
         &self,
@@ -318,24 +373,38 @@ impl UNet {
     ) -> Result<Vec<Tensor>> {
         let images = latents.dim(0)?;
         let mut predictions: Vec<Option<Tensor>> = vec![None; passes.len()];
+        // Which passes ran together, and what they lend.
+        let mut tapes: Vec<(Vec<usize>, Tape)> = Vec::new();
         for first in 0..passes.len() {
             if predictions[first].is_some() {
                 continue;
             }
-            let same: Vec<usize> =
-                (first..passes.len()).filter(|&j| predictions[j].is_none() && passes[j].plan == passes[first].plan).collect();
+            let alike = |j: usize| passes[j].plan == passes[first].plan && passes[j].queries_of == passes[first].queries_of;
+            let same: Vec<usize> = (first..passes.len()).filter(|&j| predictions[j].is_none() && alike(j)).collect();
+            let tape = match passes[first].queries_of {
+                Some(lender) => match tapes.iter().find_map(|(group, tape)| Some((tape, group.iter().position(|&j| j == lender)?))) {
+                    Some((tape, row)) => tape.rows(row * images, images)?.repeated(same.len())?,
+                    None => return Err(Error::method("", "takes queries of a pass that comes later")),
+                },
+                None if same.iter().any(|&j| passes.iter().any(|pass| pass.queries_of == Some(j))) => {
+                    Tape::recorder(self.sites.attentions.len())
+                }
+                None => Tape::Off,
+            };
             let told = told(&same.iter().map(|&j| passes[j].conditioning).collect::<Vec<_>>())?;
             let batch = Tensor::cat(&vec![latents; same.len()], 0)?;
-            let out = self.forward(&batch, timestep, &told, &passes[first].plan)?;
-            for (row, j) in same.into_iter().enumerate() {
+            let out = self.forward_taped(&batch, timestep, &told, &passes[first].plan, &tape, &mut |_, _| {})?;
+            for (row, &j) in same.iter().enumerate() {
                 predictions[j] = Some(out.narrow(0, row * images, images)?.contiguous()?);
             }
+            tapes.push((same, tape));
         }
         Ok(predictions.into_iter().flatten().collect())
     }
 
     /// Predicts from `latents` `(batch, in_channels, h, w)` at `timestep` under `plan`. Same shape out. What comes and goes is on
     /// the CPU, f32.
+    #[cfg(test)]
     pub(crate) fn forward(&self, latents: &Tensor, timestep: f64, told: &Told, plan: &Plan) -> Result<Tensor> {
         self.forward_observed(latents, timestep, told, plan, &mut |_, _| {})
     }
@@ -355,6 +424,7 @@ impl UNet {
     }
 
     /// [`forward`](Self::forward), showing `see` the output of each block under its module path.
+    #[cfg(test)]
     pub(crate) fn forward_observed(
         &self,
         latents: &Tensor,
@@ -363,21 +433,33 @@ impl UNet {
         plan: &Plan,
         see: &mut dyn FnMut(&str, &Tensor),
     ) -> Result<Tensor> {
+        self.forward_taped(latents, timestep, told, plan, &Tape::Off, see)
+    }
+
+    /// Predicts from `latents` `(batch, in_channels, h, w)` at `timestep` under `plan`, `tape` lent or taken: the same shape out, on
+    /// the CPU, f32. `see` is shown the output of each block under its module path.
+    fn forward_taped(
+        &self,
+        latents: &Tensor,
+        timestep: f64,
+        told: &Told,
+        plan: &Plan,
+        tape: &Tape,
+        see: &mut dyn FnMut(&str, &Tensor),
+    ) -> Result<Tensor> {
         let time = self.embed_time(timestep, told, see)?;
         let text = told.text.to_dtype(self.activations)?.to_device(&self.device)?;
-        let cx = Context { plan, text: &text, time_silu: kernels::silu(&time)? };
+        let cx = Context { plan, text: &text, time_silu: kernels::silu(&time)?, tape };
 
         let mut x = self.conv_in.forward(&latents.to_device(&self.device)?, cx.conv(&self.conv_in), None)?;
         see("conv_in", &x);
         let mut skips = vec![x.clone()];
         for (level, block) in self.down_blocks.iter().enumerate() {
             for i in 0..block.resnets.len() {
-                x = block.layer(i, &x, &cx)?;
-                skips.push(x.clone());
+                x = leave(block.layer(i, &x, &cx)?, &plan.layers[block.layers[i]], &mut skips)?;
             }
             if let Some(conv) = &block.resampler {
-                x = conv.forward(&x, cx.conv(conv), None)?;
-                skips.push(x.clone());
+                x = leave(conv.forward(&x, cx.conv(conv), None)?, &plan.layers[block.layers[block.resnets.len()]], &mut skips)?;
             }
             see(&format!("down_blocks.{level}"), &x);
         }
@@ -407,14 +489,37 @@ impl UNet {
         Ok(x.to_dtype(DType::F32)?.contiguous()?.to_device(&Device::Cpu)?)
     }
 
+    /// Where it computes.
+    pub(crate) fn device(&self) -> &Device {
+        &self.device
+    }
+
     /// Latent side of the training resolution.
     pub(crate) fn native_side(&self) -> usize {
         self.config.sample_size
     }
 }
 
+/// Leaves a layer of the down path with `x`: its skip connection is kept, and its size changed, as `action` says.
+fn leave(x: Tensor, action: &LayerAction, skips: &mut Vec<Tensor>) -> Result<Tensor> {
+    let Some(resize) = &action.resize else {
+        skips.push(x.clone());
+        return Ok(x);
+    };
+    let (_, _, h, w) = x.dims4()?;
+    let small = match resize {
+        Resize::AveragePool => kernels::area_mean(&x, h.div_ceil(2), w.div_ceil(2))?,
+        Resize::Bicubic(factor) => kernels::resize_bicubic(&x, (h as f64 / factor) as usize, (w as f64 / factor) as usize)?,
+    };
+    skips.push(if action.skip_before { x } else { small.clone() });
+    Ok(small)
+}
+
 /// Joins backbone and skip connection `(batch, channels, h, w)` along the channels, as `action` says.
 fn join(backbone: &Tensor, skip: &Tensor, action: &SkipAction) -> Result<Tensor> {
+    // They differ where a layer on the way down changed the size after its skip connection, or before the next one's.
+    let (_, _, h, w) = skip.dims4()?;
+    let backbone = &if backbone.dims()[2..] == [h, w] { backbone.clone() } else { kernels::resize_bicubic(backbone, h, w)? };
     let mut parts = Vec::with_capacity(3);
     if action.backbone == 1.0 {
         parts.push(backbone.clone());

@@ -1,8 +1,9 @@
 //! The transformer block: self-attention, cross-attention, feed-forward.
 
-use super::{Build, Context};
+use super::{Build, Context, Tape};
 use crate::error::Result;
 use crate::layers::{GroupNorm, IntoMap, IntoTokens, LayerNorm, Linear};
+use crate::plan::{AttentionAction, AttentionShape};
 use crate::weights::Scope;
 use candle_core::Tensor;
 use scalebench_kernels as kernels;
@@ -34,9 +35,27 @@ impl Attention {
         })
     }
 
-    fn forward(&self, x: &Tensor, context: &Tensor, temperature: f64) -> Result<Tensor> {
+    /// Attention to another sequence.
+    fn cross(&self, x: &Tensor, context: &Tensor) -> Result<Tensor> {
         let (q, k, v) = (self.to_q.forward(x)?, self.to_k.forward(context)?, self.to_v.forward(context)?);
-        self.to_out.forward(&kernels::attention(&q, &k, &v, self.heads, self.scale * temperature, self.precision)?)
+        self.to_out.forward(&self.attend(&q, &k, &v, 1.0)?)
+    }
+
+    /// Attention among the pixels of a map of `size` (height, width), under `action`.
+    fn own(&self, x: &Tensor, size: (usize, usize), action: &AttentionAction, site: usize, tape: &Tape) -> Result<Tensor> {
+        let (q, k) = tape.pass(site, self.to_q.forward(x)?, self.to_k.forward(x)?);
+        let v = self.to_v.forward(x)?;
+        let attend = |q: &Tensor, k: &Tensor, v: &Tensor| self.attend(q, k, v, action.temperature);
+        let found = match &action.shape {
+            AttentionShape::Full => attend(&q, &k, &v)?,
+            AttentionShape::Windows(windows) => super::windows::shifted(windows, size, [&q, &k, &v], attend)?,
+            AttentionShape::LocalGlobal(fused) => super::fusion::fused(fused, size, [&q, &k, &v], attend)?,
+        };
+        self.to_out.forward(&found)
+    }
+
+    fn attend(&self, q: &Tensor, k: &Tensor, v: &Tensor, temperature: f64) -> Result<Tensor> {
+        Ok(kernels::attention(q, k, v, self.heads, self.scale * temperature, self.precision)?)
     }
 }
 
@@ -69,10 +88,11 @@ impl Block {
         })
     }
 
-    fn forward(&self, x: &Tensor, cx: &Context<'_>) -> Result<Tensor> {
+    /// `x` `(batch, tokens, width)`, the pixels of a map of `size` (height, width).
+    fn forward(&self, x: &Tensor, size: (usize, usize), cx: &Context<'_>) -> Result<Tensor> {
         let h = self.norm1.forward(x)?;
-        let x = kernels::add(x, &self.attn1.forward(&h, &h, cx.plan.attentions[self.site].temperature)?)?;
-        let x = kernels::add(&x, &self.attn2.forward(&self.norm2.forward(&x)?, cx.text, 1.0)?)?;
+        let x = kernels::add(x, &self.attn1.own(&h, size, &cx.plan.attentions[self.site], self.site, cx.tape)?)?;
+        let x = kernels::add(&x, &self.attn2.cross(&self.norm2.forward(&x)?, cx.text)?)?;
         let h = kernels::geglu(&self.ff_in.forward(&self.norm3.forward(&x)?)?)?;
         Ok(kernels::add(&x, &self.ff_out.forward(&h)?)?)
     }
@@ -105,10 +125,11 @@ impl Transformer {
 
     /// `x` `(batch, width, h, w)` → the same shape.
     pub(crate) fn forward(&self, x: &Tensor, cx: &Context<'_>) -> Result<Tensor> {
+        let (_, _, height, width) = x.dims4()?;
         let h = self.norm.forward(x)?;
         let mut h = self.proj_in.forward(&h)?;
         for block in &self.blocks {
-            h = block.forward(&h, cx)?;
+            h = block.forward(&h, (height, width), cx)?;
         }
         self.proj_out.forward(&h, x)
     }

@@ -1,0 +1,173 @@
+//! The stages of a run: sizes, where each starts, which steps it makes. Plain data.
+
+/// What a journey is planned from.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Route {
+    /// Latent (height, width) of the image.
+    pub latent: (usize, usize),
+    /// Latent (height, width) of the training resolution.
+    pub native: (usize, usize),
+    /// The sampler's steps.
+    pub n_steps: usize,
+    /// Training timesteps.
+    pub n_train: usize,
+    /// Weight of the text direction.
+    pub guidance_scale: f64,
+}
+
+/// A run: its stages, in order. The last one has the image's size.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Journey {
+    /// Never empty.
+    pub stages: Vec<Stage>,
+}
+
+impl Journey {
+    /// Everything at the image's size, from noise.
+    pub fn direct(latent: (usize, usize)) -> Self {
+        Self { stages: vec![Stage::new(latent)] }
+    }
+}
+
+/// One size of a journey.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Stage {
+    /// Latent (height, width).
+    pub latent: (usize, usize),
+    /// What it starts from.
+    pub start: Start,
+    /// Which of the sampler's steps it runs.
+    pub steps: Steps,
+    /// What is handed on, and decoded at the end.
+    pub end: End,
+    /// DDIM's noise share, if not the request's.
+    pub eta: Option<f64>,
+    /// Weight of the text direction, if not the request's.
+    pub guidance_scale: Option<f64>,
+    /// Latent (height, width) of the image size that SDXL is told, if not the stage's own or, where the request asks for that, the
+    /// training size.
+    pub told_size: Option<(usize, usize)>,
+    /// Whether the method's ingredients leave this stage alone.
+    pub plain: bool,
+    /// Whether the result gets mean and deviation of the first stage's.
+    pub normalised: bool,
+}
+
+impl Stage {
+    /// All steps from noise.
+    pub fn new(latent: (usize, usize)) -> Self {
+        Self {
+            latent,
+            start: Start::Noise,
+            steps: Steps::default(),
+            end: End::Latents,
+            eta: None,
+            guidance_scale: None,
+            told_size: None,
+            plain: false,
+            normalised: false,
+        }
+    }
+}
+
+/// What a stage starts from.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Start {
+    /// Unit-normal latents.
+    Noise,
+    /// The stage before's result, enlarged, noised to the level of the first step that is run.
+    Enlarged(Enlarge),
+}
+
+/// How latents become larger ones.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Enlarge {
+    /// As what.
+    pub through: Through,
+    /// By which filter.
+    pub filter: Filter,
+    /// Unsharp masking of the enlarged image, `x + amount · (x − G(x))`.
+    pub sharpen: Option<Sharpen>,
+    /// How the image becomes latents again.
+    pub encode: Encode,
+}
+
+/// A Gaussian of a kernel of `taps × taps`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Sharpen {
+    /// Side of the kernel.
+    pub taps: usize,
+    /// Standard deviation is drawn evenly between these.
+    pub sigma: (f64, f64),
+    /// Weight of the difference.
+    pub amount: f64,
+}
+
+/// What is resized.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Through {
+    /// The latents.
+    Latents,
+    /// The decoded image, clamped to its range before and after.
+    Pixels,
+}
+
+/// A resizing filter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Filter {
+    /// `torch.nn.functional.interpolate(mode="nearest")`.
+    Nearest,
+    /// The same with `mode="bilinear"`, `align_corners=False`.
+    Bilinear,
+    /// The same with `mode="bicubic"`: the cubic with a = −¾, edges repeated.
+    Bicubic,
+    /// Pillow's `BICUBIC`: the cubic with a = −½, what lies outside left out.
+    PillowBicubic,
+}
+
+/// Which latents stand for an image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Encode {
+    /// The posterior's mean.
+    Mean,
+    /// A sample of the posterior, which draws noise.
+    Sample,
+}
+
+/// Which of a sampler's steps a stage runs.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Steps {
+    /// Length of the sampler's run, if not the request's.
+    pub of: Option<usize>,
+    /// The first that is run.
+    pub first: usize,
+    /// The first that is not run any more; `None` is the end of the run.
+    pub end: Option<usize>,
+    /// The step whose noise level an enlarged start gets, if not the first that is run.
+    pub noised_for: Option<usize>,
+    /// The network's timesteps, in place of the sampler's own spacing (DDIM only), and how many training timesteps one of its
+    /// steps goes.
+    pub timesteps: Option<(Vec<usize>, usize)>,
+    /// Divides the signal-to-noise ratio of every training timestep: `ᾱ ← ᾱ / (γ − (γ − 1) ᾱ)`.
+    pub gamma: f64,
+}
+
+impl Default for Steps {
+    fn default() -> Self {
+        Self { of: None, first: 0, end: None, noised_for: None, timesteps: None, gamma: 1.0 }
+    }
+}
+
+/// What a stage hands on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    /// The latents after the last step.
+    Latents,
+    /// The clean latents that the last step's prediction implied.
+    Estimate,
+    /// The same from that prediction and the latents after the step, as MegaFusion's code has it.
+    LateEstimate,
+}

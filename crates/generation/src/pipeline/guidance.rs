@@ -1,0 +1,56 @@
+//! From the predictions of a view's passes to one.
+
+use crate::error::{Error, Result};
+use crate::step::{Bands, Conditioning, Pass};
+use candle_core::Tensor;
+use scalebench_kernels as kernels;
+
+/// The sum of the passes by the weights of each band, partly rescaled to the spread of the text prediction.
+pub(super) fn combine(passes: &[Pass], predictions: &[Tensor], bands: Option<&Bands>, rescale: f64) -> Result<Tensor> {
+    let low = weighted(predictions, passes.iter().map(|pass| pass.weight))?;
+    let guided = match bands {
+        None => low,
+        Some(bands) => {
+            let high = weighted(predictions, bands.high.iter().copied())?;
+            let smooth = |x: &Tensor| -> Result<Tensor> {
+                let (_, _, h, w) = x.dims4()?;
+                let small = kernels::resize_bilinear(x, bands.size.0, bands.size.1)?;
+                Ok(kernels::resize_bilinear(&small, h, w)?)
+            };
+            ((&high - smooth(&high)?)? + smooth(&low)?)?
+        }
+    };
+    let text = passes.iter().position(|p| p.conditioning == Conditioning::Text);
+    match text {
+        Some(text) if rescale > 0.0 => {
+            // Each image to its own spread.
+            let one = |i: usize| -> Result<Tensor> {
+                let (guided, text) = (guided.narrow(0, i, 1)?, predictions[text].narrow(0, i, 1)?);
+                let rescaled = (&guided * (deviation(&text)? / deviation(&guided)?))?;
+                Ok(((rescaled * rescale)? + (guided * (1.0 - rescale))?)?)
+            };
+            Ok(Tensor::cat(&(0..guided.dim(0)?).map(one).collect::<Result<Vec<_>>>()?, 0)?)
+        }
+        _ => Ok(guided),
+    }
+}
+
+fn weighted(predictions: &[Tensor], weights: impl Iterator<Item = f64>) -> Result<Tensor> {
+    let mut sum: Option<Tensor> = None;
+    for (prediction, weight) in predictions.iter().zip(weights) {
+        let term = (prediction * weight)?;
+        sum = Some(match sum {
+            None => term,
+            Some(sum) => (sum + term)?,
+        });
+    }
+    sum.ok_or_else(|| Error::method("", "a step without passes"))
+}
+
+/// Sample standard deviation over all elements.
+pub(super) fn deviation(x: &Tensor) -> Result<f64> {
+    let values = x.flatten_all()?.to_vec1::<f32>()?;
+    let n = values.len() as f64;
+    let mean = values.iter().map(|&v| f64::from(v)).sum::<f64>() / n;
+    Ok((values.iter().map(|&v| (f64::from(v) - mean).powi(2)).sum::<f64>() / (n - 1.0)).sqrt())
+}

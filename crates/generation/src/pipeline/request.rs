@@ -1,0 +1,166 @@
+//! What goes into a pipeline and what comes out.
+
+use crate::error::{Error, Result};
+use crate::noise::Generator;
+use crate::sampler::{Sampler, ScheduleOptions};
+use crate::vae::VaeDecode;
+use candle_core::{Device, Tensor};
+use std::collections::BTreeMap;
+use std::path::Path;
+
+/// What to generate. With the checkpoint and the method it determines the image.
+#[derive(Debug, Clone, PartialEq, serde::Serialize)]
+pub struct Request {
+    /// The text.
+    pub prompt: String,
+    /// What guidance leads away from; usually empty.
+    pub negative_prompt: String,
+    /// Image width in pixels.
+    pub width: u32,
+    /// Image height in pixels.
+    pub height: u32,
+    /// Sampler steps.
+    pub steps: usize,
+    /// Which solver.
+    pub sampler: Sampler,
+    /// What differs from the checkpoint's scheduler configuration.
+    pub schedule: ScheduleOptions,
+    /// Weight of the text direction; 1 and below switch guidance off.
+    pub guidance_scale: f64,
+    /// Share of the guided prediction that is rescaled to the text prediction's spread (Lin et al.
+    /// 2024, §3.4), in [0, 1].
+    pub guidance_rescale: f64,
+    /// Share of the DDPM noise that each DDIM step adds, in [0, 1]; 0 for other samplers. The paper's
+    /// code uses 1.
+    pub eta: f64,
+    /// Seeds the initial latents and the step noise, as `torch.Generator().manual_seed`.
+    pub seed: u64,
+    /// What SDXL is told about the image's size; other models are told nothing.
+    pub size_conditioning: SizeConditioning,
+    /// How the final latents become pixels.
+    pub vae_decode: VaeDecode,
+    /// Which part of a batch's noise this image gets.
+    pub seeding: Seeding,
+}
+
+/// How an image's noise follows from its seed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Seeding {
+    /// By a generator of its own: the image does not depend on batches.
+    #[default]
+    PerImage,
+    /// As row `row` of what one generator draws for a batch of `batch` images, which is what scripts do
+    /// that set the seed before each batch.
+    Batched {
+        /// Images drawn together.
+        batch: usize,
+        /// Which of them this is.
+        row: usize,
+    },
+}
+
+impl Seeding {
+    /// The next noise of `shape` `(1, c, h, w)`.
+    pub(super) fn draw(self, generator: &mut Generator, (_, c, h, w): (usize, usize, usize, usize)) -> Result<Tensor> {
+        match self {
+            Self::PerImage => Ok(generator.randn((1, c, h, w))?),
+            Self::Batched { batch, row } => Ok(generator.randn((batch, c, h, w))?.narrow(0, row, 1)?.contiguous()?),
+        }
+    }
+}
+
+/// The `original_size` and `target_size` that SDXL is told (Podell et al. 2023, §2.2); the crop is
+/// always at (0, 0).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SizeConditioning {
+    /// The size of the image, as ScaleCrafter's code has it.
+    #[default]
+    Target,
+    /// The training size, as FouriScale's code has it.
+    Base,
+}
+
+/// An image: sRGB bytes, row by row.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rgb {
+    /// Width in pixels.
+    pub width: u32,
+    /// Height in pixels.
+    pub height: u32,
+    /// `height × width × 3` bytes.
+    pub data: Vec<u8>,
+}
+
+/// Randomness from outside, for comparisons with other programs.
+#[derive(Debug, Clone, Default)]
+pub struct Injected {
+    /// Unit-normal initial latents, `(1, c, h, w)`.
+    pub init_latents: Option<Tensor>,
+    /// Step noise, `(steps, 1, c, h, w)`.
+    pub step_noise: Option<Tensor>,
+    /// All Gaussian tensors `(1, c, h, w)` of a journey in the order in which they are drawn: each stage's initial noise, then
+    /// its steps'. Empty for the request's own.
+    pub draws: Vec<Tensor>,
+}
+
+/// What is recorded on the way: the time that each stage took and, if wanted, tensors: `init_latents`, `noise`, `text.cond`, `text.uncond`, per step
+/// `pass<j>.<i>`, `guided.<i>` and `latents.<i>`, and `final_latents`. In a journey these are the last stage's; those of the stages
+/// before begin with `stage<s>.`.
+#[derive(Debug, Clone, Default)]
+pub struct Trace {
+    /// By name.
+    pub tensors: BTreeMap<String, Tensor>,
+    /// Seconds of each part: `text`, `step <i>`, `decode`, in order; of the stages before the last `stage<s> step <i>`, and
+    /// `enlarge` between stages.
+    pub seconds: Vec<(String, f64)>,
+    pub(super) without_tensors: bool,
+}
+
+impl Trace {
+    /// A trace of times only.
+    pub fn of_times() -> Self {
+        Self { without_tensors: true, ..Self::default() }
+    }
+
+    pub(super) fn keep(&mut self, name: String, tensor: &Tensor) {
+        if !self.without_tensors {
+            self.tensors.insert(name, tensor.clone());
+        }
+    }
+
+    /// Writes a safetensors file, whole or not at all.
+    pub fn save(&self, path: &Path) -> Result<()> {
+        let temporary = path.with_extension("tmp");
+        let tensors = self.tensors.iter().map(|(k, v)| (k.clone(), v.clone())).collect();
+        candle_core::safetensors::save(&tensors, &temporary)?;
+        std::fs::rename(&temporary, path).map_err(|source| Error::Io { file: path.to_owned(), source })
+    }
+}
+
+impl Rgb {
+    /// The bytes of each of some images `(images, 3, height, width)` in [−1, 1].
+    pub(super) fn of(images: &Tensor) -> Result<Vec<Self>> {
+        let (_, channels, height, width) = images.dims4()?;
+        let (values, pixels) = (images.flatten_all()?.to_vec1::<f32>()?, height * width);
+        let bytes = |planes: &[f32]| {
+            let mut data = vec![0u8; pixels * channels];
+            for (c, plane) in planes.chunks_exact(pixels).enumerate() {
+                for (i, &v) in plane.iter().enumerate() {
+                    // As diffusers: to [0, 1], clamp, times 255, round (ties to even).
+                    data[i * channels + c] = ((v * 0.5 + 0.5).clamp(0.0, 1.0) * 255.0).round_ties_even() as u8;
+                }
+            }
+            Rgb { width: width as u32, height: height as u32, data }
+        };
+        Ok(values.chunks_exact(pixels * channels).map(bytes).collect())
+    }
+
+    /// The image as `(1, 3, height, width)` in [−1, 1].
+    pub(super) fn tensor(&self) -> Result<Tensor> {
+        let (h, w) = (self.height as usize, self.width as usize);
+        let values: Vec<f32> = self.data.iter().map(|&v| f32::from(v) / 127.5 - 1.0).collect();
+        Ok(Tensor::from_vec(values, (1, h, w, 3), &Device::Cpu)?.permute((0, 3, 1, 2))?.contiguous()?)
+    }
+}

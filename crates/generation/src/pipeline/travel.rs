@@ -1,0 +1,344 @@
+//! A run: the stages of a journey, one after the other.
+
+use super::request::{Injected, Request, SizeConditioning, Trace};
+use super::views::{Look, low_pass, restored};
+use super::{Pipeline, generators};
+use crate::dice::Dice;
+use crate::error::{Error, Result};
+use crate::journey::{Encode, End, Enlarge, Filter, Journey, Stage, Start, Through};
+use crate::methods::Method;
+use crate::noise::Generator;
+use crate::sampler::Walk;
+use crate::step::{Band, Blend, Conditioning, Moment, Target};
+use crate::text::Embedding;
+use crate::unet::{SIZE_NUMBERS, Told as ToldBatch};
+use candle_core::{DType, Device, Tensor};
+use scalebench_kernels as kernels;
+use std::time::Instant;
+
+/// The random numbers of a run: drawn in order, or given.
+struct Noise<'a> {
+    requests: &'a [&'a Request],
+    generators: Vec<Generator>,
+    given: std::slice::Iter<'a, Tensor>,
+}
+
+impl Noise<'_> {
+    /// Unit-normal latents of every image, for `shape` `(1, c, h, w)` of one.
+    fn draw(&mut self, shape: (usize, usize, usize, usize)) -> Result<Tensor> {
+        if let Some(given) = self.given.next() {
+            return checked(given, &[shape.0, shape.1, shape.2, shape.3], "draws");
+        }
+        let each = self.requests.iter().zip(&mut self.generators).map(|(request, generator)| request.seeding.draw(generator, shape));
+        Ok(Tensor::cat(&each.collect::<Result<Vec<_>>>()?, 0)?)
+    }
+}
+
+/// What a stage's blends refer to.
+struct Reference {
+    /// The enlarged start, `(images, c, h, w)`.
+    clean: Tensor,
+    /// The unit noise that it was noised with.
+    noise: Tensor,
+    /// The enlarged image in [−1, 1], where the start went through pixels.
+    image: Option<Tensor>,
+}
+
+/// What the network is told in a stage, whichever part of the latents it looks at.
+pub(super) struct Told<'a> {
+    texts: &'a [Embedding],
+    empties: &'a [Embedding],
+    /// Image (height, width) in pixels, for SDXL.
+    size: Option<(f32, f32)>,
+    /// Pixels per latent.
+    factor: i64,
+}
+
+impl Told<'_> {
+    /// For a batch of maps at `corners` (row, column) in latents, all images of the first map before those of the second, and all
+    /// maps of the first conditioning before those of the second.
+    pub(super) fn maps(&self, conditionings: &[Conditioning], corners: &[(i64, i64)]) -> Result<ToldBatch> {
+        let (mut rows, mut sizes) = (Vec::new(), Vec::new());
+        for conditioning in conditionings {
+            let embeddings = match conditioning {
+                Conditioning::Text => self.texts,
+                Conditioning::Empty => self.empties,
+            };
+            for (top, left) in corners {
+                rows.extend(embeddings);
+                let (height, width) = self.size.unwrap_or_default();
+                let (top, left) = ((top * self.factor) as f32, (left * self.factor) as f32);
+                sizes.extend([height, width, top, left, height, width].repeat(embeddings.len()));
+            }
+        }
+        let text = Tensor::cat(&rows.iter().map(|e| &e.hidden).collect::<Vec<_>>(), 0)?;
+        if self.size.is_none() {
+            return Ok(ToldBatch { text, added: None });
+        }
+        let pooled: Vec<&Tensor> = rows.iter().filter_map(|e| e.pooled.as_ref()).collect();
+        let sizes = Tensor::from_vec(sizes, (rows.len(), SIZE_NUMBERS), &Device::Cpu)?;
+        Ok(ToldBatch { text, added: Some((Tensor::cat(&pooled, 0)?, sizes)) })
+    }
+}
+
+/// A run on its way. The requests, one for each image, agree in all that is not an image's own. What is injected is a
+/// single image's.
+pub(super) struct Travel<'a> {
+    pipeline: &'a Pipeline,
+    requests: &'a [&'a Request],
+    method: &'a Method,
+    injected: &'a Injected,
+    trace: Option<&'a mut Trace>,
+    journey: Journey,
+    noise: Noise<'a>,
+    texts: Vec<Embedding>,
+    empties: Vec<Embedding>,
+    /// No stage makes more steps.
+    limit: usize,
+    /// The first stage's result, for stages that take its mean and deviation.
+    first: Option<Tensor>,
+}
+
+impl<'a> Travel<'a> {
+    pub(super) fn new(
+        pipeline: &'a Pipeline,
+        requests: &'a [&'a Request],
+        method: &'a Method,
+        injected: &'a Injected,
+        trace: Option<&'a mut Trace>,
+    ) -> Result<Self> {
+        for request in requests {
+            pipeline.check(request, method)?;
+        }
+        let start = Instant::now();
+        let texts = requests.iter().map(|r| pipeline.texts.embed(&r.prompt, false)).collect::<Result<Vec<_>>>()?;
+        let empties = requests.iter().map(|r| pipeline.texts.embed(&r.negative_prompt, true)).collect::<Result<Vec<_>>>()?;
+        let noise = Noise { requests, generators: generators(requests), given: injected.draws.iter() };
+        let journey = pipeline.journey(requests[0], method)?;
+        let mut travel =
+            Self { pipeline, requests, method, injected, trace, journey, noise, texts, empties, limit: usize::MAX, first: None };
+        travel.record_texts();
+        travel.time("text".into(), start);
+        Ok(travel)
+    }
+
+    /// Stops every stage after `n` steps.
+    pub(super) fn only_steps(mut self, n: usize) -> Self {
+        self.limit = n;
+        self
+    }
+
+    /// The final latents `(images, c, h, w)`.
+    pub(super) fn to_the_end(mut self) -> Result<Tensor> {
+        let mut latents = None;
+        for s in 0..self.journey.stages.len() {
+            let stage = self.journey.stages[s].clone();
+            let mut found = self.stage(s, &stage, latents.as_ref())?;
+            match &self.first {
+                Some(first) if stage.normalised => found = restored(&found, first)?,
+                Some(_) => {}
+                None => self.first = Some(found.clone()),
+            }
+            latents = Some(found);
+        }
+        let latents = latents.expect("a journey has stages");
+        self.record("final_latents".into(), &latents);
+        Ok(latents)
+    }
+
+    fn record(&mut self, name: String, tensor: &Tensor) {
+        if let Some(trace) = self.trace.as_deref_mut() {
+            trace.keep(name, tensor);
+        }
+    }
+
+    fn time(&mut self, name: String, since: Instant) {
+        if let Some(trace) = self.trace.as_deref_mut() {
+            trace.seconds.push((name, since.elapsed().as_secs_f64()));
+        }
+    }
+
+    fn record_texts(&mut self) {
+        for (name, embedding) in [("text.cond", self.texts[0].clone()), ("text.uncond", self.empties[0].clone())] {
+            self.record(name.into(), &embedding.hidden);
+            if let Some(pooled) = &embedding.pooled {
+                self.record(format!("{name}_pooled"), pooled);
+            }
+        }
+    }
+
+    /// What tensors and times of stage `s` begin with: nothing in the last stage.
+    fn prefix(&self, s: usize, between: &str) -> String {
+        if s + 1 == self.journey.stages.len() { String::new() } else { format!("stage{s}{between}") }
+    }
+
+    /// Stage `s` from what the stage before handed on.
+    fn stage(&mut self, s: usize, stage: &Stage, before: Option<&Tensor>) -> Result<Tensor> {
+        let (pipeline, request) = (self.pipeline, self.requests[0]);
+        let mut walk = pipeline.walk(request, stage)?;
+        let moments = pipeline.moments(request, &self.journey, s, &walk);
+        let shape = (1, pipeline.unet.config.in_channels, stage.latent.0, stage.latent.1);
+        let last = s + 1 == self.journey.stages.len();
+        let prefix = self.prefix(s, ".");
+
+        let start = Instant::now();
+        let enlarged = match (&stage.start, before) {
+            (Start::Enlarged(enlarge), Some(before)) => Some(self.enlarged(s, stage, enlarge, before)?),
+            _ => None,
+        };
+        if enlarged.is_some() {
+            self.time("enlarge".into(), start);
+        }
+        let drawn = self.noise.draw(shape)?;
+        let unit = match &self.injected.init_latents {
+            Some(given) if last => checked(given, &[shape.0, shape.1, shape.2, shape.3], "init_latents")?,
+            _ => drawn,
+        };
+        self.record(format!("{prefix}init_latents"), &unit);
+        let step_noise = match &self.injected.step_noise {
+            Some(given) if last => Some(checked(given, &[walk.timesteps().len(), shape.0, shape.1, shape.2, shape.3], "noise")?),
+            _ => None,
+        };
+        let reference = enlarged.map(|(clean, image)| Reference { clean, image, noise: unit.clone() });
+        let mut latents = match &reference {
+            None => (&unit * walk.initial_sigma())?,
+            Some(from) => walk.add_noise(stage.steps.noised_for.unwrap_or(stage.steps.first), &from.clean, &unit)?,
+        };
+        let mut noises = Vec::new();
+        let mut end = None;
+        for at in moments.iter().take(self.limit) {
+            let start = Instant::now();
+            let (i, from) = (at.index, latents);
+            let (shown, guided) = self.predict(&prefix, stage, at, &walk, from, reference.as_ref())?;
+            let noise = match &step_noise {
+                Some(given) => Some(given.get(i)?),
+                None if walk.draws_noise() => Some(self.noise.draw(shape)?),
+                None => None,
+            };
+            latents = walk.step(i, &shown, &guided, noise.as_ref())?;
+            self.record(format!("{prefix}latents.{i}"), &latents);
+            self.time(format!("{}step {i}", self.prefix(s, " ")), start);
+            noises.extend(noise);
+            end = Some((i, shown, guided));
+        }
+        if !noises.is_empty() {
+            self.record(format!("{prefix}noise"), &Tensor::stack(&noises, 0)?);
+        }
+        match (stage.end, end) {
+            (End::Estimate, Some((i, before, guided))) => walk.clean(i, &before, &guided),
+            (End::LateEstimate, Some((i, _, guided))) => walk.clean(i, &latents, &guided),
+            _ => Ok(latents),
+        }
+    }
+
+    /// Latents before a step, blends done, and the guided prediction from them.
+    fn predict(
+        &mut self,
+        prefix: &str,
+        stage: &Stage,
+        at: &Moment,
+        walk: &Walk,
+        mut latents: Tensor,
+        reference: Option<&Reference>,
+    ) -> Result<(Tensor, Tensor)> {
+        let (pipeline, i) = (self.pipeline, at.index);
+        let step = pipeline.step(self.method, stage, at);
+        let blends = |target: Target| step.blends.iter().filter(move |blend| blend.target == target);
+        if let Some(reference) = reference {
+            for blend in blends(Target::Latents) {
+                let noised = walk.add_noise(i, &reference.clean, &reference.noise)?;
+                latents = self.blended(blend, &latents, &noised, reference)?;
+            }
+        }
+        let seen = walk.scale_input(i, &latents)?;
+        let told = Told {
+            texts: &self.texts,
+            empties: &self.empties,
+            size: pipeline.unet.config.added.map(|_| self.told_size(stage)),
+            factor: pipeline.vae.factor as i64,
+        };
+        let mut trace = self.trace.as_deref_mut();
+        let see = &mut |j: usize, prediction: &Tensor| {
+            if let Some(trace) = trace.as_deref_mut() {
+                trace.keep(format!("{prefix}pass{j}.{i}"), prediction);
+            }
+        };
+        let mut look = Look { unet: &pipeline.unet, timestep: at.timestep, rescale: self.requests[0].guidance_rescale, told: &told, see };
+        let mut guided = look.predict(&step, &seen)?;
+        if let Some(reference) = reference {
+            for blend in blends(Target::Estimate) {
+                let clean = walk.clean(i, &latents, &guided)?;
+                let clean = self.blended(blend, &clean, &reference.clean, reference)?;
+                guided = walk.implied(i, &latents, &clean)?;
+            }
+        }
+        self.record(format!("{prefix}guided.{i}"), &guided);
+        Ok((latents, guided))
+    }
+
+    fn blended(&self, blend: &Blend, x: &Tensor, toward: &Tensor, reference: &Reference) -> Result<Tensor> {
+        let difference = |toward: &Tensor| -> Result<Tensor> { Ok(((toward - x)? * blend.weight)?) };
+        match &blend.band {
+            Band::All => Ok(((x * (1.0 - blend.weight))? + (toward * blend.weight)?)?),
+            Band::Fourier(mask) => Ok((x + low_pass(&difference(toward)?, mask)?)?),
+        }
+    }
+
+    fn decoded(&self, latents: &Tensor) -> Result<Tensor> {
+        Ok(self.pipeline.vae.decode(&(latents / self.pipeline.vae.scaling_factor)?)?.clamp(-1f32, 1f32)?)
+    }
+
+    /// Image (height, width) in pixels that SDXL is told.
+    fn told_size(&self, stage: &Stage) -> (f32, f32) {
+        let latent = match (stage.told_size, self.requests[0].size_conditioning) {
+            (Some(size), _) => size,
+            (None, SizeConditioning::Target) => stage.latent,
+            (None, SizeConditioning::Base) => self.pipeline.native_latent(),
+        };
+        ((latent.0 * self.pipeline.vae.factor) as f32, (latent.1 * self.pipeline.vae.factor) as f32)
+    }
+
+    /// Clean latents of the stage before at this stage's size, and the image they went through.
+    fn enlarged(&mut self, s: usize, stage: &Stage, enlarge: &Enlarge, before: &Tensor) -> Result<(Tensor, Option<Tensor>)> {
+        let vae = &self.pipeline.vae;
+        let (h, w) = stage.latent;
+        if enlarge.through == Through::Latents {
+            return Ok((resized(before, enlarge.filter, h, w)?, None));
+        }
+        let image = resized(&self.decoded(before)?, enlarge.filter, h * vae.factor, w * vae.factor)?.clamp(-1f32, 1f32)?;
+        let image = match &enlarge.sharpen {
+            None => image,
+            Some(sharpen) => {
+                let (low, high) = sharpen.sigma;
+                let sigma = low + (high - low) * Dice::new(self.requests[0].seed, s, usize::MAX >> 32).uniform();
+                let blurred = kernels::blur_gaussian(&image, sharpen.taps, sigma)?;
+                (&image + ((&image - blurred)? * sharpen.amount)?)?.clamp(-1f32, 1f32)?
+            }
+        };
+        let (mean, log_variance) = vae.encode(&image)?;
+        let latents = match enlarge.encode {
+            Encode::Mean => mean,
+            Encode::Sample => {
+                let (_, c, h, w) = mean.dims4()?;
+                (mean + ((log_variance.clamp(-30f32, 20f32)? * 0.5)?.exp()? * self.noise.draw((1, c, h, w))?)?)?
+            }
+        };
+        Ok(((latents * vae.scaling_factor)?, Some(image)))
+    }
+}
+
+fn resized(x: &Tensor, filter: Filter, height: usize, width: usize) -> Result<Tensor> {
+    Ok(match filter {
+        Filter::Nearest => kernels::upsample_nearest(x, height, width)?,
+        Filter::Bilinear => kernels::resize_bilinear(x, height, width)?,
+        Filter::Bicubic => kernels::resize_bicubic(x, height, width)?,
+        Filter::PillowBicubic => kernels::enlarge_bicubic(x, height, width)?,
+    })
+}
+
+fn checked(tensor: &Tensor, shape: &[usize], key: &'static str) -> Result<Tensor> {
+    if tensor.dims() != shape {
+        return Err(Error::Request { key, found: format!("of shape {:?}", tensor.dims()), expected: format!("shape {shape:?}") });
+    }
+    Ok(tensor.to_dtype(DType::F32)?)
+}

@@ -1,0 +1,226 @@
+//! A step's prediction: its views looked at one by one, and put together.
+
+use super::guidance::{combine, deviation};
+use super::travel::Told;
+use crate::dice::Dice;
+use crate::error::Result;
+use crate::plan::LowPass;
+use crate::step::{Pooled, Region, Step, Strided, View, Windows};
+use crate::unet::UNet;
+use candle_core::{Device, Tensor};
+use scalebench_kernels as kernels;
+
+/// Maps that the network is shown at once on a GPU; a CPU is as fast one by one.
+const MAPS_AT_ONCE: usize = 8;
+
+/// What all views of a step share.
+pub(super) struct Look<'a> {
+    pub(super) unet: &'a UNet,
+    pub(super) timestep: f64,
+    pub(super) rescale: f64,
+    /// What the network is told.
+    pub(super) told: &'a Told<'a>,
+    /// Sees the predictions of a whole view's passes.
+    pub(super) see: &'a mut dyn FnMut(usize, &Tensor),
+}
+
+impl Look<'_> {
+    /// The prediction from `shown` `(images, c, h, w)`, of the same shape.
+    pub(super) fn predict(&mut self, step: &Step, shown: &Tensor) -> Result<Tensor> {
+        let mut total: Option<Tensor> = None;
+        for view in &step.views {
+            total = Some(match (&view.region, total) {
+                (Region::Pooled(pooled), Some(sum)) => self.corrected(view, pooled, shown, &sum)?,
+                (_, sum) => {
+                    let prediction = self.of(view, shown)?;
+                    let prediction = if view.weight == 1.0 { prediction } else { (prediction * view.weight)? };
+                    sum.map_or(Ok(prediction.clone()), |sum| sum + prediction)?
+                }
+            });
+        }
+        Ok(total.expect("a step has views"))
+    }
+
+    fn of(&mut self, view: &View, shown: &Tensor) -> Result<Tensor> {
+        match &view.region {
+            Region::Whole | Region::Pooled(_) => {
+                let predictions = self.unet.predict(shown, self.timestep, &view.passes, &mut |c| self.told.maps(c, &[(0, 0)]))?;
+                predictions.iter().enumerate().for_each(|(j, prediction)| (self.see)(j, prediction));
+                combine(&view.passes, &predictions, view.bands.as_ref(), self.rescale)
+            }
+            Region::Windows(windows) => self.windows(view, windows, shown),
+            Region::Strided(strided) => self.strided(view, strided, shown),
+        }
+    }
+
+    /// Guided predictions of several small maps, each `(images, c, h, w)`, whose corners SDXL is told.
+    fn each(&self, view: &View, maps: &[Tensor], corners: &[(i64, i64)]) -> Result<Vec<Tensor>> {
+        let at_once = if kernels::on_gpu(self.unet.device()) { MAPS_AT_ONCE } else { 1 };
+        let mut found = Vec::with_capacity(maps.len());
+        for (maps, corners) in maps.chunks(at_once).zip(corners.chunks(at_once)) {
+            let batch = Tensor::cat(maps, 0)?;
+            let predictions = self.unet.predict(&batch, self.timestep, &view.passes, &mut |c| self.told.maps(c, corners))?;
+            let guided = combine(&view.passes, &predictions, view.bands.as_ref(), self.rescale)?;
+            found.extend(guided.chunk(maps.len(), 0)?);
+        }
+        Ok(found)
+    }
+
+    fn windows(&self, view: &View, windows: &Windows, shown: &Tensor) -> Result<Tensor> {
+        let (_, _, h, w) = shown.dims4()?;
+        let (rows, columns) = windows.size;
+        let reach = |corner: i64, size: usize, side: usize| (-corner).max(corner + size as i64 - side as i64).max(0) as usize;
+        let pad = windows.corners.iter().map(|c| reach(c.0, rows, h).max(reach(c.1, columns, w))).max().unwrap_or(0);
+        let padded = shown.pad_with_zeros(2, pad, pad)?.pad_with_zeros(3, pad, pad)?;
+        let place = |corner: &(i64, i64)| ((corner.0 + pad as i64) as usize, (corner.1 + pad as i64) as usize);
+        let cut = |corner| {
+            let (top, left) = place(corner);
+            Ok(padded.narrow(2, top, rows)?.narrow(3, left, columns)?.contiguous()?)
+        };
+        let maps = windows.corners.iter().map(cut).collect::<Result<Vec<_>>>()?;
+        let told = |corner: &(i64, i64)| windows.told_corners.map_or((0, 0), |(y, x)| (corner.0 + y, corner.1 + x));
+        let predictions = self.each(view, &maps, &windows.corners.iter().map(told).collect::<Vec<_>>())?;
+        let mut mean = Canvas::new(&padded)?;
+        for (corner, prediction) in windows.corners.iter().zip(&predictions) {
+            mean.add(place(corner), prediction)?;
+        }
+        Ok(mean.divided()?.narrow(2, pad, h)?.narrow(3, pad, w)?.contiguous()?)
+    }
+
+    fn strided(&self, view: &View, strided: &Strided, shown: &Tensor) -> Result<Tensor> {
+        let (images, channels, h, w) = shown.dims4()?;
+        let s = strided.factor;
+        let (top, left) = ((s - h % s) % s, (s - w % s) % s);
+        let padded = shown.pad_with_zeros(2, top, 0)?.pad_with_zeros(3, left, 0)?;
+        let blurred = match strided.blur {
+            None => padded,
+            Some(sigma) => restored(&kernels::blur_gaussian(&padded, 2 * s - 1, sigma)?, &padded)?,
+        };
+        let (rows, columns) = ((h + top) / s, (w + left) / s);
+        // (subset, images, c, rows, columns); subset i · s + j holds the pixels [i::s, j::s].
+        let subsets = blurred.reshape((images, channels, rows, s, columns * s))?.reshape(&[images, channels, rows, s, columns, s][..])?;
+        let subsets = subsets.permute(vec![3, 5, 0, 1, 2, 4])?.contiguous()?.reshape((s * s, images * channels * rows * columns))?;
+        let order = strided.shuffle.map(|seed| Permutations::new(seed, s * s, channels * rows * columns, images));
+        let subsets = order.as_ref().map_or(Ok(subsets.clone()), |order| order.shuffled(&subsets))?;
+        let maps: Vec<Tensor> =
+            (0..s * s).map(|k| Ok(subsets.get(k)?.reshape((images, channels, rows, columns))?)).collect::<Result<_>>()?;
+        let predictions = self.each(view, &maps, &vec![(0, 0); maps.len()])?;
+        let flat = Tensor::stack(&predictions, 0)?.reshape((s * s, images * channels * rows * columns))?;
+        let flat = order.as_ref().map_or(Ok(flat.clone()), |order| order.undone(&flat))?;
+        let whole = flat.reshape(&[s, s, images, channels, rows, columns][..])?.permute(vec![2, 3, 4, 0, 5, 1])?.contiguous()?;
+        let whole = whole.reshape((images, channels, rows * s, columns * s))?;
+        Ok(whole.narrow(2, top, h)?.narrow(3, left, w)?.contiguous()?)
+    }
+
+    fn corrected(&mut self, view: &View, pooled: &Pooled, shown: &Tensor, sum: &Tensor) -> Result<Tensor> {
+        let (_, _, h, w) = shown.dims4()?;
+        let (small_h, small_w) = (h.div_ceil(pooled.factor), w.div_ceil(pooled.factor));
+        let small = (kernels::area_mean(shown, small_h, small_w)? * pooled.scale)?;
+        let predictions = self.unet.predict(&small, pooled.timestep, &view.passes, &mut |c| self.told.maps(c, &[(0, 0)]))?;
+        let low = (combine(&view.passes, &predictions, None, self.rescale)? / pooled.factor as f64)?;
+        let difference = (low - kernels::area_mean(sum, small_h, small_w)?)?;
+        Ok((sum + (kernels::upsample_nearest(&difference, h, w)? * view.weight)?)?)
+    }
+}
+
+/// `x` with mean and deviation of `like`, of each image.
+pub(super) fn restored(x: &Tensor, like: &Tensor) -> Result<Tensor> {
+    let one = |i: usize| -> Result<Tensor> {
+        let (x, like) = (x.narrow(0, i, 1)?, like.narrow(0, i, 1)?);
+        let mean = |t: &Tensor| -> Result<f64> {
+            let values = t.flatten_all()?.to_vec1::<f32>()?;
+            Ok(values.iter().map(|&v| f64::from(v)).sum::<f64>() / values.len() as f64)
+        };
+        let factor = deviation(&like)? / deviation(&x)?;
+        Ok(((&x * factor)? + (mean(&like)? - mean(&x)? * factor))?)
+    };
+    Ok(Tensor::cat(&(0..x.dim(0)?).map(one).collect::<Result<Vec<_>>>()?, 0)?)
+}
+
+/// Overlapping maps and how many cover each pixel.
+struct Canvas {
+    shape: (usize, usize, usize, usize),
+    sum: Vec<f32>,
+    count: Vec<f32>,
+}
+
+impl Canvas {
+    fn new(like: &Tensor) -> Result<Self> {
+        let shape = like.dims4()?;
+        Ok(Self { shape, sum: vec![0.0; like.elem_count()], count: vec![0.0; shape.2 * shape.3] })
+    }
+
+    fn add(&mut self, (top, left): (usize, usize), map: &Tensor) -> Result<()> {
+        let (images, channels, h, w) = map.dims4()?;
+        let (_, _, height, width) = self.shape;
+        let values = map.flatten_all()?.to_vec1::<f32>()?;
+        for (row, line) in values.chunks_exact(w).enumerate() {
+            let at = (row / h * height + top + row % h) * width + left;
+            self.sum[at..at + w].iter_mut().zip(line).for_each(|(sum, v)| *sum += v);
+        }
+        debug_assert_eq!((images, channels), (self.shape.0, self.shape.1));
+        for row in top..top + h {
+            self.count[row * width + left..][..w].iter_mut().for_each(|n| *n += 1.0);
+        }
+        Ok(())
+    }
+
+    /// The mean; 0 where nothing was added.
+    fn divided(mut self) -> Result<Tensor> {
+        for plane in self.sum.chunks_exact_mut(self.count.len()) {
+            plane.iter_mut().zip(&self.count).for_each(|(sum, n)| *sum /= n.max(1.0));
+        }
+        Ok(Tensor::from_vec(self.sum, self.shape, &Device::Cpu)?)
+    }
+}
+
+/// At every place another order of the subsets.
+struct Permutations {
+    /// For each place the subset that goes to position 0, 1, …
+    from: Vec<u32>,
+    n: usize,
+    images: usize,
+}
+
+impl Permutations {
+    fn new(seed: u64, n: usize, places: usize, images: usize) -> Self {
+        let mut dice = Dice::new(seed, 0, 0);
+        let mut from = Vec::with_capacity(n * places);
+        for _ in 0..places {
+            let start = from.len();
+            from.extend(0..n as u32);
+            // Fisher–Yates.
+            for i in (1..n).rev() {
+                from.swap(start + i, start + dice.below(i as u64 + 1) as usize);
+            }
+        }
+        Self { from, n, images }
+    }
+
+    /// `x` `(n, images · places)`.
+    fn shuffled(&self, x: &Tensor) -> Result<Tensor> {
+        self.moved(x, |out, values, to, from| out[to] = values[from])
+    }
+
+    fn undone(&self, x: &Tensor) -> Result<Tensor> {
+        self.moved(x, |out, values, to, from| out[from] = values[to])
+    }
+
+    fn moved(&self, x: &Tensor, put: impl Fn(&mut [f32], &[f32], usize, usize)) -> Result<Tensor> {
+        let (n, all) = x.dims2()?;
+        let values = x.flatten_all()?.to_vec1::<f32>()?;
+        let mut out = vec![0f32; values.len()];
+        let places = all / self.images;
+        for i in 0..all {
+            for (k, &from) in self.from[i % places * self.n..][..n].iter().enumerate() {
+                put(&mut out, &values, k * all + i, from as usize * all + i);
+            }
+        }
+        Ok(Tensor::from_vec(out, (n, all), &Device::Cpu)?)
+    }
+}
+
+/// `x` through a mask on its spectrum.
+pub(super) fn low_pass(x: &Tensor, mask: &LowPass) -> Result<Tensor> {
+    Ok(kernels::low_pass(x, &mask.rows, &mask.columns)?)
+}
