@@ -8,8 +8,9 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
+use scalebench_generation::journey::{Start, Through};
 use scalebench_generation::step::Step;
-use scalebench_generation::{Method, Request, StageSteps, Trace};
+use scalebench_generation::{Method, StageSteps, Trace};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
@@ -166,8 +167,8 @@ impl Calibrator<'_> {
         let steps = &last.steps;
         let factor = pipeline.vae_factor() as usize;
         let latent = (request.height as usize / factor, request.width as usize / factor);
-        let evaluations = |stage: &StageSteps| -> usize { stage.steps.iter().map(|step| evaluations(step, stage.stage.latent)).sum() };
-        let passes: usize = run.iter().map(evaluations).sum();
+        let of_all = |stage: &StageSteps| -> usize { stage.steps.iter().map(|step| evaluations(step, stage.stage.latent)).sum() };
+        let passes: usize = run.iter().map(of_all).sum();
         let (of_pass, of_decoder) = (unet.at(latent, None), decoder.at(latent, None));
         let of_step = |step: &Step, latent| -> f64 {
             step.evaluations(latent).map(|(n, size, pass)| n as f64 * unet.at(size, Some((pipeline.sites(), &pass.plan)))).sum()
@@ -221,15 +222,16 @@ impl Calibrator<'_> {
             }
             _ => {
                 let plain = self.speed(cell, &Method::direct(pipeline.sites()), PLAIN_STEPS, None)?;
-                let acting = active.map(|_| self.speed(cell, &cell.method, last.stage.steps.first + 1, active)).transpose()?;
+                let acting = active.map(|step| self.speed(cell, &cell.method, 1, Some(step))).transpose()?;
                 self.largest.insert(cell.model, (plain, of_pass, of_decoder));
                 found.peak_memory_bytes = plain.peak_memory_bytes.max(acting.and_then(|speed| speed.peak_memory_bytes));
                 (plain, acting.unwrap_or(plain))
             }
         };
-        let of_step = |passes: &Vec<Pass>| {
-            let speed = if is_plain(passes) { plain } else { acting };
-            passes.len() as f64 * speed.seconds_per_pass
+        // A pass on a part of the latents is as long as its share of the operations.
+        let of_step = |step: &Step| {
+            let speed = if step.is_plain() { plain } else { acting };
+            step.evaluations(latent).map(|(n, size, _)| n as f64 * unet.at(size, None) / of_pass).sum::<f64>() * speed.seconds_per_pass
         };
         let seconds = steps.iter().map(of_step).sum::<f64>() + plain.seconds_to_decode + extra * plain.seconds_per_pass / of_pass;
         found.seconds_per_image = Some(seconds);
@@ -237,28 +239,33 @@ impl Calibrator<'_> {
         Ok(found)
     }
 
-    /// Times the first `steps` steps' worth of an image and its decoding; the fastest step counts, but not one that warms up.
-    fn speed(&mut self, cell: &Cell, method: &Method, steps: usize, acting: Option<&Vec<Pass>>) -> Result<Speed> {
+    /// Times the first `steps` steps of an image's last stage and its decoding; the fastest step counts, but not one that warms up.
+    fn speed(&mut self, cell: &Cell, method: &Method, steps: usize, acting: Option<&Step>) -> Result<Speed> {
         let pipeline = &self.inputs.pipelines[cell.model];
-        let request = Request { steps, ..cell.jobs[0].request.clone() };
+        let request = &cell.jobs[0].request;
         let what = (cell.width, cell.height, pipeline.digest(), pipeline.dtype(), request.vae_decode, steps);
         // Passes have no serialised form; what they print is all that they are.
         let key = blake3::hash(format!("{}{acting:?}", json!(what)).as_bytes()).to_hex()[..32].to_owned();
         if let Some(known) = self.cache.known.get(&key) {
             return Ok(*known);
         }
-        pipeline.embed_ahead([&request])?;
+        pipeline.embed_ahead([request])?;
         memory::release();
         memory::reset_peak();
         let mut trace = Trace::of_times();
-        let n_passes = pipeline.passes(&request, method)?.first().map_or(1, Vec::len);
-        pipeline.generate(&request, method, Some(&mut trace))?;
+        let latent = (request.height as usize / pipeline.vae_factor() as usize, request.width as usize / pipeline.vae_factor() as usize);
+        let unet = Flops::unet(&self.inputs.folders[cell.model].join("unet").join("config.json"))?;
+        let whole = unet.at(latent, None);
+        let of_step = |step: &Step| step.evaluations(latent).map(|(n, size, _)| n as f64 * unet.at(size, None) / whole).sum::<f64>();
+        let run = pipeline.outline(request, method)?;
+        let n_passes = run.last().and_then(|stage| stage.steps.first()).map_or(1.0, of_step);
+        pipeline.first_steps(request, method, steps, Some(&mut trace))?;
         let seconds =
             |stage: &str| trace.seconds.iter().filter(|(name, _)| name.starts_with(stage)).map(|(_, seconds)| *seconds).collect::<Vec<_>>();
         let times = seconds("step ");
         let timed = if times.len() > 1 { &times[1..] } else { &times[..] };
         let found = Speed {
-            seconds_per_pass: timed.iter().copied().fold(f64::INFINITY, f64::min) / n_passes as f64,
+            seconds_per_pass: timed.iter().copied().fold(f64::INFINITY, f64::min) / n_passes,
             seconds_to_decode: seconds("decode").iter().sum(),
             peak_memory_bytes: memory::peak(),
         };
@@ -267,8 +274,9 @@ impl Calibrator<'_> {
     }
 }
 
-fn is_plain(passes: &[Pass]) -> bool {
-    passes.iter().all(|pass| pass.plan.is_plain())
+/// How often a step evaluates the network.
+fn evaluations(step: &Step, latent: (usize, usize)) -> usize {
+    step.evaluations(latent).map(|(n, _, _)| n).sum()
 }
 
 /// Calibrations of this program on this machine.

@@ -54,6 +54,13 @@ impl StageSchedule {
     }
 }
 
+impl StageSchedule {
+    fn sentence(&self, number: usize) -> String {
+        let views = self.views.iter().map(|run| format!("{} in {}", run.action, steps(run.from, run.to))).collect::<Vec<_>>().join(", ");
+        format!("Stage {number}: {}×{} latents from {}, {views}.", self.latent.0, self.latent.1, self.start)
+    }
+}
+
 /// What a step looks at, in words.
 fn looked_at(step: &Step, latent: (usize, usize)) -> String {
     let view = |region: &Region| {
@@ -217,6 +224,13 @@ pub(crate) fn read(store: &Store, cell: &str) -> Result<Option<Schedule>> {
 
 /// What the schedule does, in sentences.
 pub(crate) fn describe(schedule: &Schedule) -> String {
+    let mut sentences: Vec<String> = schedule.stages.iter().enumerate().map(|(i, stage)| stage.sentence(i + 1)).collect();
+    sentences.push(actions(schedule));
+    sentences.join(" ")
+}
+
+/// What the passes do to the network.
+fn actions(schedule: &Schedule) -> String {
     let n = schedule.n_steps;
     let mut sentences = Vec::new();
     for (i, pass) in schedule.passes.iter().enumerate() {
@@ -337,6 +351,7 @@ pub(crate) mod tests {
             convs: vec![conv("conv_in"), conv("down_blocks.1.resnets.0.conv1"), conv("mid_block.resnets.0.conv1")],
             attentions: vec![AttentionSite { path: "mid_block.attentions.0.transformer_blocks.0.attn1".into(), halvings: 1 }],
             skips: vec![SkipSite { path: "up_blocks.0.resnets.0".into(), block: 0, channels: 8 }],
+            layers: Vec::new(),
         }
     }
 
@@ -386,7 +401,7 @@ pub(crate) mod tests {
              steps 1–3 of 3. Pass of the negative prompt (weight 1, steps 1–2 only): 1 of 1 self-attentions with the softmax scale \
              times 1.25, steps 1–2 of 3; 1 of 1 skip connections joined with the backbone times 1.2, steps 1–2 of 3."
         );
-        let plain = vec![scalebench_generation::plan::classifier_free(
+        let plain = vec![scalebench_generation::step::classifier_free(
             &sites(),
             &scalebench_generation::step::Moment {
                 step: 0,
@@ -395,6 +410,7 @@ pub(crate) mod tests {
                 latent: (8, 8),
                 native: (8, 8),
                 guidance_scale: 7.5,
+                ..Default::default()
             },
         )];
         assert_eq!(describe(&Schedule::new(&sites(), &plain)), "the unmodified network.");

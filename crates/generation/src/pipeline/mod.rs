@@ -206,8 +206,18 @@ impl Pipeline {
     /// [`generate`](Self::generate) with randomness from outside where it is given.
     pub fn generate_with(&self, request: &Request, method: &Method, injected: &Injected, mut trace: Option<&mut Trace>) -> Result<Rgb> {
         let latents = Travel::new(self, &[request], method, injected, trace.as_deref_mut())?.to_the_end()?;
+        self.timed_decode(&latents, request.vae_decode, trace)
+    }
+
+    /// The first `n` steps of every stage alone, decoded: for timing.
+    pub fn first_steps(&self, request: &Request, method: &Method, n: usize, mut trace: Option<&mut Trace>) -> Result<Rgb> {
+        let latents = Travel::new(self, &[request], method, &Injected::default(), trace.as_deref_mut())?.only_steps(n).to_the_end()?;
+        self.timed_decode(&latents, request.vae_decode, trace)
+    }
+
+    fn timed_decode(&self, latents: &Tensor, how: VaeDecode, trace: Option<&mut Trace>) -> Result<Rgb> {
         let start = Instant::now();
-        let image = self.decode(&latents, request.vae_decode)?;
+        let image = self.decode(latents, how)?;
         if let Some(trace) = trace {
             trace.seconds.push(("decode".into(), start.elapsed().as_secs_f64()));
         }
@@ -239,20 +249,16 @@ impl Pipeline {
     /// the decoder once. Steps differ in cost where the method changes over time, so each timed step's
     /// evaluations of the network are weighed against those of its stage.
     pub fn estimate_seconds(&self, request: &Request, method: &Method) -> Result<f64> {
-        let injected = Injected::default();
-        let one_step = |trace: Option<&mut Trace>| Travel::new(self, &[request], method, &injected, trace)?.only_steps(1).to_the_end();
-        one_step(None)?;
+        self.first_steps(request, method, 1, None)?;
         let mut trace = Trace::of_times();
-        let latents = one_step(Some(&mut trace))?;
-        let start = Instant::now();
-        self.decode(&latents, request.vae_decode)?;
-        let mut seconds = start.elapsed().as_secs_f64();
+        self.first_steps(request, method, 1, Some(&mut trace))?;
+        let mut seconds = trace.seconds.iter().filter(|(name, _)| name == "decode" || name == "enlarge").map(|(_, seconds)| seconds).sum();
         let mut timed = trace.seconds.iter().filter(|(name, _)| name.contains("step ")).map(|(_, seconds)| *seconds);
         for StageSteps { stage, steps } in self.outline(request, method)? {
             let cost = |step: &Step| step.evaluations(stage.latent).map(|(n, (h, w), _)| (n * h * w) as f64).sum::<f64>();
             seconds += timed.next().unwrap_or(0.0) * steps.iter().map(cost).sum::<f64>() / cost(&steps[0]);
         }
-        Ok(seconds + trace.seconds.iter().filter(|(name, _)| name == "enlarge").map(|(_, seconds)| seconds).sum::<f64>())
+        Ok(seconds)
     }
 
     /// The stages and steps that [`generate`](Self::generate) would make at the request's size, in order.

@@ -15,6 +15,7 @@ pub(super) fn run(args: Generate) -> Result<()> {
     let injected = Injected {
         init_latents: args.init_latents.as_deref().map(|file| tensor(file, "init_latents")).transpose()?,
         step_noise: args.step_noise.as_deref().map(|file| tensor(file, "noise")).transpose()?,
+        draws: Vec::new(),
     };
     device::open(args.on.device)?;
     let options = LoadOptions { variant: args.variant.clone(), dtype: args.dtype, device: device::current() };
