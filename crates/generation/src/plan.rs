@@ -95,8 +95,6 @@ pub enum AttentionShape {
     Full,
     /// Those of their own window, after a cyclic shift of the map.
     Windows(ShiftedWindows),
-    /// Overlapping windows for the low frequencies of the result, all tokens for the high ones.
-    LocalGlobal(LocalGlobal),
 }
 
 /// A map cut into a grid of windows after a cyclic shift, which is undone afterwards.
@@ -104,17 +102,8 @@ pub enum AttentionShape {
 pub struct ShiftedWindows {
     /// Windows down and across; each is `⌈side / n⌉` tokens.
     pub grid: (usize, usize),
-    /// Shift down and across, in parts of a window.
-    pub shift: (f64, f64),
-}
-
-/// Attention in overlapping windows, fused with attention over the whole map by frequency.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct LocalGlobal {
-    /// Windows' linear share of the map: each is `side / factor` tokens.
-    pub factor: usize,
-    /// Seeds the windows' jitter.
-    pub seed: u64,
+    /// Shift down and across, in quarters of a window, each rounded down.
+    pub quarters: usize,
 }
 
 /// What a self-attention does. The default is the unmodified layer.

@@ -91,20 +91,29 @@ impl SiteTable {
     /// `*` stands for any part of one path segment, `**` for any number of segments, `{a,b}` for
     /// alternatives. A pattern that names nothing is an error.
     pub fn match_convs(&self, method: &str, pattern: &str) -> Result<Vec<usize>> {
-        let slashed = |path: &str| path.replace('.', "/");
-        let glob = GlobBuilder::new(&slashed(pattern))
-            .literal_separator(true)
-            .build()
-            .map_err(|e| Error::method(method, format!("site rule `{pattern}` is not a valid pattern: {e}")))?
-            .compile_matcher();
-        let found: Vec<usize> = self.convs.iter().enumerate().filter(|(_, s)| glob.is_match(slashed(&s.path))).map(|(i, _)| i).collect();
-        if found.is_empty() {
-            let near = self.convs.iter().map(|s| s.path.as_str()).min_by_key(|path| distance(path, pattern));
-            let hint = near.map(|path| format!("; the nearest site is `{path}`")).unwrap_or_default();
-            return Err(Error::method(method, format!("site rule `{pattern}` matches no convolution of this model{hint}")));
-        }
-        Ok(found)
+        matching(method, pattern, "convolution", self.convs.iter().map(|s| s.path.as_str()))
     }
+
+    /// Indices of the self-attentions that `pattern` names, as in [`match_convs`](Self::match_convs).
+    pub fn match_attentions(&self, method: &str, pattern: &str) -> Result<Vec<usize>> {
+        matching(method, pattern, "self-attention", self.attentions.iter().map(|s| s.path.as_str()))
+    }
+}
+
+fn matching<'a>(method: &str, pattern: &str, what: &str, paths: impl Iterator<Item = &'a str> + Clone) -> Result<Vec<usize>> {
+    let slashed = |path: &str| path.replace('.', "/");
+    let glob = GlobBuilder::new(&slashed(pattern))
+        .literal_separator(true)
+        .build()
+        .map_err(|e| Error::method(method, format!("site rule `{pattern}` is not a valid pattern: {e}")))?
+        .compile_matcher();
+    let found: Vec<usize> = paths.clone().enumerate().filter(|(_, path)| glob.is_match(slashed(path))).map(|(i, _)| i).collect();
+    if found.is_empty() {
+        let near = paths.min_by_key(|path| distance(path, pattern));
+        let hint = near.map(|path| format!("; the nearest site is `{path}`")).unwrap_or_default();
+        return Err(Error::method(method, format!("site rule `{pattern}` matches no {what} of this model{hint}")));
+    }
+    Ok(found)
 }
 
 /// Levenshtein distance, for hints.

@@ -16,13 +16,22 @@
 //! applied in the order of [`Settings`]' fields.
 
 mod attention_scale;
+mod cascade;
+mod dilated_sampling;
 mod dispersion;
 mod freeu;
+mod joint_diffusion;
 mod noise_damped;
 mod redilation;
+mod resized_blocks;
 mod sdedit;
+mod skip_residual;
+mod upsample_guidance;
+mod window_attention;
 
+pub use cascade::{HandsOn, StageSettings};
 pub use freeu::Trigger;
+pub use resized_blocks::{How, Rule};
 
 use crate::error::{Error, Result};
 use crate::journey::{Journey, Route};
@@ -108,6 +117,20 @@ ingredients! {
     freeu: freeu::FreeU,
     /// A start from an enlarged smaller image.
     sdedit: sdedit::Sdedit,
+    /// Stages of growing size.
+    cascade: cascade::Cascade,
+    /// The enlarged start mixed in before each step.
+    skip_residual: skip_residual::SkipResidual,
+    /// Overlapping windows in place of the whole latents.
+    joint_diffusion: joint_diffusion::JointDiffusion,
+    /// Strided subsets beside what else is looked at.
+    dilated_sampling: dilated_sampling::DilatedSampling,
+    /// Low frequencies corrected by a smaller map's.
+    upsample_guidance: upsample_guidance::UpsampleGuidance,
+    /// Deep blocks at a smaller size.
+    resized_blocks: resized_blocks::ResizedBlocks,
+    /// Self-attention in shifted windows.
+    window_attention: window_attention::WindowAttention,
 }
 
 /// A method file as written.

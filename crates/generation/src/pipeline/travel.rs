@@ -40,8 +40,6 @@ struct Reference {
     clean: Tensor,
     /// The unit noise that it was noised with.
     noise: Tensor,
-    /// The enlarged image in [−1, 1], where the start went through pixels.
-    image: Option<Tensor>,
 }
 
 /// What the network is told in a stage, whichever part of the latents it looks at.
@@ -199,7 +197,7 @@ impl<'a> Travel<'a> {
             Some(given) if last => Some(checked(given, &[walk.timesteps().len(), shape.0, shape.1, shape.2, shape.3], "noise")?),
             _ => None,
         };
-        let reference = enlarged.map(|(clean, image)| Reference { clean, image, noise: unit.clone() });
+        let reference = enlarged.map(|clean| Reference { clean, noise: unit.clone() });
         let mut latents = match &reference {
             None => (&unit * walk.initial_sigma())?,
             Some(from) => walk.add_noise(stage.steps.noised_for.unwrap_or(stage.steps.first), &from.clean, &unit)?,
@@ -247,7 +245,7 @@ impl<'a> Travel<'a> {
         if let Some(reference) = reference {
             for blend in blends(Target::Latents) {
                 let noised = walk.add_noise(i, &reference.clean, &reference.noise)?;
-                latents = self.blended(blend, &latents, &noised, reference)?;
+                latents = Self::blended(blend, &latents, &noised)?;
             }
         }
         let seen = walk.scale_input(i, &latents)?;
@@ -268,7 +266,7 @@ impl<'a> Travel<'a> {
         if let Some(reference) = reference {
             for blend in blends(Target::Estimate) {
                 let clean = walk.clean(i, &latents, &guided)?;
-                let clean = self.blended(blend, &clean, &reference.clean, reference)?;
+                let clean = Self::blended(blend, &clean, &reference.clean)?;
                 guided = walk.implied(i, &latents, &clean)?;
             }
         }
@@ -276,11 +274,10 @@ impl<'a> Travel<'a> {
         Ok((latents, guided))
     }
 
-    fn blended(&self, blend: &Blend, x: &Tensor, toward: &Tensor, reference: &Reference) -> Result<Tensor> {
-        let difference = |toward: &Tensor| -> Result<Tensor> { Ok(((toward - x)? * blend.weight)?) };
+    fn blended(blend: &Blend, x: &Tensor, toward: &Tensor) -> Result<Tensor> {
         match &blend.band {
             Band::All => Ok(((x * (1.0 - blend.weight))? + (toward * blend.weight)?)?),
-            Band::Fourier(mask) => Ok((x + low_pass(&difference(toward)?, mask)?)?),
+            Band::Fourier(mask) => Ok((x + low_pass(&((toward - x)? * blend.weight)?, mask)?)?),
         }
     }
 
@@ -298,12 +295,12 @@ impl<'a> Travel<'a> {
         ((latent.0 * self.pipeline.vae.factor) as f32, (latent.1 * self.pipeline.vae.factor) as f32)
     }
 
-    /// Clean latents of the stage before at this stage's size, and the image they went through.
-    fn enlarged(&mut self, s: usize, stage: &Stage, enlarge: &Enlarge, before: &Tensor) -> Result<(Tensor, Option<Tensor>)> {
+    /// Clean latents of the stage before at this stage's size.
+    fn enlarged(&mut self, s: usize, stage: &Stage, enlarge: &Enlarge, before: &Tensor) -> Result<Tensor> {
         let vae = &self.pipeline.vae;
         let (h, w) = stage.latent;
         if enlarge.through == Through::Latents {
-            return Ok((resized(before, enlarge.filter, h, w)?, None));
+            return resized(before, enlarge.filter, h, w);
         }
         let image = resized(&self.decoded(before)?, enlarge.filter, h * vae.factor, w * vae.factor)?.clamp(-1f32, 1f32)?;
         let image = match &enlarge.sharpen {
@@ -323,7 +320,7 @@ impl<'a> Travel<'a> {
                 (mean + ((log_variance.clamp(-30f32, 20f32)? * 0.5)?.exp()? * self.noise.draw((1, c, h, w))?)?)?
             }
         };
-        Ok(((latents * vae.scaling_factor)?, Some(image)))
+        Ok((latents * vae.scaling_factor)?)
     }
 }
 

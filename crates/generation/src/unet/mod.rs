@@ -1,7 +1,6 @@
 //! The U-Net of Stable Diffusion with named sites. It asks the plan what to do and names no method.
 
 mod conv;
-mod fusion;
 mod resnet;
 mod transformer;
 mod windows;

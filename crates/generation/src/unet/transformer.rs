@@ -49,7 +49,6 @@ impl Attention {
         let found = match &action.shape {
             AttentionShape::Full => attend(&q, &k, &v)?,
             AttentionShape::Windows(windows) => super::windows::shifted(windows, size, [&q, &k, &v], attend)?,
-            AttentionShape::LocalGlobal(fused) => super::fusion::fused(fused, size, [&q, &k, &v], attend)?,
         };
         self.to_out.forward(&found)
     }

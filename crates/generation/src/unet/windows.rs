@@ -15,7 +15,7 @@ pub(super) fn shifted(
 ) -> Result<Tensor> {
     let (rows, columns) = (h.div_ceil(windows.grid.0), w.div_ceil(windows.grid.1));
     let (height, width) = (rows * windows.grid.0, columns * windows.grid.1);
-    let (down, across) = ((windows.shift.0 * rows as f64) as usize, (windows.shift.1 * columns as f64) as usize);
+    let (down, across) = (rows / 4 * windows.quarters, columns / 4 * windows.quarters);
     let cut = |x: &Tensor| -> Result<Tensor> {
         let (batch, _, c) = x.dims3()?;
         let x = x.reshape((batch, h, w, c))?;

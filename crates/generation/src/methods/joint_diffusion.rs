@@ -1,0 +1,119 @@
+//! Joint diffusion (MultiDiffusion: Bar-Tal et al. 2023, arXiv 2302.08113, equation 5): at each step the network looks at
+//! overlapping windows of its training size, and where several cover a pixel, the mean of what they say counts.
+//!
+//! The authors make the sampler's step in each window and take the mean of the results; a step without noise is affine in the
+//! prediction, so the mean of the predictions is the same. Where the stride does not divide what is left beside the first
+//! window, theirs leaves a border uncovered (its latents become 0); here a last window lies flush with the edge. DemoFusion
+//! moves the windows at random.
+
+use super::Resolving;
+use crate::error::{Error, Result};
+use crate::site::SiteTable;
+use crate::step::{Intervention, Moment, Region, Step, View, Windows};
+use serde::{Deserialize, Serialize};
+use std::sync::Arc;
+
+/// The grid of windows.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct JointDiffusion {
+    /// Distance of windows, in windows.
+    pub stride: f64,
+    /// Whether windows are moved by up to a quarter of their overlap, every step anew; those at an edge outward only.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub jitter: bool,
+    /// Whether SDXL is told where each window lies.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub told_corners: bool,
+}
+
+pub(super) fn resolve(settings: &JointDiffusion, at: &Resolving<'_>) -> Result<Arc<dyn Intervention>> {
+    if !(settings.stride > 0.0 && settings.stride <= 1.0) {
+        return at.refuse(format!("`stride` is {}, expected more than 0 windows and at most 1", settings.stride));
+    }
+    Ok(Arc::new(*settings))
+}
+
+impl JointDiffusion {
+    fn windows(&self, at: &Moment) -> Windows {
+        let size = (at.native.0.min(at.latent.0), at.native.1.min(at.latent.1));
+        let stride = |side: usize| ((self.stride * side as f64).round() as usize).max(1);
+        let step = stride(at.native.0.min(at.native.1));
+        let rows = starts(at.latent.0, size.0, step);
+        let columns = starts(at.latent.1, size.1, step);
+        let reach = if self.jitter { ((size.0.min(size.1).saturating_sub(step)) / 4) as i64 } else { 0 };
+        let mut dice = at.dice();
+        // Inside both ways, at an edge outward, where both edges are touched not at all.
+        let mut moved = |start: usize, side: usize, all: usize| match (start == 0, start + side == all) {
+            (true, true) => 0,
+            (first, last) => dice.between(if last { 0 } else { -reach }, if first { 0 } else { reach }),
+        };
+        let mut corners = Vec::with_capacity(rows.len() * columns.len());
+        for &row in &rows {
+            for &column in &columns {
+                let (across, down) = if self.jitter {
+                    let across = moved(column, size.1, at.latent.1);
+                    (across, moved(row, size.0, at.latent.0))
+                } else {
+                    (0, 0)
+                };
+                corners.push((row as i64 + down, column as i64 + across));
+            }
+        }
+        // The authors of DemoFusion count from the corner of the padded latents.
+        Windows { size, corners, told_corners: self.told_corners.then_some((reach, reach)) }
+    }
+}
+
+/// Where windows of `window` begin on a side of `all`: every `stride`, the last one flush with the edge.
+fn starts(all: usize, window: usize, stride: usize) -> Vec<usize> {
+    let last = all - window;
+    (0..last).step_by(stride).chain([last]).collect()
+}
+
+impl Intervention for JointDiffusion {
+    fn apply(&self, _sites: &SiteTable, at: &Moment, step: &mut Step) {
+        if at.latent.0 <= at.native.0 && at.latent.1 <= at.native.1 {
+            return;
+        }
+        let windows = self.windows(at);
+        let whole = step.views.iter_mut().filter(|view| view.region == Region::Whole);
+        whole.for_each(|view: &mut View| view.region = Region::Windows(windows.clone()));
+    }
+
+    fn rolls_dice(&self) -> bool {
+        self.jitter
+    }
+
+    fn check(&self, method: &str, latent: (usize, usize), native: (usize, usize)) -> Result<()> {
+        if latent.0 <= native.0 && latent.1 <= native.1 {
+            return Err(Error::method(method, "`joint_diffusion` has no effect at the training resolution or below"));
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn grids_of_the_papers() {
+        // MultiDiffusion at 128² with a stride of 8: 81; DemoFusion at 256, 384 and 512 with one of 64: 3², 5², 7².
+        assert_eq!(starts(128, 64, 8).len(), 9);
+        assert_eq!([256, 384, 512].map(|all| starts(all, 128, 64).len()), [3, 5, 7]);
+        assert_eq!(starts(100, 64, 24), [0, 24, 36]);
+        assert_eq!(starts(64, 64, 8), [0]);
+    }
+
+    #[test]
+    fn windows_move_inside_and_outward_only() {
+        let windows = JointDiffusion { stride: 0.5, jitter: true, told_corners: true };
+        let at = Moment { latent: (256, 128), native: (128, 128), seed: 3, ..Moment::default() };
+        let found = windows.windows(&at);
+        assert_eq!((found.size, found.corners.len(), found.told_corners), ((128, 128), 3, Some((16, 16))));
+        let rows: Vec<i64> = found.corners.iter().map(|c| c.0).collect();
+        assert!(found.corners.iter().all(|c| c.1 == 0));
+        assert!((-16..=0).contains(&rows[0]) && (48..=80).contains(&rows[1]) && (128..=144).contains(&rows[2]), "{rows:?}");
+    }
+}

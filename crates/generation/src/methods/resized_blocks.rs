@@ -1,0 +1,100 @@
+//! Blocks that run at a smaller size: the resolution-aware U-Net of HiDiffusion (Zhang et al. 2024, arXiv 2311.17528, §3.2), whose
+//! deep blocks see maps of their training size, and Deep Shrink ("Kohya hires fix"), which does the same by interpolation.
+
+use super::Resolving;
+use crate::error::Result;
+use crate::plan::{Geometry, Resize};
+use crate::site::SiteTable;
+use crate::step::{Intervention, Moment, Step};
+use serde::{Deserialize, Serialize};
+use std::sync::Arc;
+
+/// What happens at which layers, and when.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ResizedBlocks {
+    /// Each acts by itself.
+    pub rules: Vec<Rule>,
+}
+
+/// One change.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Rule {
+    /// Module path of a layer of the down path (`down_blocks.1.attentions.0`), or for `downsampler` of its convolution.
+    pub site: String,
+    /// What is done there.
+    pub how: How,
+    /// Begins with this share of the run.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub from: f64,
+    /// Ends before this share of the run.
+    pub until: f64,
+}
+
+/// A way to a smaller map.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum How {
+    /// The downsampler's convolution with a stride of 4, dilated by 2.
+    Downsampler,
+    /// Means of 2×2 pixels; the skip connection carries the means.
+    AveragePool,
+    /// To a part of this, bicubic; the skip connection carries the map as it was.
+    Shrink(f64),
+}
+
+fn is_zero(x: &f64) -> bool {
+    *x == 0.0
+}
+
+#[derive(Debug)]
+struct Resolved(Vec<(usize, Rule)>);
+
+pub(super) fn resolve(settings: &ResizedBlocks, at: &Resolving<'_>) -> Result<Arc<dyn Intervention>> {
+    if settings.rules.is_empty() {
+        return at.refuse("has no `rules`, expected at least one");
+    }
+    let mut found = Vec::new();
+    for rule in &settings.rules {
+        if !(rule.from >= 0.0 && rule.from < rule.until && rule.until <= 1.0) {
+            return at.refuse(format!("acts from {} until {} of the run, expected 0 ≤ `from` < `until` ≤ 1", rule.from, rule.until));
+        }
+        let site = match rule.how {
+            How::Downsampler => at.sites.convs.iter().position(|site| site.path == rule.site && site.stride == 2),
+            _ => at.sites.layers.iter().position(|site| site.path == rule.site),
+        };
+        let Some(site) = site else {
+            let known: Vec<&str> = at.sites.layers.iter().map(|site| site.path.as_str()).collect();
+            return at.refuse(format!(
+                "`{}` is no such layer, expected one of {} (for `downsampler` with `.conv`)",
+                rule.site,
+                known.join(", ")
+            ));
+        };
+        if matches!(rule.how, How::Shrink(factor) if !(factor.is_finite() && factor > 1.0)) {
+            return at.refuse(format!("{:?}, expected a factor above 1", rule.how));
+        }
+        found.push((site, rule.clone()));
+    }
+    Ok(Arc::new(Resolved(found)))
+}
+
+impl Intervention for Resolved {
+    fn apply(&self, _sites: &SiteTable, at: &Moment, step: &mut Step) {
+        // Whole steps, rounded down, as the authors count.
+        let of_run = |share: f64| (share * at.n_steps as f64 + 1e-9) as usize;
+        for (site, rule) in self.0.iter().filter(|(_, rule)| (of_run(rule.from)..of_run(rule.until)).contains(&at.step)) {
+            for pass in step.passes_mut() {
+                match rule.how {
+                    How::Downsampler => pass.plan.convs[*site].geometry = Some(Geometry { stride: 4, padding: 2, dilation: 2 }),
+                    How::AveragePool => pass.plan.layers[*site].resize = Some(Resize::AveragePool),
+                    How::Shrink(factor) => {
+                        pass.plan.layers[*site].resize = Some(Resize::Bicubic(factor));
+                        pass.plan.layers[*site].skip_before = true;
+                    }
+                }
+            }
+        }
+    }
+}
