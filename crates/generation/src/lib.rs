@@ -24,6 +24,8 @@ pub mod noise;
 mod parity;
 mod pipeline;
 pub mod plan;
+#[cfg(test)]
+mod rivals;
 pub mod sampler;
 pub mod site;
 pub mod step;

@@ -23,18 +23,18 @@ fn folder() -> PathBuf {
     std::env::var_os("CARGO_MANIFEST_DIR").map_or_else(|| env!("CARGO_MANIFEST_DIR").into(), PathBuf::from)
 }
 
-fn data(path: &str) -> PathBuf {
+pub(crate) fn data(path: &str) -> PathBuf {
     folder().join("tests").join("data").join(path)
 }
 
-fn golden(path: &str) -> HashMap<String, Tensor> {
+pub(crate) fn golden(path: &str) -> HashMap<String, Tensor> {
     candle_core::safetensors::load(data(&format!("{path}.safetensors")), &Device::Cpu).unwrap()
 }
 
 const MODELS: [&str; 3] = ["sd15", "sd21", "sdxl"];
 
 /// The tiny model of a layout, loaded once.
-fn model(name: &str) -> &'static Pipeline {
+pub(crate) fn model(name: &str) -> &'static Pipeline {
     static PIPELINES: [OnceLock<Pipeline>; 3] = [const { OnceLock::new() }; 3];
     let at = MODELS.iter().position(|m| *m == name).unwrap();
     PIPELINES[at].get_or_init(|| Pipeline::load(&data(&format!("models/tiny-{name}"))).unwrap())
@@ -64,7 +64,7 @@ fn difference(got: &Tensor, want: &Tensor) -> f64 {
 
 /// The one check: within tolerance, printing what was observed (`--nocapture` shows it).
 #[track_caller]
-fn check(what: &str, got: &Tensor, want: &Tensor) {
+pub(crate) fn check(what: &str, got: &Tensor, want: &Tensor) {
     let error = difference(got, want);
     eprintln!("{what}: {error:.1e}");
     assert!(error <= tolerance(), "{what}: {error:.2e}");
