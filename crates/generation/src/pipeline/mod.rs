@@ -205,13 +205,13 @@ impl Pipeline {
 
     /// [`generate`](Self::generate) with randomness from outside where it is given.
     pub fn generate_with(&self, request: &Request, method: &Method, injected: &Injected, mut trace: Option<&mut Trace>) -> Result<Rgb> {
-        let latents = Travel::new(self, &[request], method, injected, trace.as_deref_mut())?.to_the_end()?;
+        let latents = Travel::new(self, &[request], method, injected, trace.as_deref_mut())?.arrive()?;
         self.timed_decode(&latents, request.vae_decode, trace)
     }
 
     /// The first `n` steps of every stage alone, decoded: for timing.
     pub fn first_steps(&self, request: &Request, method: &Method, n: usize, mut trace: Option<&mut Trace>) -> Result<Rgb> {
-        let latents = Travel::new(self, &[request], method, &Injected::default(), trace.as_deref_mut())?.only_steps(n).to_the_end()?;
+        let latents = Travel::new(self, &[request], method, &Injected::default(), trace.as_deref_mut())?.only_steps(n).arrive()?;
         self.timed_decode(&latents, request.vae_decode, trace)
     }
 
@@ -238,7 +238,7 @@ impl Pipeline {
         if method.rolls_dice() && requests.iter().any(|request| request.seed != first.seed) {
             return requests.iter().map(|request| self.generate(request, method, None)).collect();
         }
-        let latents = Travel::new(self, requests, method, &Injected::default(), None)?.to_the_end()?;
+        let latents = Travel::new(self, requests, method, &Injected::default(), None)?.arrive()?;
         match first.vae_decode {
             VaeDecode::Whole => Rgb::of(&self.vae.decode(&(latents / self.vae.scaling_factor)?)?),
             _ => (0..requests.len()).map(|i| self.decode(&latents.narrow(0, i, 1)?, first.vae_decode)).collect(),

@@ -127,7 +127,7 @@ impl<'a> Travel<'a> {
     }
 
     /// The final latents `(images, c, h, w)`.
-    pub(super) fn to_the_end(mut self) -> Result<Tensor> {
+    pub(super) fn arrive(mut self) -> Result<Tensor> {
         let mut latents = None;
         for s in 0..self.journey.stages.len() {
             let stage = self.journey.stages[s].clone();
