@@ -63,7 +63,7 @@ pub struct LoadOptions {
     pub variant: Option<String>,
     /// Precision of weights and of the U-Net's products.
     pub dtype: Dtype,
-    /// Where the networks run, opened by [`DeviceId::open`](crate::DeviceId::open).
+    /// Where the networks run, opened by [`DeviceId::open`](scalebench_kernels::DeviceId::open).
     pub device: Device,
 }
 
@@ -84,7 +84,7 @@ fn default_device() -> Device {
 fn default_device() -> Device {
     static DEVICE: std::sync::OnceLock<Device> = std::sync::OnceLock::new();
     let open = || match std::env::var("SCALEBENCH_TEST_DEVICE") {
-        Ok(name) => name.parse::<crate::DeviceId>().expect("a device's name").open().expect("a device"),
+        Ok(name) => name.parse::<scalebench_kernels::DeviceId>().expect("a device's name").open().expect("a device"),
         Err(_) => Device::Cpu,
     };
     DEVICE.get_or_init(open).clone()

@@ -1,5 +1,9 @@
 //! Names of plain enums: those that serde reads from files are read from command lines too.
 
+use crate::checkpoint::Dtype;
+use crate::pipeline::SizeConditioning;
+use crate::sampler::Spacing;
+use crate::vae::VaeDecode;
 use serde::de::{IntoDeserializer, value};
 
 macro_rules! parsed_as_in_files {
@@ -14,4 +18,4 @@ macro_rules! parsed_as_in_files {
     )+};
 }
 
-parsed_as_in_files!(crate::Dtype, crate::SizeConditioning, crate::Spacing, crate::VaeDecode);
+parsed_as_in_files!(Dtype, SizeConditioning, Spacing, VaeDecode);

@@ -1,13 +1,17 @@
 //! The command line.
 
-use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use crate::device::Devices;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use scalebench_generation::{DeviceId, Dtype, Sampler, SizeConditioning, Spacing, VaeDecode};
 use scalebench_metrics::{Crops, KidOptions, Metric, Position, Profile, Tap};
+
+use crate::compare::judge::Clock;
+use crate::host::device::Devices;
+use crate::run::progress::Log;
+use crate::run::shard::Shard;
+use crate::run::slurm::Resources;
 
 /// Evaluates tuning-free methods that sample diffusion models above their training resolution.
 #[derive(Debug, Parser)]
@@ -142,22 +146,6 @@ pub(crate) struct OnDevices {
     pub(crate) batch_size: Option<u16>,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Log {
-    Text,
-    Json,
-}
-
-impl Log {
-    /// As the option takes it.
-    pub(crate) fn name(self) -> &'static str {
-        match self {
-            Self::Text => "text",
-            Self::Json => "json",
-        }
-    }
-}
-
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Writes DIR/slurm/shards.sbatch and DIR/slurm/merge.sbatch and submits both: an array whose tasks make one shard each, all in
@@ -203,25 +191,6 @@ pub(crate) struct Submit {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Engine {
     Slurm,
-}
-
-/// What each job asks for, in the words of sbatch; the cluster's defaults where nothing is said.
-#[derive(Debug, Args)]
-pub(crate) struct Resources {
-    #[arg(long, value_name = "P")]
-    pub(crate) partition: Option<String>,
-    /// GPUs of each job, for example 1 or a100:1 (this version computes on the CPU)
-    #[arg(long, value_name = "G")]
-    pub(crate) gpus: Option<String>,
-    /// Cores of each job, and threads that it uses
-    #[arg(long, value_name = "C")]
-    pub(crate) cpus_per_task: Option<String>,
-    /// Memory of each job, for example 8G
-    #[arg(long, value_name = "M")]
-    pub(crate) mem: Option<String>,
-    /// Time limit of each job, for example 4:00:00
-    #[arg(long, value_name = "T")]
-    pub(crate) time: Option<String>,
 }
 
 #[derive(Debug, Args)]
@@ -273,13 +242,6 @@ pub(crate) struct Judge {
     /// Ratio of an image's peak memory from which more is worse, and less better
     #[arg(long, value_name = "RATIO", default_value_t = 1.1)]
     pub(crate) more_memory: f64,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, serde::Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub(crate) enum Clock {
-    Wall,
-    Processor,
 }
 
 #[derive(Debug, Args)]
@@ -339,39 +301,6 @@ pub(crate) struct Status {
     /// Print one JSON object
     #[arg(long)]
     pub(crate) json: bool,
-}
-
-/// Part `index` of `count`, written `I/N` with I from 0.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Shard {
-    pub(crate) index: usize,
-    pub(crate) count: usize,
-}
-
-impl Shard {
-    pub(crate) const WHOLE: Shard = Shard { index: 0, count: 1 };
-
-    pub(crate) fn holds(self, image: usize) -> bool {
-        image % self.count == self.index
-    }
-}
-
-impl fmt::Display for Shard {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.index, self.count)
-    }
-}
-
-impl FromStr for Shard {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let parsed = text.split_once('/').and_then(|(i, n)| Some((i.parse().ok()?, n.parse().ok()?)));
-        match parsed {
-            Some((index, count)) if index < count => Ok(Shard { index, count }),
-            _ => Err("expected I/N with 0 <= I < N, for example 0/4".into()),
-        }
-    }
 }
 
 #[derive(Debug, Args)]

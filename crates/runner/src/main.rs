@@ -1,15 +1,17 @@
 //! `scalebench`: plans, runs and reports evaluations of tuning-free high-resolution sampling.
 //!
-//! | layer | modules |
+//! | folder | what |
 //! | --- | --- |
-//! | what was asked | [`cli`], [`spec`] (as written), [`schema`] (for editors), [`matrix`] (its variants), [`prompts`] (polars), [`resolve`] (as it will run) |
-//! | what will be made | [`methods`], [`protocol`], [`plan`] |
-//! | what it costs | [`cost`], [`flops`] |
-//! | making it | [`execute`], [`score`], [`store`], [`png`], [`memory`], [`interrupt`], [`slurm`] (job scripts) |
-//! | talking | [`progress`]: stderr, for people or programs |
-//! | its record | [`machine`], [`schedule`] (what methods do by layer and step) |
-//! | showing it | [`results`], [`tables`] (polars), [`latex`], [`figures`] (plotters), [`heatmap`], [`grid`], [`page`] (HTML), [`report`] |
-//! | run against run | [`compare`], [`stats`], [`verdicts`], [`history`] (polars), [`trend`] (plotters) |
+//! | [`commands`], [`cli`] | what can be asked for on the command line |
+//! | [`compare`] | run against run: tests, verdicts, histories |
+//! | [`report`] | showing a run: tables, charts, heat maps, grids, the page |
+//! | [`cost`] | what an experiment costs: operations, seconds, memory |
+//! | [`run`] | making a run: its directory, images, features and scores, and what it says meanwhile |
+//! | [`experiment`] | what was asked, as written and as it will run |
+//! | [`words`], [`host`] | text for people; this machine and this process |
+//!
+//! A module imports from its own folder and from those below it, never from above, and never in a circle; `tests/imports.rs` holds to
+//! it.
 //!
 //! Data goes to stdout, talk to stderr. Every failure is one line on stderr and exit status 2;
 //! 1 is left for what was measured and found worse, 75 for a sweep that was told to stop.
@@ -20,48 +22,19 @@ mod cli;
 mod commands;
 mod compare;
 mod cost;
-mod device;
-mod execute;
-mod figures;
-mod flops;
-mod grid;
-mod heatmap;
-mod history;
-mod html;
-mod interrupt;
-mod latex;
-mod machine;
-#[cfg(test)]
-mod made_up;
-mod matrix;
-mod memory;
-mod methods;
-mod page;
-mod plan;
-mod png;
-mod progress;
-mod prompts;
-mod protocol;
+mod experiment;
+mod host;
 mod report;
-mod resolve;
-mod results;
-mod schedule;
-mod schema;
-mod score;
-mod slurm;
-mod spec;
-mod stats;
-mod store;
-mod tables;
-mod trend;
-mod verdicts;
+mod run;
+mod words;
 
 use std::process::ExitCode;
 
 use clap::Parser;
 
-use crate::interrupt::Interrupted;
-use crate::progress::Event;
+use crate::host::interrupt::{self, Interrupted};
+use crate::host::memory;
+use crate::run::progress::{self, Event};
 
 fn main() -> ExitCode {
     memory::keep_freed();

@@ -258,6 +258,19 @@ fn events(stderr: &[u8]) -> Vec<serde_json::Value> {
     text.lines().map(event).collect()
 }
 
+/// What a whole sweep of the tiny experiment says as JSON, against what it wrote.
+fn check_log(events: &[serde_json::Value], run: &Path) {
+    let named = |name: &str| events.iter().filter(|event| event["event"] == name).collect::<Vec<_>>();
+    assert!(events.iter().all(|event| event["time"].as_str().unwrap().ends_with('Z')), "{events:?}");
+    assert_eq!((named("started").len(), named("image").len(), named("cell").len(), named("scores").len()), (1, 9, 3, 2), "{events:?}");
+    let last = events.last().unwrap();
+    assert!(last["event"] == "finished" && Path::new(last["report"].as_str().unwrap()).is_file(), "{last}");
+    let csv = std::fs::read_to_string(run.join("results.csv")).unwrap();
+    let fid: f64 = csv.lines().nth(1).unwrap().split(',').nth(8).unwrap().parse().unwrap();
+    let said = named("scores")[0]["scores"]["fid_r"]["value"].as_f64().unwrap();
+    assert!((said / fid - 1.0).abs() < 1e-12, "{said} {csv}");
+}
+
 /// The scripts that `submit` hands over, run as Slurm would: two tasks of which one is told to stop and one is killed, both
 /// once more, and the merge.
 #[test]
@@ -347,19 +360,10 @@ fn a_cluster_makes_what_one_process_makes() {
     let whole = dir.path().join("whole");
     let output = succeed(sweep(&here.join("tiny.yaml"), &whole, &["--log", "json", "--set", question]));
     assert!(compared_files(&run) == compared_files(&whole), "the cluster's run differs");
-    let events = events(&output.stderr);
-    let named = |name: &str| events.iter().filter(|event| event["event"] == name).collect::<Vec<_>>();
-    assert!(events.iter().all(|event| event["time"].as_str().unwrap().ends_with('Z')), "{events:?}");
-    assert_eq!((named("started").len(), named("image").len(), named("cell").len(), named("scores").len()), (1, 9, 3, 2), "{events:?}");
-    let last = events.last().unwrap();
-    assert!(last["event"] == "finished" && Path::new(last["report"].as_str().unwrap()).is_file(), "{last}");
-    let csv = std::fs::read_to_string(whole.join("results.csv")).unwrap();
-    let fid: f64 = csv.lines().nth(1).unwrap().split(',').nth(8).unwrap().parse().unwrap();
-    let said = named("scores")[0]["scores"]["fid_r"]["value"].as_f64().unwrap();
-    assert!((said / fid - 1.0).abs() < 1e-12, "{said} {csv}");
+    check_log(&events(&output.stderr), &whole);
     let failed = sweep(&here.join("tiny.yaml"), &whole, &["--log", "json", "--set", "images=many"]).output().unwrap();
     assert_eq!(failed.status.code(), Some(2));
-    let failed = self::events(&failed.stderr);
+    let failed = events(&failed.stderr);
     assert!(failed.len() == 1 && failed[0]["event"] == "error" && failed[0]["text"].as_str().unwrap().contains("tiny.yaml: images"));
 }
 
@@ -787,6 +791,46 @@ fn status_of(mut command: Command) -> (Option<i32>, String) {
     (output.status.code(), format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr)))
 }
 
+/// Multiplies what the images of a cell cost.
+fn edit_timings(run: &str, key: &str, factor: f64) {
+    let file = Path::new(run).join("cells/pocket/1x-other/timings.jsonl");
+    let lines = std::fs::read_to_string(&file).unwrap();
+    let edited = lines.lines().map(|line| {
+        let mut timing: serde_json::Value = serde_json::from_str(line).unwrap();
+        timing[key] = match timing[key].as_u64() {
+            Some(bytes) => ((bytes as f64 * factor) as u64).into(),
+            None => (timing[key].as_f64().unwrap() * factor).into(),
+        };
+        format!("{timing}\n")
+    });
+    std::fs::write(&file, edited.collect::<String>()).unwrap();
+}
+
+/// A run that costs more than the accepted one, and nothing else, fails by as much.
+fn check_costs(accepted: &str, latest: &str) {
+    // By edited files.
+    edit_timings(latest, "seconds", 1.3);
+    let (code, text) = status_of(scalebench(&["compare", accepted, latest]));
+    assert_eq!(code, Some(1), "{text}");
+    assert!(text.contains("regression: pocket/1x-other: slower") && text.contains("+30 %"), "{text}");
+    assert_eq!(status_of(scalebench(&["compare", accepted, latest, "--slow-down", "1.4"])).0, Some(0));
+    edit_timings(latest, "peak_memory_bytes", 1.25);
+    let (code, text) = status_of(scalebench(&["compare", accepted, latest, "--no-speed"]));
+    assert_eq!(code, Some(1), "{text}");
+    assert!(text.contains("regression: pocket/1x-other: more memory") && text.contains("+25 % (limit +10 %)"), "{text}");
+    assert_eq!(status_of(scalebench(&["compare", accepted, latest, "--no-speed", "--more-memory", "1.3"])).0, Some(0));
+}
+
+/// What `compare` and `status` do not take.
+fn check_refusals(folder: &Path, accepted: &str) {
+    let [missing, empty] = ["missing", "empty"].map(|name| folder.join(name).to_str().unwrap().to_owned());
+    std::fs::create_dir(&empty).unwrap();
+    check_failure(scalebench(&["compare", accepted, &missing]), &["missing", "expected a run directory"]);
+    check_failure(scalebench(&["compare", &empty, accepted]), &["run.yaml", "expected the description of a run"]);
+    check_failure(scalebench(&["compare", accepted, accepted, "--alpha", "2"]), &["--alpha", "expected a probability"]);
+    check_failure(scalebench(&["status", &missing]), &["missing", "expected a run directory"]);
+}
+
 /// Nights of one experiment: the first is accepted, an unchanged one passes, a wrong dilation and a slow-down are caught and
 /// named, and what was meant can be accepted.
 #[test]
@@ -853,33 +897,10 @@ fn nights_are_compared_with_the_accepted_one() {
     assert_eq!(status_of(nightly(&["--accept"])).0, Some(0));
     assert_eq!(status_of(scalebench(&["compare", &accepted, &latest])).0, Some(0));
 
-    // 30 % slower than what was accepted and with more memory, by edited files.
-    let edit = |run: &str, key: &str, factor: f64| {
-        let file = Path::new(run).join("cells/pocket/1x-other/timings.jsonl");
-        let lines = std::fs::read_to_string(&file).unwrap();
-        let edited = lines.lines().map(|line| {
-            let mut timing: serde_json::Value = serde_json::from_str(line).unwrap();
-            timing[key] = match timing[key].as_u64() {
-                Some(bytes) => ((bytes as f64 * factor) as u64).into(),
-                None => (timing[key].as_f64().unwrap() * factor).into(),
-            };
-            format!("{timing}\n")
-        });
-        std::fs::write(&file, edited.collect::<String>()).unwrap();
-    };
-    edit(&latest, "seconds", 1.3);
-    let (code, text) = status_of(scalebench(&["compare", &accepted, &latest]));
-    assert_eq!(code, Some(1), "{text}");
-    assert!(text.contains("regression: pocket/1x-other: slower") && text.contains("+30 %"), "{text}");
-    assert_eq!(status_of(scalebench(&["compare", &accepted, &latest, "--slow-down", "1.4"])).0, Some(0));
-    edit(&latest, "peak_memory_bytes", 1.25);
-    let (code, text) = status_of(scalebench(&["compare", &accepted, &latest, "--no-speed"]));
-    assert_eq!(code, Some(1), "{text}");
-    assert!(text.contains("regression: pocket/1x-other: more memory") && text.contains("+25 % (limit +10 %)"), "{text}");
-    assert_eq!(status_of(scalebench(&["compare", &accepted, &latest, "--no-speed", "--more-memory", "1.3"])).0, Some(0));
+    check_costs(&accepted, &latest);
 
     // An accepted run a thousand times as fast: the night times its cells again before it says so, and keeps what it saw.
-    edit(&accepted, "seconds", 0.001);
+    edit_timings(&accepted, "seconds", 0.001);
     let (code, text) = status_of(nightly(&["--slow-down", "50"]));
     assert_eq!(code, Some(1), "{text}");
     let again = |line: &&str| line.contains("pocket/1x-other: slower than the accepted run; timed again");
@@ -900,12 +921,7 @@ fn nights_are_compared_with_the_accepted_one() {
     assert_eq!(std::fs::read(&latest_run).unwrap(), before);
     std::fs::write(&other, plain).unwrap();
 
-    let [missing, empty] = ["missing", "empty"].map(|name| dir.path().join(name).to_str().unwrap().to_owned());
-    std::fs::create_dir(&empty).unwrap();
-    check_failure(scalebench(&["compare", &accepted, &missing]), &["missing", "expected a run directory"]);
-    check_failure(scalebench(&["compare", &empty, &accepted]), &["run.yaml", "expected the description of a run"]);
-    check_failure(scalebench(&["compare", &accepted, &accepted, "--alpha", "2"]), &["--alpha", "expected a probability"]);
-    check_failure(scalebench(&["status", &missing]), &["missing", "expected a run directory"]);
+    check_refusals(dir.path(), &accepted);
     let status = json_of(&["status", &latest, "--json"]);
     assert_eq!((&status["done"], &status["finished"]), (&serde_json::json!(24), &serde_json::json!(true)), "{status}");
 }

@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 use crate::journey::{Journey, Route, Stage};
 use crate::methods::Method;
 use crate::noise::Generator;
-use crate::sampler::{Prediction, Schedule, Walk};
+use crate::sampler::{Prediction, Sampler, Schedule, Walk};
 use crate::site::SiteTable;
 use crate::step::{Moment, Step};
 use crate::text::{ClipTokenizer, TextEncoder};
@@ -177,7 +177,7 @@ impl Pipeline {
         let journey = self.journey(request, method)?;
         for stage in &journey.stages {
             let walk = self.walk(request, stage)?;
-            if stage.steps.first > 0 && request.sampler == crate::Sampler::Pndm {
+            if stage.steps.first > 0 && request.sampler == Sampler::Pndm {
                 let expected = "another sampler: pndm cannot begin in the middle of its run, as this method does";
                 return Err(Error::Request { key: "sampler", found: "pndm".into(), expected: expected.into() });
             }

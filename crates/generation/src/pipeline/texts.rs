@@ -1,8 +1,11 @@
-//! The text side of a checkpoint.
+//! The text side of a checkpoint, and what of it the network is told.
 
 use crate::checkpoint::LoadOptions;
 use crate::error::Result;
+use crate::step::Conditioning;
 use crate::text::{ClipTokenizer, Embedding, TextEncoder};
+use crate::unet::{SIZE_NUMBERS, Told as ToldBatch};
+use candle_core::{Device, Tensor};
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -36,5 +39,42 @@ impl Texts {
         drop(embedded);
         let encoder = self.encoder()?;
         if negative { encoder.embed_negative(text) } else { encoder.embed(text) }
+    }
+}
+
+/// What the network is told in a stage, whichever part of the latents it looks at.
+pub(super) struct Told<'a> {
+    pub(super) texts: &'a [Embedding],
+    pub(super) empties: &'a [Embedding],
+    /// Image (height, width) in pixels, for SDXL.
+    pub(super) size: Option<(f32, f32)>,
+    /// Pixels per latent.
+    pub(super) factor: i64,
+}
+
+impl Told<'_> {
+    /// For a batch of maps at `corners` (row, column) in latents, all images of the first map before those of the second, and all
+    /// maps of the first conditioning before those of the second.
+    pub(super) fn maps(&self, conditionings: &[Conditioning], corners: &[(i64, i64)]) -> Result<ToldBatch> {
+        let (mut rows, mut sizes) = (Vec::new(), Vec::new());
+        for conditioning in conditionings {
+            let embeddings = match conditioning {
+                Conditioning::Text => self.texts,
+                Conditioning::Empty => self.empties,
+            };
+            for (top, left) in corners {
+                rows.extend(embeddings);
+                let (height, width) = self.size.unwrap_or_default();
+                let (top, left) = ((top * self.factor) as f32, (left * self.factor) as f32);
+                sizes.extend([height, width, top, left, height, width].repeat(embeddings.len()));
+            }
+        }
+        let text = Tensor::cat(&rows.iter().map(|e| &e.hidden).collect::<Vec<_>>(), 0)?;
+        if self.size.is_none() {
+            return Ok(ToldBatch { text, added: None });
+        }
+        let pooled: Vec<&Tensor> = rows.iter().filter_map(|e| e.pooled.as_ref()).collect();
+        let sizes = Tensor::from_vec(sizes, (rows.len(), SIZE_NUMBERS), &Device::Cpu)?;
+        Ok(ToldBatch { text, added: Some((Tensor::cat(&pooled, 0)?, sizes)) })
     }
 }

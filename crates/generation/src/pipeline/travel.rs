@@ -1,6 +1,7 @@
 //! A run: the stages of a journey, one after the other.
 
 use super::request::{Injected, Request, SizeConditioning, Trace};
+use super::texts::Told;
 use super::views::{Look, low_pass, restored};
 use super::{Pipeline, generators};
 use crate::dice::Dice;
@@ -9,10 +10,9 @@ use crate::journey::{Encode, End, Enlarge, Filter, Journey, Stage, Start, Throug
 use crate::methods::Method;
 use crate::noise::Generator;
 use crate::sampler::Walk;
-use crate::step::{Band, Blend, Conditioning, Moment, Target};
+use crate::step::{Band, Blend, Moment, Target};
 use crate::text::Embedding;
-use crate::unet::{SIZE_NUMBERS, Told as ToldBatch};
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Tensor};
 use scalebench_kernels as kernels;
 use std::time::Instant;
 
@@ -40,43 +40,6 @@ struct Reference {
     clean: Tensor,
     /// The unit noise that it was noised with.
     noise: Tensor,
-}
-
-/// What the network is told in a stage, whichever part of the latents it looks at.
-pub(super) struct Told<'a> {
-    texts: &'a [Embedding],
-    empties: &'a [Embedding],
-    /// Image (height, width) in pixels, for SDXL.
-    size: Option<(f32, f32)>,
-    /// Pixels per latent.
-    factor: i64,
-}
-
-impl Told<'_> {
-    /// For a batch of maps at `corners` (row, column) in latents, all images of the first map before those of the second, and all
-    /// maps of the first conditioning before those of the second.
-    pub(super) fn maps(&self, conditionings: &[Conditioning], corners: &[(i64, i64)]) -> Result<ToldBatch> {
-        let (mut rows, mut sizes) = (Vec::new(), Vec::new());
-        for conditioning in conditionings {
-            let embeddings = match conditioning {
-                Conditioning::Text => self.texts,
-                Conditioning::Empty => self.empties,
-            };
-            for (top, left) in corners {
-                rows.extend(embeddings);
-                let (height, width) = self.size.unwrap_or_default();
-                let (top, left) = ((top * self.factor) as f32, (left * self.factor) as f32);
-                sizes.extend([height, width, top, left, height, width].repeat(embeddings.len()));
-            }
-        }
-        let text = Tensor::cat(&rows.iter().map(|e| &e.hidden).collect::<Vec<_>>(), 0)?;
-        if self.size.is_none() {
-            return Ok(ToldBatch { text, added: None });
-        }
-        let pooled: Vec<&Tensor> = rows.iter().filter_map(|e| e.pooled.as_ref()).collect();
-        let sizes = Tensor::from_vec(sizes, (rows.len(), SIZE_NUMBERS), &Device::Cpu)?;
-        Ok(ToldBatch { text, added: Some((Tensor::cat(&pooled, 0)?, sizes)) })
-    }
 }
 
 /// A run on its way. The requests, one for each image, agree in all that is not an image's own. What is injected is a

@@ -1,7 +1,7 @@
 //! A step's prediction: its views looked at one by one, and put together.
 
 use super::guidance::{combine, deviation};
-use super::travel::Told;
+use super::texts::Told;
 use crate::dice::Dice;
 use crate::error::Result;
 use crate::plan::LowPass;

@@ -10,7 +10,8 @@ use scalebench_metrics::Inception;
 use serde_json::{Value, json};
 
 use crate::cli::{Bench, BenchInception, BenchUnet, BenchVae, BenchWhat, Timed};
-use crate::{device, memory, methods};
+use crate::experiment::methods;
+use crate::host::{device, memory};
 
 /// Steps of the run that the timed step is the first of.
 const RUN: usize = 50;

@@ -4,10 +4,11 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 
-use super::write_file;
 use crate::cli::{Compare, Judge};
-use crate::compare::{self, Comparison, Costs, Criteria, Run};
-use crate::verdicts;
+use crate::compare::finished::Run;
+use crate::compare::judge::{self, Comparison, Costs, Criteria};
+use crate::compare::verdicts;
+use crate::run::store::write_file;
 
 /// Exit status of a comparison that found a regression.
 const REGRESSED: u8 = 1;
@@ -16,7 +17,7 @@ pub(super) fn run(args: &Compare) -> Result<ExitCode> {
     let criteria = criteria(args.judge)?;
     let (baseline, run) = (Run::open(&args.baseline)?, Run::open(&args.dir)?);
     let costs = Costs { speed: !args.no_speed, memory: !args.no_memory };
-    let comparison = compare::compare(&baseline, &run, criteria, costs)?;
+    let comparison = judge::compare(&baseline, &run, criteria, costs)?;
     if let Some(file) = &args.junit {
         write_file(file, verdicts::junit(&comparison).as_bytes())?;
     }

@@ -7,9 +7,9 @@ use rayon::prelude::*;
 use scalebench_emoji::{Split, emojis, prompt_order, render};
 use scalebench_metrics::Image;
 
-use super::write_file;
 use crate::cli::{Dataset, SplitName};
-use crate::png;
+use crate::run::png;
+use crate::run::store::write_file;
 
 /// Emoji rendered at once; bounds the memory.
 const CHUNK: usize = 64;

@@ -6,9 +6,12 @@ use anyhow::{Context, Result};
 use scalebench_generation::{Injected, LoadOptions, Pipeline, Request, ScheduleOptions, Seeding, Tensor, Trace, locate};
 use scalebench_metrics::Image;
 
-use super::write_file;
 use crate::cli::Generate;
-use crate::{device, memory, methods, png};
+use crate::experiment::methods;
+use crate::host::{device, memory};
+use crate::run::images::warn_of_overflow;
+use crate::run::png;
+use crate::run::store::write_file;
 
 pub(super) fn run(args: Generate) -> Result<()> {
     let method = methods::find(&args.method, Path::new("")).context("--method")?;
@@ -47,7 +50,7 @@ pub(super) fn run(args: Generate) -> Result<()> {
     let scale = pixels(args.size.width, args.size.height) / pixels(width, height);
     let method = method.resolve(&family, scale, pipeline.sites()).context("--method")?;
     pipeline.check(&request, &method)?;
-    super::warn_of_overflow(&pipeline, &request.prompt)?;
+    warn_of_overflow(&pipeline, &request.prompt)?;
     pipeline.embed_ahead([&request])?;
     let mut trace = if args.trace.is_some() { Trace::default() } else { Trace::of_times() };
     let image = pipeline.generate_with(&request, &method, &injected, Some(&mut trace))?;

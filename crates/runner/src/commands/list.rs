@@ -6,7 +6,8 @@ use anyhow::{Context, Result, ensure};
 use scalebench_generation::{FAMILIES, Pipeline};
 
 use crate::cli::{Models, Protocols};
-use crate::{methods, protocol, tables};
+use crate::experiment::{methods, protocol};
+use crate::words::table::aligned;
 
 pub(super) fn methods() -> Result<()> {
     let mut lines = vec![vec!["method".to_owned(), "title".to_owned()]];
@@ -14,7 +15,7 @@ pub(super) fn methods() -> Result<()> {
         let spec = methods::find(name, Path::new(""))?;
         lines.push(vec![name.to_owned(), spec.title().to_owned()]);
     }
-    print!("{}", tables::aligned(&lines));
+    print!("{}", aligned(&lines));
     Ok(())
 }
 
@@ -35,7 +36,7 @@ pub(super) fn protocols(args: &Protocols) -> Result<()> {
         let columns: Vec<String> = protocol.scores().into_iter().map(|score| score.column).collect();
         lines.push(vec![name.to_owned(), columns.join(" "), protocol.title]);
     }
-    print!("{}", tables::aligned(&lines));
+    print!("{}", aligned(&lines));
     Ok(())
 }
 
@@ -46,7 +47,7 @@ fn families() -> String {
         let repository = f.repository.unwrap_or("datasets/pocket of this repository").to_owned();
         vec![f.name.to_owned(), f.title.to_owned(), format!("{0}x{0}", f.side), f.guidance_scale.to_string(), repository]
     }));
-    tables::aligned(&lines)
+    aligned(&lines)
 }
 
 pub(super) fn models(args: &Models) -> Result<()> {
@@ -80,6 +81,6 @@ pub(super) fn models(args: &Models) -> Result<()> {
             pipeline.digest().to_owned(),
         ]);
     }
-    print!("{}", tables::aligned(&lines));
+    print!("{}", aligned(&lines));
     Ok(())
 }

@@ -7,8 +7,8 @@ use anyhow::{Context, Result};
 use clap::{Command, CommandFactory};
 use clap_mangen::Man;
 
-use super::write_file;
 use crate::cli::{self, Cli};
+use crate::run::store::write_file;
 
 pub(super) fn run(args: &cli::Man) -> Result<()> {
     let mut program = Cli::command().disable_help_subcommand(true);

@@ -17,16 +17,15 @@ mod sweep;
 mod weights;
 mod workers;
 
-use std::path::Path;
 use std::process::ExitCode;
 
-use anyhow::{Context, Result};
-use scalebench_generation::Pipeline;
+use anyhow::Result;
 
-use crate::cli::{Cli, Command, Shard};
-use crate::progress::{self, Event};
-use crate::store::Store;
-use crate::{report, schema};
+use crate::cli::{Cli, Command};
+use crate::experiment::schema;
+use crate::report::folder;
+use crate::run::shard::Shard;
+use crate::run::store::Store;
 
 /// Runs what the command line asks for; a comparison that finds a regression exits with 1.
 pub(crate) fn run(cli: Cli) -> Result<ExitCode> {
@@ -42,7 +41,7 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode> {
         Command::Stats(args) => score::stats(&args),
         Command::Protocols(args) => list::protocols(&args),
         Command::Disperse(args) => disperse::run(&args),
-        Command::Report(args) => report::write(&Store::new(&args.dir, Shard::WHOLE)),
+        Command::Report(args) => folder::write(&Store::new(&args.dir, Shard::WHOLE)),
         Command::Methods => list::methods(),
         Command::Schema => schema::print(),
         Command::Models(args) => list::models(&args),
@@ -54,21 +53,4 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode> {
         Command::Man(args) => man::run(&args),
     };
     done.map(|()| ExitCode::SUCCESS)
-}
-
-/// Says on stderr what of a prompt the text encoder does not see.
-pub(crate) fn warn_of_overflow(pipeline: &Pipeline, prompt: &str) -> Result<()> {
-    let cut = pipeline.overflow(prompt)?;
-    if !cut.is_empty() {
-        progress::say(&Event::Warning { text: &format!("the prompt is longer than the text encoder takes; not seen: `{cut}`") });
-    }
-    Ok(())
-}
-
-/// Writes a file under a path of the user's choice, whole or not at all.
-fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
-    // A bare file name has the empty path as its parent, which cannot be opened.
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let name = path.file_name().with_context(|| format!("{}: expected a file name", path.display()))?;
-    Store::new(folder, Shard::WHOLE).write(&name.to_string_lossy(), bytes)
 }

@@ -6,14 +6,18 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, ensure};
 
 use super::{compare as command, sweep};
-use crate::cli::{Log, Nightly, Shard, Sweep};
-use crate::compare::{self, Comparison, Costs, Run};
-use crate::device;
-use crate::history::{Entry, History, Night};
-use crate::plan::Outline;
-use crate::score::mean_seconds;
-use crate::store::Store;
-use crate::{tables, trend, verdicts};
+use crate::cli::{Nightly, Sweep};
+use crate::compare::finished::Run;
+use crate::compare::history::{Entry, History, Night};
+use crate::compare::judge::{self, Comparison, Costs};
+use crate::compare::{trend, verdicts};
+use crate::experiment::plan::Outline;
+use crate::host::device;
+use crate::report::tables;
+use crate::run::progress::Log;
+use crate::run::score::mean_seconds;
+use crate::run::shard::Shard;
+use crate::run::store::Store;
 
 /// How often the images of a cell that seems slower are timed again before it is called so.
 const TIMED_AGAIN: usize = 2;
@@ -47,7 +51,7 @@ pub(super) fn run(args: &Nightly) -> Result<ExitCode> {
         let place = args.history.display();
         ensure!(here.name == there.name, "{place}: this history is that of {}, expected one of {} or none", there.name, here.name);
         // Before the night is spent on it.
-        compare::check_comparable(there, here).with_context(|| format!("{place}: accepted run of {}", night.date))?;
+        judge::check_comparable(there, here).with_context(|| format!("{place}: accepted run of {}", night.date))?;
     }
     let night = history.begin(Night::now()?, &prepared.resolved)?;
     // The night has a directory of its own by now, which several devices share.
@@ -61,7 +65,7 @@ pub(super) fn run(args: &Nightly) -> Result<ExitCode> {
             let same_machine = before.machine == night.machine;
             let costs = Costs { speed: !args.no_speed && same_machine, memory: !args.no_memory && same_machine };
             let compare = || -> Result<Comparison> {
-                let mut found = compare::compare(accepted, &run, criteria, costs)?;
+                let mut found = judge::compare(accepted, &run, criteria, costs)?;
                 if !same_machine {
                     let (before, now) = (&before.machine, &night.machine);
                     found.notes.push(format!("time and memory are not judged: the accepted run was made on {before}, this one on {now}"));
@@ -70,7 +74,7 @@ pub(super) fn run(args: &Nightly) -> Result<ExitCode> {
             };
             let mut found = compare()?;
             for _ in 0..TIMED_AGAIN {
-                let slower = found.regressions.iter().filter(|regression| regression.column == compare::SPEED);
+                let slower = found.regressions.iter().filter(|regression| regression.column == judge::SPEED);
                 let slower: Vec<String> = slower.map(|regression| regression.cell.clone()).collect();
                 if slower.is_empty() {
                     break;
@@ -108,7 +112,7 @@ fn entries(night: &Night, run: &Run, compared_with: Option<String>, comparison: 
     for regression in comparison.iter().flat_map(|comparison| &comparison.regressions) {
         regressions.entry(&regression.cell).or_default().push(&regression.what);
     }
-    let entry = |row: crate::results::Row| -> Result<Entry> {
+    let entry = |row: crate::run::results::Row| -> Result<Entry> {
         let is_row = |cell: &&Outline| -> bool {
             let model = &run.resolved.models[cell.model];
             let size = model.size(&cell.scale).ok();

@@ -4,9 +4,9 @@ use anyhow::{Context, Result, ensure};
 use scalebench_generation::{Pipeline, Rgb};
 use scalebench_metrics::{Image, list_images};
 
-use super::write_file;
 use crate::cli::Reconstruct;
-use crate::png;
+use crate::run::png;
+use crate::run::store::write_file;
 
 pub(super) fn run(args: &Reconstruct) -> Result<()> {
     let pipeline = Pipeline::load(&args.checkpoint).context("--checkpoint")?;

@@ -11,11 +11,11 @@ use scalebench_metrics::{
 };
 
 use crate::cli::{CropSpec, Features, Look, Score, ScoreMetric, Stats};
-use crate::device;
-use crate::progress;
-use crate::protocol::{self, Against, Comparison, Network};
-use crate::resolve::load_extractor;
-use crate::tables;
+use crate::experiment::protocol::{self, Against, Comparison, Network};
+use crate::experiment::resolve::load_extractor;
+use crate::host::device;
+use crate::run::progress;
+use crate::words::table::aligned;
 
 impl Look {
     fn extractor(&self) -> Result<Extractor> {
@@ -163,7 +163,7 @@ pub(super) fn run(args: &Score) -> Result<()> {
         json.insert(measure.column.clone(), value);
     }
     if !args.json {
-        print!("{}", tables::aligned(&lines));
+        print!("{}", aligned(&lines));
         return Ok(());
     }
     let skipped: Vec<&str> = scorer.skipped.iter().map(|image| image.name.as_str()).collect();

@@ -9,11 +9,13 @@ use std::time::{Duration, SystemTime};
 use anyhow::{Result, ensure};
 use serde::Serialize;
 
-use crate::cli::{Shard, Status};
-use crate::execute::{RunFile, duration};
-use crate::plan::outline;
-use crate::store::{Store, Timing};
-use crate::tables;
+use crate::cli::Status;
+use crate::experiment::plan::outline;
+use crate::run::file::RunFile;
+use crate::run::shard::Shard;
+use crate::run::store::{Store, Timing};
+use crate::words::table::aligned;
+use crate::words::time::duration;
 
 #[derive(Debug, Serialize)]
 struct Found {
@@ -130,7 +132,7 @@ fn text(found: &Found, window: f64) -> String {
         let size = format!("{}x{}", cell.width, cell.height);
         lines.push(vec![cell.name.clone(), size, cell.done.to_string(), cell.planned.to_string(), seconds]);
     }
-    let mut text = tables::aligned(&lines);
+    let mut text = aligned(&lines);
     let state = match (found.finished, found.seconds_left) {
         (true, _) => "finished".to_owned(),
         (false, Some(0.0)) => "all images are there; no results yet".to_owned(),
@@ -157,7 +159,7 @@ mod tests {
         let error = format!("{:#}", look(&store, SystemTime::now(), Duration::from_secs(60)).unwrap_err());
         assert!(error.contains("run.yaml") && error.contains("expected the description of a run"), "{error}");
 
-        let resolved = crate::made_up::resolved(4);
+        let resolved = crate::compare::made_up::resolved(4);
         let file = RunFile { command: String::new(), machine: None, experiment: resolved };
         store.write("run.yaml", serde_yaml::to_string(&file).unwrap().as_bytes()).unwrap();
         let start = SystemTime::now() - Duration::from_secs(30);

@@ -5,10 +5,11 @@ use std::path::Path;
 use anyhow::{Context, Result, ensure};
 
 use super::sweep;
-use crate::cli::{Engine, Shard, Submit};
-use crate::device::Devices;
-use crate::slurm::{self, Jobs};
-use crate::store::Store;
+use crate::cli::{Engine, Submit};
+use crate::host::device::Devices;
+use crate::run::shard::Shard;
+use crate::run::slurm::{self, Jobs};
+use crate::run::store::Store;
 
 pub(super) fn run(args: &Submit) -> Result<()> {
     let Engine::Slurm = args.engine;

@@ -7,14 +7,19 @@ use anyhow::{Context, Result};
 use scalebench_generation::Dtype;
 
 use super::workers;
-use crate::cli::{Shard, Sweep};
-use crate::device::{self, Devices};
-use crate::execute::Options;
-use crate::plan::Plan;
-use crate::progress::{self, Event};
-use crate::resolve::{Inputs, Resolved};
-use crate::store::Store;
-use crate::{cost, execute, interrupt, plan, resolve, spec};
+use crate::cli::Sweep;
+use crate::cost::estimate;
+use crate::experiment::plan::{self, Plan};
+use crate::experiment::resolve::{self, Inputs};
+use crate::experiment::resolved::Resolved;
+use crate::experiment::spec;
+use crate::host::device::{self, Devices};
+use crate::host::interrupt;
+use crate::report::{folder, tables};
+use crate::run::progress::{self, Event};
+use crate::run::shard::Shard;
+use crate::run::store::Store;
+use crate::run::{file, images, schedule, score};
 
 pub(super) fn run(args: &Sweep) -> Result<()> {
     progress::log_as(args.log);
@@ -46,16 +51,16 @@ pub(super) fn prepare(file: &Path, set: &[String], dtype: Option<Dtype>) -> Resu
     let plan = plan::plan(&resolved, &inputs).with_context(|| file.display().to_string())?;
     for pipeline in &inputs.pipelines {
         let distinct: BTreeSet<&String> = inputs.prompts.iter().collect();
-        distinct.into_iter().try_for_each(|prompt| super::warn_of_overflow(pipeline, prompt))?;
+        distinct.into_iter().try_for_each(|prompt| images::warn_of_overflow(pipeline, prompt))?;
     }
     Ok(Prepared { resolved, inputs, plan })
 }
 
 impl Prepared {
-    /// Times the images of a cell once more; see [`execute::time_again`].
+    /// Times the images of a cell once more; see [`images::time_again`].
     pub(super) fn time_again(&self, cell: &str, store: &Store) -> Result<()> {
         let cell = self.plan.cells.iter().find(|known| known.name == cell).context("expected a cell of this experiment")?;
-        execute::time_again(&self.inputs, cell, store)
+        images::time_again(&self.inputs, cell, store)
     }
 
     pub(super) fn run(&self, args: &Sweep) -> Result<()> {
@@ -63,26 +68,46 @@ impl Prepared {
         let store = Store::new(&self.directory(args.out.as_deref())?, args.shard);
         warn_of_counts(resolved, plan);
         if args.dry_run {
-            let cost = cost::estimate(resolved, plan, inputs, &store, args.shard)?;
+            let cost = estimate::estimate(resolved, plan, inputs, &store, args.shard)?;
             match args.json {
                 true => println!("{}", serde_json::to_string(&cost)?),
                 false => print!("{}", cost.text()),
             }
             return Ok(());
         }
-        let options = Options {
-            shard: args.shard,
-            images_only: args.images_only,
-            batch_size: args.on.batch_size,
-            command: command(args, &resolved.name),
-        };
-        execute::run(resolved, inputs, plan, &store, options)
+        file::begin(&store, resolved, command(args, &resolved.name))?;
+        store.remove_leftovers()?;
+        images::make_images(inputs, plan, &store, args.shard, args.on.batch_size)?;
+        let n_missing = images::write_manifests(plan, &store)?;
+        if n_missing > 0 || args.images_only {
+            progress::say(&Event::finished(args.shard, n_missing, None));
+            return Ok(());
+        }
+        self.finish(&store, args.shard)
+    }
+
+    /// Scores, and everything that shows them, once all images are there.
+    fn finish(&self, store: &Store, shard: Shard) -> Result<()> {
+        let Prepared { resolved, inputs, plan } = self;
+        for cell in plan.cells.iter().filter(|cell| cell.asked_for) {
+            schedule::write(store, cell, &inputs.pipelines[cell.model])?;
+        }
+        let rows = score::score(resolved, inputs, plan, store)?;
+        tables::write(store, &rows)?;
+        folder::write(store)?;
+        print!("{}", tables::text(&rows));
+        if !resolved.metrics.comparable() {
+            println!("{}", folder::NOT_COMPARABLE);
+        }
+        rows.iter().for_each(|row| progress::say(&Event::scores(row)));
+        progress::say(&Event::finished(shard, 0, Some(store.path("report/index.html").display().to_string())));
+        Ok(())
     }
 
     /// Where the run goes: a directory that is new or belongs to this experiment.
     pub(super) fn directory(&self, out: Option<&Path>) -> Result<PathBuf> {
         let out = out.map_or_else(|| PathBuf::from("runs").join(&self.resolved.name), Path::to_owned);
-        execute::check_same_experiment(&Store::new(&out, Shard::WHOLE), &self.resolved)?;
+        file::check_same_experiment(&Store::new(&out, Shard::WHOLE), &self.resolved)?;
         Ok(out)
     }
 }

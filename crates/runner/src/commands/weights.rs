@@ -3,9 +3,9 @@
 use anyhow::Result;
 use scalebench_metrics::convert_weights;
 
-use super::write_file;
 use crate::cli::{Weights, WeightsAction};
-use crate::tables;
+use crate::run::store::write_file;
+use crate::words::table::aligned;
 
 pub(super) fn run(args: &Weights) -> Result<()> {
     let WeightsAction::Convert { input, out } = &args.action;
@@ -23,6 +23,6 @@ pub(super) fn run(args: &Weights) -> Result<()> {
         ["written", &out.display().to_string()],
         ["blake3", &blake3::hash(&found.bytes).to_hex()],
     ];
-    print!("{}", tables::aligned(&lines.map(|line| line.map(str::to_owned).to_vec())));
+    print!("{}", aligned(&lines.map(|line| line.map(str::to_owned).to_vec())));
     Ok(())
 }

@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
-use crate::cli::{Shard, Sweep};
-use crate::interrupt::{self, Interrupted};
+use crate::cli::Sweep;
+use crate::host::interrupt::{self, Interrupted};
+use crate::run::shard::Shard;
 
 /// How often processes are asked whether they are done, and this one whether it should stop.
 const POLL: Duration = Duration::from_millis(200);

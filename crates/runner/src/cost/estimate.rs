@@ -1,0 +1,347 @@
+//! What a sweep costs, before it is paid: passes and operations by counting, seconds and memory by a short calibration.
+//!
+//! Of every image size a few steps are timed, plain ones and ones in which the method acts, and the decoder once. Seconds of a
+//! whole image follow from the passes of its steps. Calibrations are kept beside other caches, since the same experiment is
+//! asked for again and again with other numbers of images.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+use scalebench_generation::journey::{Start, Through};
+use scalebench_generation::step::Step;
+use scalebench_generation::{Method, StageSteps, Trace};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+
+use crate::cost::flops::Flops;
+use crate::experiment::plan::{Cell, Plan};
+use crate::experiment::resolve::Inputs;
+use crate::experiment::resolved::Resolved;
+use crate::host::machine::{self, Machine};
+use crate::host::memory;
+use crate::run::images::missing;
+use crate::run::shard::Shard;
+use crate::run::store::Store;
+use crate::words::table::aligned;
+use crate::words::time::duration;
+
+/// Longest calibration of one size, in seconds; what would take longer is extrapolated from smaller sizes.
+const PATIENCE: f64 = 60.0;
+
+/// Plain steps of a calibration: one to warm up, and what is timed.
+const PLAIN_STEPS: usize = 3;
+
+/// What an experiment makes and takes.
+#[derive(Debug, Serialize)]
+pub(crate) struct Cost {
+    experiment: String,
+    machine: Machine,
+    cells: Vec<CellCost>,
+    total: Total,
+}
+
+#[derive(Debug, Serialize)]
+struct CellCost {
+    cell: String,
+    width: u32,
+    height: u32,
+    /// Images of this shard, those of them that are there, and those that are not.
+    images: usize,
+    done: usize,
+    to_do: usize,
+    /// Sampling steps of an image, and the passes through the U-Net that they make.
+    steps: usize,
+    passes: usize,
+    /// Floating-point operations of an image: its passes and its decoding.
+    flops_per_image: f64,
+    seconds_per_image: Option<f64>,
+    /// Of all that is to do.
+    hours: Option<f64>,
+    peak_memory_bytes: Option<u64>,
+    /// Whether the seconds were not measured at this size, but follow from operations and the speed at a smaller one.
+    extrapolated: bool,
+}
+
+#[derive(Debug, Default, Serialize)]
+struct Total {
+    images: usize,
+    done: usize,
+    to_do: usize,
+    passes: usize,
+    flops: f64,
+    hours: f64,
+}
+
+/// What a calibration found.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+struct Speed {
+    seconds_per_pass: f64,
+    seconds_to_decode: f64,
+    peak_memory_bytes: Option<u64>,
+}
+
+/// Counts and calibrates.
+pub(crate) fn estimate(resolved: &Resolved, plan: &Plan, inputs: &Inputs, store: &Store, shard: Shard) -> Result<Cost> {
+    let machine = Machine::here();
+    let mut calibrator = Calibrator { inputs, cache: Cache::open(&machine)?, largest: BTreeMap::new() };
+    let mut cells: Vec<Option<CellCost>> = plan.cells.iter().map(|_| None).collect();
+    // The small ones first: they tell how long the large ones would take to calibrate.
+    let mut order: Vec<usize> = (0..plan.cells.len()).collect();
+    order.sort_by_key(|i| u64::from(plan.cells[*i].width) * u64::from(plan.cells[*i].height));
+    for i in order {
+        let cell = &plan.cells[i];
+        let held = (0..cell.jobs.len()).filter(|image| shard.holds(*image)).count();
+        let missing = missing(cell, store, shard)?;
+        cells[i] = Some(calibrator.cell(cell, held, missing.len()).with_context(|| format!("cell {}", cell.name))?);
+    }
+    calibrator.cache.save();
+    let cells: Vec<CellCost> = cells.into_iter().flatten().collect();
+    let mut total = Total::default();
+    for cell in &cells {
+        total.images += cell.images;
+        total.done += cell.done;
+        total.to_do += cell.to_do;
+        total.passes += cell.passes * cell.to_do;
+        total.flops += cell.flops_per_image * cell.to_do as f64;
+        total.hours += cell.hours.unwrap_or(0.0);
+    }
+    Ok(Cost { experiment: resolved.name.clone(), machine, cells, total })
+}
+
+impl Cost {
+    /// The table for people.
+    pub(crate) fn text(&self) -> String {
+        let head = ["cell", "size", "images", "done", "to do", "steps", "passes", "TFLOP/image", "s/image", "time", "MiB"];
+        let mut lines = vec![head.map(String::from).to_vec()];
+        for cell in &self.cells {
+            let about = if cell.extrapolated { "~" } else { "" };
+            let shown = |value: Option<f64>, show: &dyn Fn(f64) -> String| {
+                value.map_or_else(|| "–".to_owned(), |value| format!("{about}{}", show(value)))
+            };
+            lines.push(vec![
+                cell.cell.clone(),
+                format!("{}x{}", cell.width, cell.height),
+                cell.images.to_string(),
+                cell.done.to_string(),
+                cell.to_do.to_string(),
+                cell.steps.to_string(),
+                cell.passes.to_string(),
+                significant(cell.flops_per_image / 1e12),
+                shown(cell.seconds_per_image, &|seconds| format!("{seconds:.2}")),
+                shown(cell.hours, &|hours| duration(hours * 3600.0)),
+                cell.peak_memory_bytes.map_or_else(|| "–".to_owned(), |bytes| format!("{:.0}", bytes as f64 / f64::from(1 << 20))),
+            ]);
+        }
+        let Total { images, done, to_do, passes, flops, hours } = &self.total;
+        let mut text = aligned(&lines);
+        text += &format!("{images} images, {done} done, {to_do} to make in about {}: ", duration(hours * 3600.0));
+        text += &format!("{passes} U-Net passes, {} TFLOP; on {}\n", significant(flops / 1e12), self.machine);
+        if self.cells.iter().any(|cell| cell.extrapolated) {
+            text += "~ from the operations and the speed at a smaller size: a calibration would take over a minute\n";
+        }
+        text
+    }
+}
+
+/// Three significant digits.
+fn significant(x: f64) -> String {
+    let magnitude = if x > 0.0 { x.log10().floor() as i32 } else { 0 };
+    format!("{x:.digits$}", digits = (2 - magnitude).clamp(0, 6) as usize)
+}
+
+struct Calibrator<'a> {
+    inputs: &'a Inputs,
+    cache: Cache,
+    /// Of each model: the plain speed at the largest size that was measured, and the operations of a pass and of the decoder there.
+    largest: BTreeMap<usize, (Speed, f64, f64)>,
+}
+
+impl Calibrator<'_> {
+    fn cell(&mut self, cell: &Cell, images: usize, to_do: usize) -> Result<CellCost> {
+        let pipeline = &self.inputs.pipelines[cell.model];
+        let folder = &self.inputs.folders[cell.model];
+        let unet = Flops::unet(&folder.join("unet").join("config.json"))?;
+        let decoder = Flops::decoder(&folder.join("vae").join("config.json"))?;
+        let request = &cell.jobs[0].request;
+        let run = pipeline.outline(request, &cell.method)?;
+        let (last, before) = run.split_last().context("a run without stages")?;
+        let steps = &last.steps;
+        let factor = pipeline.vae_factor() as usize;
+        let latent = (request.height as usize / factor, request.width as usize / factor);
+        let of_all = |stage: &StageSteps| -> usize { stage.steps.iter().map(|step| evaluations(step, stage.stage.latent)).sum() };
+        let passes: usize = run.iter().map(of_all).sum();
+        let (of_pass, of_decoder) = (unet.at(latent, None), decoder.at(latent, None));
+        let of_step = |step: &Step, latent| -> f64 {
+            step.evaluations(latent).map(|(n, size, pass)| n as f64 * unet.at(size, Some((pipeline.sites(), &pass.plan)))).sum()
+        };
+        let of_stage = |stage: &StageSteps| -> f64 { stage.steps.iter().map(|step| of_step(step, stage.stage.latent)).sum() };
+        // Every stage before the last, and both ways through the autoencoder if the next starts from its image.
+        let extra: f64 = before
+            .iter()
+            .zip(&run[1..])
+            .map(|(stage, next)| {
+                let through = matches!(&next.stage.start, Start::Enlarged(enlarge) if enlarge.through == Through::Pixels);
+                let ways = if through { decoder.at(stage.stage.latent, None) + decoder.at(next.stage.latent, None) } else { 0.0 };
+                of_stage(stage) + ways
+            })
+            .sum();
+        let flops = of_stage(last) + of_decoder + extra;
+        let mut found = CellCost {
+            cell: cell.name.clone(),
+            width: cell.width,
+            height: cell.height,
+            images,
+            done: images - to_do,
+            to_do,
+            steps: run.iter().map(|stage| stage.steps.len()).sum(),
+            passes,
+            flops_per_image: flops,
+            seconds_per_image: None,
+            hours: Some(0.0).filter(|_| to_do == 0),
+            peak_memory_bytes: None,
+            extrapolated: false,
+        };
+        if to_do == 0 {
+            return Ok(found);
+        }
+        let active: Option<&Step> = steps.iter().find(|step| !step.is_plain());
+        let plain_passes = pipeline.outline(request, &Method::direct(pipeline.sites()))?[0].steps[0].views[0].passes.len();
+        let calibration = PLAIN_STEPS as f64 * plain_passes as f64 * of_pass;
+        let expected = self
+            .largest
+            .get(&cell.model)
+            .map(|(speed, pass, decoder)| calibration * (speed.seconds_per_pass / pass) + of_decoder * (speed.seconds_to_decode / decoder));
+        let (plain, acting) = match (expected.filter(|seconds| *seconds > PATIENCE), self.largest.get(&cell.model)) {
+            (Some(_), Some((speed, pass, decoder))) => {
+                found.extrapolated = true;
+                let speed = Speed {
+                    seconds_per_pass: speed.seconds_per_pass * of_pass / pass,
+                    seconds_to_decode: speed.seconds_to_decode * of_decoder / decoder,
+                    peak_memory_bytes: None,
+                };
+                (speed, speed)
+            }
+            _ => {
+                let plain = self.speed(cell, &Method::direct(pipeline.sites()), PLAIN_STEPS, None)?;
+                let acting = active.map(|step| self.speed(cell, &cell.method, 1, Some(step))).transpose()?;
+                self.largest.insert(cell.model, (plain, of_pass, of_decoder));
+                found.peak_memory_bytes = plain.peak_memory_bytes.max(acting.and_then(|speed| speed.peak_memory_bytes));
+                (plain, acting.unwrap_or(plain))
+            }
+        };
+        // A pass on a part of the latents is as long as its share of the operations.
+        let of_step = |step: &Step| {
+            let speed = if step.is_plain() { plain } else { acting };
+            step.evaluations(latent).map(|(n, size, _)| n as f64 * unet.at(size, None) / of_pass).sum::<f64>() * speed.seconds_per_pass
+        };
+        let seconds = steps.iter().map(of_step).sum::<f64>() + plain.seconds_to_decode + extra * plain.seconds_per_pass / of_pass;
+        found.seconds_per_image = Some(seconds);
+        found.hours = Some(seconds * to_do as f64 / 3600.0);
+        Ok(found)
+    }
+
+    /// Times the first `steps` steps of an image's last stage and its decoding; the fastest step counts, but not one that warms up.
+    fn speed(&mut self, cell: &Cell, method: &Method, steps: usize, acting: Option<&Step>) -> Result<Speed> {
+        let pipeline = &self.inputs.pipelines[cell.model];
+        let request = &cell.jobs[0].request;
+        let what = (cell.width, cell.height, pipeline.digest(), pipeline.dtype(), request.vae_decode, steps);
+        // Passes have no serialised form; what they print is all that they are.
+        let key = blake3::hash(format!("{}{acting:?}", json!(what)).as_bytes()).to_hex()[..32].to_owned();
+        if let Some(known) = self.cache.known.get(&key) {
+            return Ok(*known);
+        }
+        pipeline.embed_ahead([request])?;
+        memory::release();
+        memory::reset_peak();
+        let mut trace = Trace::of_times();
+        let latent = (request.height as usize / pipeline.vae_factor() as usize, request.width as usize / pipeline.vae_factor() as usize);
+        let unet = Flops::unet(&self.inputs.folders[cell.model].join("unet").join("config.json"))?;
+        let whole = unet.at(latent, None);
+        let of_step = |step: &Step| step.evaluations(latent).map(|(n, size, _)| n as f64 * unet.at(size, None) / whole).sum::<f64>();
+        let run = pipeline.outline(request, method)?;
+        let n_passes = run.last().and_then(|stage| stage.steps.first()).map_or(1.0, of_step);
+        pipeline.first_steps(request, method, steps, Some(&mut trace))?;
+        let seconds =
+            |stage: &str| trace.seconds.iter().filter(|(name, _)| name.starts_with(stage)).map(|(_, seconds)| *seconds).collect::<Vec<_>>();
+        let times = seconds("step ");
+        let timed = if times.len() > 1 { &times[1..] } else { &times[..] };
+        let found = Speed {
+            seconds_per_pass: timed.iter().copied().fold(f64::INFINITY, f64::min) / n_passes,
+            seconds_to_decode: seconds("decode").iter().sum(),
+            peak_memory_bytes: memory::peak(),
+        };
+        self.cache.known.insert(key, found);
+        Ok(found)
+    }
+}
+
+/// How often a step evaluates the network.
+fn evaluations(step: &Step, latent: (usize, usize)) -> usize {
+    step.evaluations(latent).map(|(n, _, _)| n).sum()
+}
+
+/// Calibrations of this program on this machine.
+struct Cache {
+    file: Option<PathBuf>,
+    known: BTreeMap<String, Speed>,
+}
+
+impl Cache {
+    fn open(machine: &Machine) -> Result<Cache> {
+        let folder = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from).filter(|folder| folder.is_absolute());
+        let folder = folder.or_else(|| std::env::home_dir().map(|home| home.join(".cache")));
+        let id = blake3::hash(json!([machine::build()?, machine]).to_string().as_bytes()).to_hex();
+        let file = folder.map(|folder| folder.join("scalebench").join(format!("calibration-{}.json", &id[..16])));
+        // A damaged cache is as good as none.
+        let known = file.as_ref().and_then(|file| serde_json::from_slice(&std::fs::read(file).ok()?).ok()).unwrap_or_default();
+        Ok(Cache { file, known })
+    }
+
+    /// Without a place to write to, the next dry run calibrates again: no reason to fail.
+    fn save(&self) {
+        let write = || -> Option<()> {
+            let file = self.file.as_ref()?;
+            std::fs::create_dir_all(file.parent()?).ok()?;
+            let temporary = file.with_extension(format!("{}.tmp", std::process::id()));
+            std::fs::write(&temporary, serde_json::to_vec_pretty(&self.known).ok()?).ok()?;
+            std::fs::rename(&temporary, file).ok()
+        };
+        let _ = write();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_have_three_digits_and_extrapolations_a_mark() {
+        assert_eq!([0.0, 0.01234, 1.0, 12.345, 1234.5].map(significant), ["0.00", "0.0123", "1.00", "12.3", "1234"]);
+        let cell = CellCost {
+            cell: "m/4x-a".into(),
+            width: 128,
+            height: 64,
+            images: 5,
+            done: 2,
+            to_do: 3,
+            steps: 4,
+            passes: 9,
+            flops_per_image: 2e12,
+            seconds_per_image: Some(1.5),
+            hours: Some(0.5),
+            peak_memory_bytes: None,
+            extrapolated: true,
+        };
+        let machine = Machine { system: "s".into(), processor: None, gpu: None, threads: 1, memory_bytes: None };
+        let total = Total { images: 5, done: 2, to_do: 3, passes: 27, flops: 6e12, hours: 0.5 };
+        let text = Cost { experiment: "e".into(), machine, cells: vec![cell], total }.text();
+        let fields: Vec<&str> = text.lines().nth(1).unwrap().split_whitespace().collect();
+        assert_eq!(fields, ["m/4x-a", "128x64", "5", "2", "3", "4", "9", "2.00", "~1.50", "~30", "min", "00", "s", "–"]);
+        assert!(
+            text.contains("5 images, 2 done, 3 to make in about 30 min 00 s: 27 U-Net passes, 6.00 TFLOP; on unknown processor"),
+            "{text}"
+        );
+        assert!(text.contains("~ from the operations"), "{text}");
+    }
+}

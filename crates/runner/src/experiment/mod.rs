@@ -1,0 +1,13 @@
+//! What was asked: the experiment file, as written ([`spec`]) and as it will run ([`resolved`], [`plan`]).
+
+pub(crate) mod keys;
+pub(crate) mod matrix;
+pub(crate) mod methods;
+pub(crate) mod plan;
+pub(crate) mod prompts;
+pub(crate) mod protocol;
+pub(crate) mod resolve;
+pub(crate) mod resolved;
+pub(crate) mod schema;
+pub(crate) mod spec;
+pub(crate) mod yaml;

@@ -1,0 +1,162 @@
+//! Cells, and the images in them.
+
+use std::collections::BTreeSet;
+
+use anyhow::{Context, Result};
+use scalebench_generation::{Dtype, Method, Pipeline, Request, Seeding};
+use serde::Serialize;
+
+use crate::experiment::resolve::Inputs;
+use crate::experiment::resolved::{Resolved, Sampler, Scale};
+
+/// Everything that a run makes, in order.
+pub(crate) struct Plan {
+    pub(crate) cells: Vec<Cell>,
+}
+
+/// One model at one size under one method, by one sampler.
+pub(crate) struct Cell {
+    /// `MODEL/SCALE-METHOD`, the folder under `cells/`.
+    pub(crate) name: String,
+    /// Index of the model.
+    pub(crate) model: usize,
+    pub(crate) scale: Scale,
+    pub(crate) method_name: String,
+    pub(crate) method: Method,
+    pub(crate) sampler: Sampler,
+    /// The first image's; see [`Resolved::seed_of`].
+    pub(crate) seed: u64,
+    pub(crate) width: u32,
+    pub(crate) height: u32,
+    /// Whether it is a row of the results, or only made because `_b` scores need it.
+    pub(crate) asked_for: bool,
+    pub(crate) jobs: Vec<Job>,
+}
+
+/// One image.
+pub(crate) struct Job {
+    pub(crate) request: Request,
+    /// Digest of everything that the image is a function of.
+    pub(crate) key: String,
+}
+
+/// What a cell is, before anything is loaded.
+pub(crate) struct Outline {
+    /// See [`Cell::name`].
+    pub(crate) name: String,
+    /// Index of the model.
+    pub(crate) model: usize,
+    pub(crate) scale: Scale,
+    pub(crate) method: String,
+    /// The first image's.
+    pub(crate) seed: u64,
+    pub(crate) asked_for: bool,
+}
+
+/// Every cell of an experiment, in order. Base-resolution images of every seed are always among them, since `_b` scores need
+/// them.
+pub(crate) fn outline(resolved: &Resolved) -> Vec<Outline> {
+    let mut cells = Vec::new();
+    for (model, described) in resolved.models.iter().enumerate() {
+        let cell = |scale: &Scale, method: &str, seed, asked_for| Outline {
+            name: cell_name(&described.name, scale, method),
+            model,
+            scale: *scale,
+            method: method.to_owned(),
+            seed,
+            asked_for,
+        };
+        let asked: Vec<(&Scale, &str)> =
+            resolved.scales.iter().flat_map(|scale| resolved.methods.iter().map(move |method| (scale, method.name.as_str()))).collect();
+        let seeds: BTreeSet<u64> = resolved.methods.iter().map(|method| resolved.seed_of(&method.name)).collect();
+        for seed in seeds {
+            let base = resolved.base_method(seed);
+            if !asked.iter().any(|(scale, method)| **scale == Scale::BASE && *method == base) {
+                cells.push(cell(&Scale::BASE, &base, seed, false));
+            }
+        }
+        cells.extend(asked.into_iter().map(|(scale, method)| cell(scale, method, resolved.seed_of(method), true)));
+    }
+    cells
+}
+
+/// Folder name of a cell.
+pub(crate) fn cell_name(model: &str, scale: &Scale, method: &str) -> String {
+    format!("{model}/{}-{method}", scale.label())
+}
+
+/// Plans and checks every cell; nothing is made yet, so that no error comes late.
+pub(crate) fn plan(resolved: &Resolved, inputs: &Inputs) -> Result<Plan> {
+    let mut cells = Vec::new();
+    for Outline { name, model, scale, method: method_name, seed, asked_for } in outline(resolved) {
+        let (described, pipeline) = (&resolved.models[model], &inputs.pipelines[model]);
+        // What `_b` scores compare with is plain sampling, whatever the experiment calls by its name.
+        let configured = inputs.methods.iter().find(|known| asked_for && known.spec.name() == method_name);
+        let sampler = if asked_for { resolved.sampler_of(&method_name) } else { &resolved.sampler };
+        let cell = || -> Result<Cell> {
+            let (width, height) = described.size(&scale).context("scales")?;
+            let method = match configured {
+                Some(configured) => configured.resolve(&described.family, scale.factor, pipeline.sites())?,
+                None => inputs.baseline.resolve(&described.family, scale.factor, pipeline.sites())?,
+            };
+            let request = |i: usize| -> Result<Request> {
+                Ok(Request {
+                    prompt: inputs.prompts[i].clone(),
+                    negative_prompt: sampler.negative_prompt.clone(),
+                    width,
+                    height,
+                    steps: sampler.steps,
+                    sampler: sampler.kind()?,
+                    guidance_scale: sampler.guidance_scale,
+                    guidance_rescale: sampler.guidance_rescale,
+                    schedule: sampler.schedule,
+                    eta: sampler.eta,
+                    seed: match sampler.seed_once_per_batch_of {
+                        None => seed.wrapping_add(i as u64),
+                        Some(_) => seed,
+                    },
+                    size_conditioning: sampler.size_conditioning,
+                    vae_decode: sampler.vae_decode,
+                    seeding: match sampler.seed_once_per_batch_of {
+                        None => Seeding::PerImage,
+                        Some(batch) => Seeding::Batched { batch, row: i % batch },
+                    },
+                })
+            };
+            let mut jobs = Vec::with_capacity(resolved.images);
+            for i in 0..resolved.images {
+                let request = request(i)?;
+                pipeline.check(&request, &method)?;
+                let key = key(pipeline, &method, &request, sampler.jpeg_quality)?;
+                jobs.push(Job { request, key });
+            }
+            let (name, method_name, sampler) = (name.clone(), method_name.clone(), sampler.clone());
+            Ok(Cell { name, model, scale, method_name, method, sampler, seed, width, height, asked_for, jobs })
+        };
+        cells.push(cell().with_context(|| format!("cell {name}"))?);
+    }
+    Ok(Plan { cells })
+}
+
+/// The run-store key of an image: equal keys, equal pixels.
+fn key(pipeline: &Pipeline, method: &Method, request: &Request, jpeg_quality: Option<u8>) -> Result<String> {
+    #[derive(Serialize)]
+    struct Identity<'a> {
+        checkpoint: &'a str,
+        method: &'a Method,
+        request: &'a Request,
+        dtype: Dtype,
+        jpeg_quality: Option<u8>,
+    }
+    let identity = Identity { checkpoint: pipeline.digest(), method, request, dtype: pipeline.dtype(), jpeg_quality };
+    // Through a value: its maps are sorted, so the key does not depend on the order of fields.
+    let canonical = serde_json::to_value(identity)?.to_string();
+    Ok(blake3::hash(canonical.as_bytes()).to_string())
+}
+
+impl Plan {
+    /// The cell of a model at a scale under a method.
+    pub(crate) fn find(&self, model: usize, scale: &Scale, method: &str) -> Option<&Cell> {
+        self.cells.iter().find(|cell| cell.model == model && cell.scale == *scale && cell.method_name == method)
+    }
+}

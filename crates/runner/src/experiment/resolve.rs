@@ -1,0 +1,388 @@
+//! Loading and checking what an experiment file refers to: [`Resolved`] describes it, [`Inputs`] has it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use scalebench_generation::{FAMILIES, LoadOptions, MethodSpec, Pipeline, ScheduleOptions, locate};
+use scalebench_metrics::{Extractor, Metric, Preprocess, Provenance, StatisticsFile, Tap, list_images};
+
+use crate::experiment::matrix::{self, Change, SEED};
+use crate::experiment::methods::{self, Configured};
+use crate::experiment::protocol::{self, Network};
+use crate::experiment::resolved::{FeatureNetwork, Method, Metrics, Model, Reference, Resolved, Sampler, Scale, comparisons_of_fid};
+use crate::experiment::yaml::from_value;
+use crate::experiment::{prompts, spec};
+use crate::host::device;
+
+/// Fewest images per cell that FID with a jackknife interval can be computed from.
+const MIN_IMAGES: usize = 3;
+
+/// What a resolved experiment refers to, loaded.
+pub(crate) struct Inputs {
+    /// One per model.
+    pub(crate) pipelines: Vec<Pipeline>,
+    /// Where they were loaded from.
+    pub(crate) folders: Vec<PathBuf>,
+    /// One per method.
+    pub(crate) methods: Vec<Configured>,
+    /// What base-resolution images are made with.
+    pub(crate) baseline: MethodSpec,
+    /// One per feature network of the protocol.
+    pub(crate) extractors: BTreeMap<Network, Extractor>,
+    /// One per image of a cell.
+    pub(crate) prompts: Vec<String>,
+    pub(crate) reference: ReferenceInputs,
+}
+
+/// The reference, as far as it is given as files.
+#[derive(Default)]
+pub(crate) struct ReferenceInputs {
+    pub(crate) images: Vec<PathBuf>,
+    pub(crate) statistics: Option<StatisticsFile>,
+}
+
+/// Loads and checks everything that an experiment file refers to.
+pub(crate) fn resolve(file: &Path, experiment: spec::Experiment) -> Result<(Resolved, Inputs)> {
+    let at = |key: &str| format!("{}: {key}", file.display());
+    let folder = file.parent().unwrap_or(Path::new(""));
+    let name = file.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+
+    ensure!(
+        experiment.images >= MIN_IMAGES,
+        "{}: expected at least {MIN_IMAGES} (the interval of FID leaves some out, and two must remain), found {}",
+        at("images"),
+        experiment.images
+    );
+    let scales = scales(&experiment.scales).with_context(|| at("scales"))?;
+    let sampler = Sampler::resolve(experiment.sampler.clone(), &at)?;
+
+    let (methods, configured) = resolve_methods(&experiment, &sampler, file)?;
+    let variants = matrix::models(experiment.models, &experiment.matrix).with_context(|| file.display().to_string())?;
+    let names: Vec<String> = variants.iter().map(variant_name).collect();
+    check_names(&names.iter().map(String::as_str).collect::<Vec<_>>()).with_context(|| at("models"))?;
+
+    let prompt_seed = experiment.prompts.seed.unwrap_or(0);
+    let (prompts, prompt_list) = prompts::resolve(&experiment.prompts, experiment.images, folder).with_context(|| at("prompts"))?;
+    let (metrics, extractors) = resolve_metrics(experiment.metrics, folder, &at)?;
+    let (reference, reference_inputs) =
+        resolve_reference(&experiment.reference, prompt_seed, folder, &metrics, &extractors).with_context(|| at("reference"))?;
+
+    let (mut models, mut pipelines, mut folders) = (Vec::new(), Vec::new(), Vec::new());
+    for variant in variants {
+        let (model, pipeline, found) = load_model(variant, folder, &at)?;
+        models.push(model);
+        pipelines.push(pipeline);
+        folders.push(found);
+    }
+
+    let resolved = Resolved {
+        name,
+        question: experiment.question,
+        tool: concat!("scalebench ", env!("CARGO_PKG_VERSION")).to_owned(),
+        models,
+        methods,
+        scales,
+        images: experiment.images,
+        prompts,
+        seed: experiment.seed.unwrap_or(0),
+        sampler,
+        reference,
+        metrics,
+    };
+    if let Reference::Statistics { .. } = resolved.reference {
+        let of_fid = comparisons_of_fid(&resolved.metrics.protocol).map(|comparison| resolved.absence(comparison, Metric::Fid));
+        // Each says why; where there is one that says nothing, the file has its use.
+        let reasons: Option<Vec<String>> = of_fid.collect();
+        ensure!(reasons.is_none(), "{}: {}", at("reference.statistics"), reasons.unwrap_or_default().join("; "));
+    }
+    let baseline = methods::find(methods::BASELINE, folder)?;
+    let inputs =
+        Inputs { pipelines, folders, methods: configured, baseline, extractors, prompts: prompt_list, reference: reference_inputs };
+    Ok((resolved, inputs))
+}
+
+/// The methods of an experiment with all their variants, as data and as they will be used.
+fn resolve_methods(experiment: &spec::Experiment, sampler: &Sampler, file: &Path) -> Result<(Vec<Method>, Vec<Configured>)> {
+    let at = |key: &str| format!("{}: {key}", file.display());
+    let folder = file.parent().unwrap_or(Path::new(""));
+    let (mut methods, mut configured) = (Vec::new(), Vec::new());
+    for variant in matrix::methods(&experiment.methods, &experiment.matrix).with_context(|| file.display().to_string())? {
+        let original = methods::find(&variant.of, folder).with_context(|| at("methods"))?;
+        let variant_of = variant.label.as_ref().map(|_| original.name().to_owned());
+        let own = own_sampler(&experiment.sampler, sampler, &variant.changes, &at)?;
+        let own_seed = own_seed(&variant.changes).with_context(|| at("methods"))?;
+        let method = Configured::new(original, variant.label.as_deref(), &variant.changes).with_context(|| at("methods"))?;
+        methods.push(Method {
+            name: method.spec.name().to_owned(),
+            title: method.spec.title().to_owned(),
+            settings: serde_yaml::to_value(&method.spec)?,
+            variant_of,
+            set: matrix::shown(&variant.changes),
+            sampler: own,
+            seed: own_seed.filter(|seed| *seed != experiment.seed.unwrap_or(0)),
+        });
+        configured.push(method);
+    }
+    let names: Vec<&str> = methods.iter().map(|method| method.name.as_str()).collect();
+    check_names(&names).with_context(|| at("methods"))?;
+    Ok((methods, configured))
+}
+
+/// What a variant of a checkpoint is called.
+fn variant_name(variant: &matrix::Variant<(String, spec::Model)>) -> String {
+    let name = &variant.of.0;
+    variant.label.as_ref().map_or_else(|| name.clone(), |label| format!("{name}_{label}"))
+}
+
+/// Loads a checkpoint; with it, how it is described and where it was found.
+fn load_model(
+    variant: matrix::Variant<(String, spec::Model)>,
+    folder: &Path,
+    at: &dyn Fn(&str) -> String,
+) -> Result<(Model, Pipeline, PathBuf)> {
+    let shown = variant_name(&variant);
+    let matrix::Variant { of: (name, model), changes, .. } = variant;
+    let at = at(&format!("models.{name}.path"));
+    let known = FAMILIES.iter().find(|f| f.name == name);
+    let path = model.path.or_else(|| known.and_then(|f| f.repository).map(PathBuf::from));
+    let path = path.with_context(|| format!("{at}: expected the path of a checkpoint"))?;
+    let options = LoadOptions { variant: model.variant.clone(), dtype: model.dtype.unwrap_or_default(), device: device::current() };
+    let load = || {
+        let beside = folder.join(&path);
+        let found = locate(if beside.is_dir() { &beside } else { &path })?;
+        Ok::<_, scalebench_generation::Error>((Pipeline::load_with(&found, &options)?, found))
+    };
+    let (pipeline, found) = load().with_context(|| at)?;
+    let (width, height) = pipeline.native_size();
+    let family = model.family.or_else(|| known.or(pipeline.family()).map(|f| f.name.to_owned())).unwrap_or(name);
+    let digest = pipeline.digest().to_owned();
+    let set = matrix::shown(&changes);
+    let model = Model { name: shown, family, path, variant: model.variant, dtype: options.dtype, digest, width, height, set };
+    Ok((model, pipeline, found))
+}
+
+/// The sampler of a method whose changes speak of one.
+fn own_sampler(written: &spec::Sampler, plain: &Sampler, changes: &[Change], at: &dyn Fn(&str) -> String) -> Result<Option<Sampler>> {
+    let mut value = serde_yaml::to_value(written)?;
+    let map = value.as_mapping_mut().context("expected a map")?;
+    let mut of_sampler = changes.iter().filter_map(|change| Some((change.key.strip_prefix("sampler.")?, change))).peekable();
+    if of_sampler.peek().is_none() {
+        return Ok(None);
+    }
+    for (key, change) in of_sampler {
+        map.insert(key.into(), change.value.clone());
+    }
+    let changed: spec::Sampler = from_value(value).map_err(|message| anyhow!("{}: {message}", at("sampler")))?;
+    Ok(Some(Sampler::resolve(changed, at)?).filter(|own| own != plain))
+}
+
+/// The seed of a method whose changes speak of one.
+fn own_seed(changes: &[Change]) -> Result<Option<u64>> {
+    let Some(change) = changes.iter().find(|change| change.key == SEED) else { return Ok(None) };
+    let seed = change.value.as_u64();
+    Ok(Some(seed.with_context(|| format!("{SEED}: expected a whole number from 0, found {}", change.shown))?))
+}
+
+fn resolve_metrics(written: spec::Metrics, folder: &Path, at: &dyn Fn(&str) -> String) -> Result<(Metrics, BTreeMap<Network, Extractor>)> {
+    let protocol = protocol::find(&written.protocol, folder).with_context(|| at("metrics.protocol"))?;
+    let used: BTreeSet<Network> = protocol.compare.iter().map(|comparison| comparison.network).collect();
+    let (mut networks, mut extractors) = (Vec::new(), BTreeMap::new());
+    for network in used {
+        let at = at(&format!("metrics.{}", network.key()));
+        let path = match network {
+            Network::Inception => &written.extractor,
+            Network::Clip => &written.clip,
+            Network::Dinov2 => &written.dinov2,
+        };
+        let path =
+            path.clone().with_context(|| format!("{at}: expected the path of {network:?}, which protocol {} uses", protocol.name))?;
+        let extractor = load_extractor(&path, folder).with_context(|| at.clone())?;
+        let found = Network::of(&extractor);
+        ensure!(found == network, "{at}: expected {network:?}, {} holds {found:?}", path.display());
+        let provenance = extractor.provenance(Tap::Features, &Preprocess::default());
+        networks.push(FeatureNetwork {
+            network,
+            path,
+            features: provenance.extractor,
+            digest: provenance.weights,
+            comparable: network != Network::Inception || extractor.is_published_inception(),
+        });
+        extractors.insert(network, extractor);
+    }
+    Ok((Metrics { protocol, networks }, extractors))
+}
+
+/// Files under which pytorch-fid and torch-fidelity keep the FID Inception in torch's cache.
+const CACHED_INCEPTION: [&str; 2] = ["pt_inception-2015-12-05-6726825d.pth", "weights-inception-2015-12-05-6726825d.pth"];
+
+/// A feature network from a path that starts at `folder` or here; the word `inception`, where no file has this name,
+/// stands for the weights that pytorch-fid or torch-fidelity have downloaded (`$TORCH_HOME`, else `~/.cache/torch`).
+pub(crate) fn load_extractor(path: &Path, folder: &Path) -> Result<Extractor> {
+    let beside = folder.join(path);
+    if beside.exists() {
+        return Ok(Extractor::load_on(&beside, &device::current())?);
+    }
+    if path == Path::new("inception") && !path.exists() {
+        let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
+        let cache = cache.or_else(|| std::env::home_dir().map(|home| home.join(".cache"))).unwrap_or_default();
+        let home = std::env::var_os("TORCH_HOME").map_or_else(|| cache.join("torch"), PathBuf::from);
+        let folder = home.join("hub/checkpoints");
+        let found = CACHED_INCEPTION.iter().map(|name| folder.join(name)).find(|file| file.is_file());
+        let names = CACHED_INCEPTION.join(" or ");
+        let found = found.with_context(|| format!("expected a weights file, or {names} in {}", folder.display()))?;
+        return Ok(Extractor::load_on(&found, &device::current())?);
+    }
+    Ok(Extractor::load_on(path, &device::current())?)
+}
+
+impl Sampler {
+    fn resolve(written: spec::Sampler, at: &dyn Fn(&str) -> String) -> Result<Sampler> {
+        let mut sampler = Sampler {
+            name: written.name.unwrap_or_else(|| "ddim".into()),
+            steps: written.steps.unwrap_or(50),
+            eta: 0.0,
+            guidance_scale: written.guidance_scale.unwrap_or(7.5),
+            guidance_rescale: written.guidance_rescale.unwrap_or(0.0),
+            negative_prompt: written.negative_prompt.unwrap_or_default(),
+            schedule: ScheduleOptions {
+                timestep_spacing: written.timestep_spacing,
+                use_karras_sigmas: written.use_karras_sigmas,
+                rescale_betas_zero_snr: written.rescale_betas_zero_snr,
+            },
+            size_conditioning: written.size_conditioning.unwrap_or_default(),
+            vae_decode: written.vae_decode.unwrap_or_default(),
+            seed_once_per_batch_of: written.seed_once_per_batch_of,
+            jpeg_quality: written.jpeg_quality,
+        };
+        ensure!(sampler.seed_once_per_batch_of != Some(0), "{}: expected at least 1", at("sampler.seed_once_per_batch_of"));
+        ensure!(sampler.jpeg_quality.is_none_or(|q| (1..=100).contains(&q)), "{}: expected 1 to 100", at("sampler.jpeg_quality"));
+        let kind = sampler.kind().with_context(|| at("sampler.name"))?;
+        sampler.eta = written.eta.unwrap_or(kind.usual_eta());
+        Ok(sampler)
+    }
+}
+
+fn scales(written: &[spec::Scale]) -> Result<Vec<Scale>> {
+    ensure!(!written.is_empty(), "expected at least one");
+    let mut scales: Vec<Scale> = Vec::new();
+    for scale in written {
+        let scale = match *scale {
+            spec::Scale::Factor(factor) => Scale::from_factor(factor),
+            spec::Scale::Shape(spec::Shape { factor, width, height }) => {
+                ensure!((width * height - factor).abs() < 1e-6, "width {width} × height {height} is not factor {factor}");
+                Scale { factor, width, height }
+            }
+        };
+        ensure!(scale.factor.is_finite() && scale.factor > 0.0, "{} is not a pixel factor", scale.factor);
+        ensure!(!scales.contains(&scale), "{} stands there twice", scale.label());
+        scales.push(scale);
+    }
+    Ok(scales)
+}
+
+/// Names become folder names.
+fn check_names(names: &[&str]) -> Result<()> {
+    ensure!(!names.is_empty(), "expected at least one");
+    let mut seen = BTreeSet::new();
+    for name in names {
+        let safe = |c: char| c.is_ascii_alphanumeric() || "._-=,+".contains(c);
+        ensure!(
+            name.chars().all(safe) && !name.is_empty() && !name.starts_with('.'),
+            "`{name}`: expected letters, digits, `.`, `_`, `-`, `=`, `,` and `+` only"
+        );
+        ensure!(seen.insert(name), "`{name}` stands there twice");
+    }
+    Ok(())
+}
+
+fn resolve_reference(
+    written: &spec::Reference,
+    seed: u64,
+    folder: &Path,
+    metrics: &Metrics,
+    extractors: &BTreeMap<Network, Extractor>,
+) -> Result<(Reference, ReferenceInputs)> {
+    let spec::Reference { source, images, folder: of_images, list, statistics } = written;
+    let (reference, inputs) = match (source, images, of_images, list, statistics) {
+        (_, Some(images), None, None, None) => (Reference::Emoji { images: *images, seed }, ReferenceInputs::default()),
+        (None, None, Some(path), None, None) => image_files(path, list_images(&folder.join(path))?)?,
+        (None, None, None, Some(path), None) => image_files(path, listed_images(&folder.join(path))?)?,
+        (None, None, None, None, Some(path)) => stored_statistics(path, &folder.join(path), metrics, extractors).context("statistics")?,
+        _ => bail!("expected {{source: emoji, images: N}}, {{folder: DIR}}, {{list: FILE}} or {{statistics: FILE}}"),
+    };
+    let n = reference.n_images();
+    ensure!(n.is_none_or(|n| n >= 2), "expected at least 2 images, found {}", n.unwrap_or_default());
+    Ok((reference, inputs))
+}
+
+/// Statistics that say how they were made, or that fit a network by the number of their values.
+fn stored_statistics(
+    path: &Path,
+    file: &Path,
+    metrics: &Metrics,
+    extractors: &BTreeMap<Network, Extractor>,
+) -> Result<(Reference, ReferenceInputs)> {
+    let found = StatisticsFile::load(file)?;
+    let dim = found.statistics.dim();
+    let mut fitting = comparisons_of_fid(&metrics.protocol).filter(|comparison| extractors[&comparison.network].dim() == dim);
+    let taken_as = || -> Option<Provenance> {
+        let comparison = fitting.next()?;
+        let network = metrics.networks.iter().find(|network| network.network == comparison.network)?;
+        Some(network.whole_reference(comparison))
+    };
+    let Some(provenance) = found.provenance.clone().or_else(taken_as) else {
+        let expected: BTreeSet<String> = comparisons_of_fid(&metrics.protocol)
+            .map(|comparison| format!("of {} values, as {:?} has here", extractors[&comparison.network].dim(), comparison.network))
+            .collect();
+        ensure!(!expected.is_empty(), "protocol {} measures no FID against the reference; expected images", metrics.protocol.name);
+        let expected: Vec<String> = expected.into_iter().collect();
+        bail!("{}: expected mean and covariance {}, found {dim}", file.display(), expected.join(" or "));
+    };
+    let reference = Reference::Statistics {
+        path: path.to_owned(),
+        images: found.n,
+        stated: found.provenance.is_some(),
+        provenance,
+        digest: blake3::hash(&std::fs::read(file).with_context(|| format!("cannot read {}", file.display()))?).to_string(),
+    };
+    Ok((reference, ReferenceInputs { statistics: Some(found), ..ReferenceInputs::default() }))
+}
+
+fn image_files(path: &Path, images: Vec<PathBuf>) -> Result<(Reference, ReferenceInputs)> {
+    let mut hasher = blake3::Hasher::new();
+    for file in &images {
+        let bytes = std::fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
+        hasher.update(blake3::hash(&bytes).as_bytes());
+    }
+    let reference = Reference::Folder { path: path.to_owned(), images: images.len(), digest: hasher.finalize().to_string() };
+    Ok((reference, ReferenceInputs { images, ..ReferenceInputs::default() }))
+}
+
+/// The image files that a text file names, one a line, relative to itself.
+fn listed_images(list: &Path) -> Result<Vec<PathBuf>> {
+    let text = std::fs::read_to_string(list).with_context(|| format!("cannot read {}", list.display()))?;
+    let folder = list.parent().unwrap_or(Path::new(""));
+    let files: Vec<PathBuf> = text.lines().map(str::trim).filter(|l| !l.is_empty()).map(|line| folder.join(line)).collect();
+    for (i, file) in files.iter().enumerate() {
+        ensure!(file.is_file(), "{}: line {}: {} is no file", list.display(), i + 1, file.display());
+    }
+    Ok(files)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bad_scales_are_refused() {
+        let shape = |factor, width, height| spec::Scale::Shape(spec::Shape { factor, width, height });
+        assert!(scales(&[shape(8.0, 4.0, 2.0)]).is_ok());
+        assert!(scales(&[shape(8.0, 4.0, 4.0)]).is_err());
+        assert!(scales(&[spec::Scale::Factor(4.0), shape(4.0, 2.0, 2.0)]).is_err());
+        let labels: Vec<String> = scales(&[spec::Scale::Factor(4.0), shape(4.0, 4.0, 1.0)]).unwrap().iter().map(Scale::label).collect();
+        assert_eq!(labels, ["4x", "4x-4by1"]);
+        assert!(scales(&[spec::Scale::Factor(-4.0)]).is_err());
+        assert!(scales(&[]).is_err());
+    }
+}

@@ -1,0 +1,6 @@
+//! This machine and this process: device, memory, interruptions.
+
+pub(crate) mod device;
+pub(crate) mod interrupt;
+pub(crate) mod machine;
+pub(crate) mod memory;

@@ -1,0 +1,9 @@
+//! What a run found, shown: tables (polars), charts (plotters), grids, one HTML page.
+
+pub(crate) mod figures;
+pub(crate) mod folder;
+pub(crate) mod grid;
+pub(crate) mod heatmap;
+pub(crate) mod latex;
+pub(crate) mod page;
+pub(crate) mod tables;
