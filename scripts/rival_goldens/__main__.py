@@ -24,6 +24,10 @@ GOLDENS = {
     "hidiffusion_package": ["hidiffusion_sd15", "hidiffusion_sdxl"],
     "self_cascade": ["self_cascade_sdxl"],
     "upsample_guidance": ["upsample_guidance_sd15"],
+    "megafusion": ["megafusion_sd15", "megafusion_pp_sd15", "megafusion_pp_sdxl"],
+    "rectified_hr": ["rectified_hr_sdxl"],
+    "diffuse_high": ["diffuse_high_sdxl"],
+    "frecas": ["frecas_sd21"],
     "demofusion": ["demofusion_sdxl"],
 }
 

@@ -1,10 +1,13 @@
 """What all golden loops share: random numbers, pipelines, and the file that is written."""
 
 import json
+import sys
 import types
 
 import diffusers
+import numpy as np
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 
 MASK = (1 << 64) - 1
@@ -85,3 +88,21 @@ class Torch(types.ModuleType):
 
     def __getattr__(self, name):
         return getattr(torch, name)
+
+
+def official(folder):
+    """Puts the checkout in `folder` first among what is imported; modules of another checkout under the same names are forgotten."""
+    for name in [name for name in sys.modules if name.split(".")[0] in {"model", "pipelines", "source_override", "utils"}]:
+        del sys.modules[name]
+    sys.path.insert(0, str(folder))
+
+
+def drawn_posteriors(run):
+    """Samples of the autoencoder's posterior take their noise from `draws`."""
+    diffusers.models.autoencoders.vae.randn_tensor = lambda shape, **_: run.draw(*shape)
+
+
+def enlarged(image, side):
+    """Pillow's bicubic on an image `(h, w, 3)` of floats in [0, 1], channel by channel and without rounding to bytes; clamped as bytes are."""
+    channels = [np.asarray(Image.fromarray(image[..., c].astype(np.float32), mode="F").resize((side, side), Image.BICUBIC)) for c in range(3)]
+    return np.clip(np.stack(channels, -1), 0, 1)

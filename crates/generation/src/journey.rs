@@ -1,7 +1,9 @@
 //! The stages of a run: sizes, where each starts, which steps it makes. Plain data.
 
+use std::sync::Arc;
+
 /// What a journey is planned from.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Route {
     /// Latent (height, width) of the image.
     pub latent: (usize, usize),
@@ -9,8 +11,8 @@ pub struct Route {
     pub native: (usize, usize),
     /// The sampler's steps.
     pub n_steps: usize,
-    /// Training timesteps.
-    pub n_train: usize,
+    /// ᾱ at each of the training timesteps.
+    pub alphas_cumprod: Arc<[f64]>,
     /// Weight of the text direction.
     pub guidance_scale: f64,
 }
@@ -88,12 +90,15 @@ pub struct Enlarge {
     pub filter: Filter,
     /// Unsharp masking of the enlarged image, `x + amount · (x − G(x))`.
     pub sharpen: Option<Sharpen>,
+    /// Whether the image is clamped to its range after enlarging and after sharpening.
+    pub clamped: bool,
     /// How the image becomes latents again.
     pub encode: Encode,
 }
 
-/// A Gaussian of a kernel of `taps × taps`.
-#[derive(Debug, Clone, Copy, PartialEq)]
+/// A Gaussian of a kernel of `taps × taps`; the image is mirrored at its borders.
+#[derive(Debug, Clone, Copy, PartialEq, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Sharpen {
     /// Side of the kernel.
     pub taps: usize,
@@ -109,7 +114,7 @@ pub struct Sharpen {
 pub enum Through {
     /// The latents.
     Latents,
-    /// The decoded image, clamped to its range before and after.
+    /// The decoded image, clamped to its range.
     Pixels,
 }
 
@@ -148,8 +153,8 @@ pub struct Steps {
     pub end: Option<usize>,
     /// The step whose noise level an enlarged start gets, if not the first that is run.
     pub noised_for: Option<usize>,
-    /// The network's timesteps, in place of the sampler's own spacing (DDIM only), and how many training timesteps one of its
-    /// steps goes.
+    /// The network's timesteps, noisiest first, in place of the sampler's own spacing, and how many training timesteps the last of
+    /// the stage's steps goes; with DDIM, whose steps need not meet, every one.
     pub timesteps: Option<(Vec<usize>, usize)>,
     /// Divides the signal-to-noise ratio of every training timestep: `ᾱ ← ᾱ / (γ − (γ − 1) ᾱ)`.
     pub gamma: f64,

@@ -19,7 +19,7 @@ fn tolerance() -> f64 {
 }
 
 /// This crate's folder: where the tests run, if that is another machine than they were built on.
-fn folder() -> PathBuf {
+pub(crate) fn folder() -> PathBuf {
     std::env::var_os("CARGO_MANIFEST_DIR").map_or_else(|| env!("CARGO_MANIFEST_DIR").into(), PathBuf::from)
 }
 

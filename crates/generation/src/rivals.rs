@@ -1,12 +1,14 @@
 //! Rival methods against their own code, on the tiny models: whole loops, every stage. `scripts/rival_goldens` made the
 //! goldens.
 
-use crate::methods::{Method, Settings};
-use crate::parity::{check, data, golden, model};
-use crate::pipeline::{Injected, Request, SizeConditioning, Trace};
-use crate::sampler::ScheduleOptions;
+use crate::journey::Steps;
+use crate::methods::{Method, MethodSpec, Settings};
+use crate::parity::{check, data, folder, golden, model};
+use crate::pipeline::{Injected, Pipeline, Request, SizeConditioning, Trace};
+use crate::sampler::{Sampler, Schedule, ScheduleOptions};
 use crate::{Seeding, VaeDecode};
 use serde_json::Value;
+use std::sync::OnceLock;
 
 /// What a golden's run was asked for.
 fn spec(name: &str) -> Value {
@@ -70,4 +72,159 @@ fn self_cascade() {
 #[test]
 fn upsample_guidance() {
     check_rival("upsample_guidance_sd15", "upsample_guidance: {theta: 0.8, eta: 0.5}");
+}
+
+#[test]
+fn megafusion() {
+    let stages = "stages: [{size: 1, end: 6, hands_on: late-estimate},
+        {size: 1.5, first: 6, end: 8, encode: sample, hands_on: late-estimate}, {first: 8, encode: sample, hands_on: late-estimate}]";
+    check_rival("megafusion_sd15", &format!("cascade: {{of_steps: 10, {stages}}}"));
+}
+
+#[test]
+fn megafusion_pp() {
+    let dilation = "redilation: {tau: 10, of_steps: 10, dilation: {\"mid_block.resnets.**\": 2}}";
+    let stages = "stages: [{size: 1, end: 4, hands_on: late-estimate, plain: false},
+        {size: 1.5, first: 4, end: 7, noised_for: 6, gamma: 2.25, encode: sample, hands_on: late-estimate},
+        {first: 7, noised_for: 9, gamma: 4, encode: sample, hands_on: late-estimate}]";
+    check_rival("megafusion_pp_sd15", &format!("cascade: {{of_steps: 10, {stages}}}\n{dilation}"));
+    let stages = "stages: [{size: 1, end: 5, hands_on: late-estimate, plain: false},
+        {first: 5, noised_for: 9, gamma: 4, encode: sample, hands_on: late-estimate}]";
+    check_rival("megafusion_pp_sdxl", &format!("cascade: {{of_steps: 10, {stages}}}\n{dilation}"));
+}
+
+#[test]
+fn rectified_hr() {
+    check_rival(
+        "rectified_hr_sdxl",
+        "noise_refresh: {sizes: 3, first_end: 6, of_steps: 10, step_exponent: 0.5, guidance: [5, 30], guidance_exponent: 0.5}",
+    );
+}
+
+/// A run in which the signal-to-noise ratio is divided by γ (MegaFusion, equation 8).
+#[test]
+fn gamma_divides_the_signal_to_noise_ratio() {
+    let schedule = Schedule::open(&data("models/tiny-sd15/scheduler/scheduler_config.json")).unwrap();
+    let alphas = |gamma: f64| {
+        let stage = Steps { gamma, ..Steps::default() };
+        schedule.walk_stage(Sampler::Ddim, 10, 0.0, &ScheduleOptions::default(), &stage).unwrap().alphas_cumprod()
+    };
+    let ratio = |a: f64| a / (1.0 - a);
+    for (plain, shifted) in alphas(1.0).iter().zip(alphas(4.0).iter()) {
+        assert!((ratio(*plain) / ratio(*shifted) - 4.0).abs() < 1e-6);
+    }
+}
+
+/// The solvers go where a stage's own timesteps lead.
+#[test]
+fn stages_may_bring_their_timesteps() {
+    let schedule = Schedule::open(&data("models/tiny-sd15/scheduler/scheduler_config.json")).unwrap();
+    let stage = Steps { timesteps: Some((vec![700, 400, 100], 300)), ..Steps::default() };
+    for sampler in [Sampler::Ddim, Sampler::Ddpm, Sampler::Euler, Sampler::EulerAncestral, Sampler::DpmPp2m, Sampler::UniPc] {
+        let walk = schedule.walk_stage(sampler, 50, 0.0, &ScheduleOptions::default(), &stage).unwrap();
+        assert_eq!(walk.timesteps(), [700.0, 400.0, 100.0], "{sampler}");
+        let (alphas, (signal, spread)) = (walk.alphas_cumprod(), walk.level(1));
+        assert!((signal * signal / (signal * signal + spread * spread) - alphas[400]).abs() < 1e-6, "{sampler}");
+    }
+    let refused = |sampler, karras: Option<bool>| {
+        let options = ScheduleOptions { use_karras_sigmas: karras, ..ScheduleOptions::default() };
+        schedule.walk_stage(sampler, 50, 0.0, &options, &stage).unwrap_err().to_string()
+    };
+    assert!(refused(Sampler::Pndm, None).contains("this method says which timesteps"));
+    assert!(refused(Sampler::Euler, Some(true)).contains("use_karras_sigmas"));
+}
+
+/// The pieces of this method write out the same stages as its rule.
+#[test]
+fn rectified_hr_as_a_cascade() {
+    let stages = "stages: [{size: 1, end: 6, hands_on: estimate, guidance_scale: 5},
+        {size: 1.5, first: 6, end: 8, hands_on: estimate, guidance_scale: 22.67766952966369}, {first: 8, guidance_scale: 30}]";
+    check_rival("rectified_hr_sdxl", &format!("cascade: {{of_steps: 10, {stages}}}"));
+}
+
+#[test]
+fn diffuse_high() {
+    let later = "first: 3, filter: bicubic, unclamped: true, sharpen: {taps: 3, sigma: [0.1, 2], amount: 1}, guidance_scale: 10,
+        told_trained_size: true";
+    let stages = format!("stages: [{{size: 1}}, {{size: 1.5, {later}}}, {{{later}}}]");
+    check_rival("diffuse_high_sdxl", &format!("cascade: {{of_steps: 8, {stages}}}\nstructure_guidance: {{steps: 2, of_steps: 8}}"));
+}
+
+#[test]
+fn frecas() {
+    let stages = "stages: [{size: 1, steps: 5, end: 300}, {size: 1.5, steps: 3, end: 200}, {steps: 3, end: 0}]";
+    let guidance = "frequency_guidance: {high: 35, low: 7.5}";
+    check_rival("frecas_sd21", &format!("shifted_cascade: {{gamma: 3, {stages}}}\n{guidance}\nmap_reuse: {{weight: 0.4}}"));
+}
+
+/// The methods that are shipped.
+fn shipped() -> Vec<MethodSpec> {
+    let files = std::fs::read_dir(folder().join("../../experiments/methods")).unwrap().map(|entry| entry.unwrap().path());
+    let mut files: Vec<_> = files.filter(|file| file.extension().is_some_and(|extension| extension == "yaml")).collect();
+    files.sort();
+    files.iter().map(|file| MethodSpec::parse(&std::fs::read_to_string(file).unwrap(), file).unwrap()).collect()
+}
+
+fn pocket() -> &'static Pipeline {
+    static POCKET: OnceLock<Pipeline> = OnceLock::new();
+    POCKET.get_or_init(|| Pipeline::load(&folder().join("../../datasets/pocket")).unwrap())
+}
+
+/// A run at `scale` times the pixels, in two squares beside each other for 8.
+fn at_scale(pipeline: &Pipeline, scale: f64, sampler: Sampler, steps: usize) -> Request {
+    let (side, factor) = (f64::from(pipeline.native_size().0), if scale == 8.0 { (4.0, 2.0) } else { (scale.sqrt(), scale.sqrt()) });
+    Request {
+        prompt: "a red apple".into(),
+        negative_prompt: String::new(),
+        width: (side * factor.0) as u32,
+        height: (side * factor.1) as u32,
+        steps,
+        sampler,
+        schedule: ScheduleOptions::default(),
+        guidance_scale: 3.5,
+        guidance_rescale: 0.0,
+        eta: 0.0,
+        seed: 3,
+        size_conditioning: SizeConditioning::Target,
+        vae_decode: VaeDecode::Whole,
+        seeding: Seeding::PerImage,
+    }
+}
+
+/// At every model and scale that they list, in long and short runs, all stages have steps and do not shrink.
+#[test]
+fn shipped_methods_resolve_where_they_say() {
+    for spec in shipped() {
+        for (models, scales) in spec.covers() {
+            let all = ["sd15", "sd21", "sd21-768", "sdxl", "pocket"].map(str::to_owned);
+            for (family, scale) in
+                models.unwrap_or(&all).iter().flat_map(|family| scales.unwrap_or(&[4.0]).iter().map(move |s| (family, *s)))
+            {
+                let pipeline = if family == "pocket" { pocket() } else { model(family.trim_end_matches("-768")) };
+                let method = spec.resolve(family, scale, pipeline.sites()).unwrap();
+                for (sampler, steps) in [(Sampler::Ddim, 50), (Sampler::Ddim, 10), (Sampler::DpmPp2m, 12), (Sampler::DpmPp2m, 4)] {
+                    let request = at_scale(pipeline, scale, sampler, steps);
+                    let at = format!("{} for {family} at {scale}x with {sampler} in {steps} steps", spec.name());
+                    let stages = pipeline.outline(&request, &method).unwrap_or_else(|error| panic!("{at}: {error}"));
+                    assert!(stages.iter().all(|stage| !stage.steps.is_empty()), "{at}");
+                    let sizes: Vec<(usize, usize)> = stages.iter().map(|stage| stage.stage.latent).collect();
+                    assert!(sizes.windows(2).all(|pair| pair[0].0 <= pair[1].0 && pair[0].1 <= pair[1].1), "{at}: {sizes:?}");
+                    let vae = pipeline.vae_factor();
+                    assert_eq!(sizes[sizes.len() - 1], ((request.height / vae) as usize, (request.width / vae) as usize), "{at}");
+                }
+            }
+        }
+    }
+}
+
+/// Images of the pocket model at 4×, in a few steps.
+#[test]
+fn shipped_methods_run_on_pocket() {
+    let pipeline = pocket();
+    for spec in shipped() {
+        let Ok(method) = spec.resolve("pocket", 4.0, pipeline.sites()) else { continue };
+        let image = pipeline.generate(&at_scale(pipeline, 4.0, Sampler::DpmPp2m, 3), &method, None).unwrap();
+        let spread = image.data.iter().max().unwrap() - image.data.iter().min().unwrap();
+        assert!(spread > 20, "{}: {spread}", spec.name());
+    }
 }

@@ -68,12 +68,24 @@ pub struct Pass {
     pub weight: f64,
     /// Index of the pass of the same view whose queries and keys this one's self-attentions take in place of their own.
     pub queries_of: Option<usize>,
+    /// What becomes of its cross-attentions' maps.
+    pub maps: Maps,
+}
+
+/// What a pass on the whole latents does with its cross-attentions' maps, the shares of the text's tokens in each position. What is
+/// kept is one map: the mean over heads and over layers of a size, brought to the largest size and averaged over the sizes.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct Maps {
+    /// Whether it is kept after this step, in place of the one that was kept for this conditioning before.
+    pub keep: bool,
+    /// Share that the kept map has in every cross-attention; nothing is taken where none was kept.
+    pub reuse: f64,
 }
 
 impl Pass {
     /// A pass that lends from no other.
     pub fn new(plan: Plan, conditioning: Conditioning, weight: f64) -> Self {
-        Self { plan, conditioning, weight, queries_of: None }
+        Self { plan, conditioning, weight, queries_of: None, maps: Maps::default() }
     }
 }
 
@@ -167,6 +179,9 @@ pub enum Band {
     All,
     /// These frequencies.
     Fourier(crate::plan::LowPass),
+    /// The coarse part of the decoded image in a wavelet basis, of [`Target::Estimate`] alone: the latents are decoded, and the mean of
+    /// what the result is encoded to takes their place. The reference is the enlarged image itself.
+    WaveletOfImage,
 }
 
 /// What a [`Blend`] acts on.
@@ -225,7 +240,7 @@ impl Step {
             && self.views.len() == 1
             && view.region == Region::Whole
             && view.bands.is_none()
-            && view.passes.iter().all(|pass| pass.plan.is_plain() && pass.queries_of.is_none())
+            && view.passes.iter().all(|pass| pass.plan.is_plain() && pass.queries_of.is_none() && pass.maps == Maps::default())
     }
 }
 

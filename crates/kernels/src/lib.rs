@@ -14,6 +14,7 @@
 )]
 
 mod attention;
+mod attention_map;
 mod conv;
 mod device;
 mod elementwise;
@@ -28,11 +29,13 @@ mod product;
 mod resize;
 mod simd;
 mod view;
+mod wavelet;
 mod weight;
 mod winograd;
 mod words;
 
 pub use attention::attention;
+pub use attention_map::{attention_map, mapped_values};
 pub use candle_core::{Result, Tensor};
 pub use conv::{Activation, ConvGeometry, conv2d};
 pub use device::{DeviceId, on_gpu};
@@ -45,5 +48,6 @@ pub use linear::{linear, map_to_tokens, tokens_to_map};
 pub use norm::{channel_affine, channel_sums, group_norm, layer_norm};
 pub use pool::{Pool, pool3x3};
 pub use product::Precision;
-pub use resize::{area_mean, blur_gaussian, enlarge_bicubic, resize_bicubic, resize_bilinear, upsample_nearest};
+pub use resize::{area_mean, blur_gaussian, blur_gaussian_mirrored, enlarge_bicubic, resize_bicubic, resize_bilinear, upsample_nearest};
+pub use wavelet::wavelet_coarse;
 pub use weight::{ConvWeight, LinearWeight};

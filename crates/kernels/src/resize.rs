@@ -3,6 +3,7 @@
 use crate::view::{tensor, with_slice};
 use candle_core::{Result, Tensor, bail};
 use rayon::prelude::*;
+use std::collections::BTreeMap;
 
 /// The two neighbours of each output position and the weight of the second, as
 /// `torch.nn.functional.interpolate(mode="bilinear", align_corners=False)` computes them.
@@ -61,7 +62,7 @@ fn cubic(a: f64, t: f64) -> f64 {
 }
 
 /// First input position and weights of each output position.
-type Taps = Vec<(usize, Vec<f32>)>;
+pub(crate) type Taps = Vec<(usize, Vec<f32>)>;
 
 /// Enlarges `x` `(batch, channels, h, w)` to `(batch, channels, height, width)` by the cubic of Keys
 /// (a = −½) with half-pixel centres: Pillow's `BICUBIC`, without its rounding to bytes.
@@ -130,14 +131,19 @@ pub fn area_mean(x: &Tensor, height: usize, width: usize) -> Result<Tensor> {
     separable(x, &taps(h, height), &taps(w, width))
 }
 
-/// Gaussian blur of `x` `(batch, channels, h, w)` on `taps × taps` pixels, `taps` odd, with zeros around the map.
-pub fn blur_gaussian(x: &Tensor, taps: usize, sigma: f64) -> Result<Tensor> {
-    let (_, _, h, w) = x.dims4()?;
+/// The weights of a Gaussian on `taps` pixels, an odd number.
+fn bell(taps: usize, sigma: f64) -> Result<Vec<f64>> {
     if taps.is_multiple_of(2) || !(sigma.is_finite() && sigma > 0.0) {
         bail!("blur_gaussian: {taps} taps and a deviation of {sigma}");
     }
     let reach = taps / 2;
-    let bell: Vec<f64> = (0..taps).map(|i| (-0.5 * ((i as f64 - reach as f64) / sigma).powi(2)).exp()).collect();
+    Ok((0..taps).map(|i| (-0.5 * ((i as f64 - reach as f64) / sigma).powi(2)).exp()).collect())
+}
+
+/// Gaussian blur of `x` `(batch, channels, h, w)` on `taps × taps` pixels, `taps` odd, with zeros around the map.
+pub fn blur_gaussian(x: &Tensor, taps: usize, sigma: f64) -> Result<Tensor> {
+    let (_, _, h, w) = x.dims4()?;
+    let (bell, reach) = (bell(taps, sigma)?, taps / 2);
     let sum: f64 = bell.iter().sum();
     let side = |n: usize| -> Taps {
         (0..n)
@@ -150,8 +156,34 @@ pub fn blur_gaussian(x: &Tensor, taps: usize, sigma: f64) -> Result<Tensor> {
     separable(x, &side(h), &side(w))
 }
 
+/// [`blur_gaussian`] with the map mirrored at its border pixels, as `torchvision.transforms.GaussianBlur`; sides of more than
+/// `taps / 2` pixels.
+pub fn blur_gaussian_mirrored(x: &Tensor, taps: usize, sigma: f64) -> Result<Tensor> {
+    let (_, _, h, w) = x.dims4()?;
+    let (bell, reach) = (bell(taps, sigma)?, taps / 2);
+    if h.min(w) <= reach {
+        bail!("blur_gaussian_mirrored: {taps} taps on {h}×{w}");
+    }
+    let sum: f64 = bell.iter().sum();
+    let side = |n: usize| -> Taps {
+        let mirrored = |j: i64| if j < 0 { -j } else { j.min(2 * (n as i64 - 1) - j) } as usize;
+        (0..n).map(|i| gathered(bell.iter().enumerate().map(|(t, b)| (mirrored((i + t) as i64 - reach as i64), b / sum)))).collect()
+    };
+    separable(x, &side(h), &side(w))
+}
+
+/// Sums the weights of each position, and lays them out from the first position to the last.
+pub(crate) fn gathered(weights: impl Iterator<Item = (usize, f64)>) -> (usize, Vec<f32>) {
+    let mut by_position = BTreeMap::new();
+    for (position, weight) in weights {
+        *by_position.entry(position).or_insert(0.0) += weight;
+    }
+    let (first, last) = (by_position.keys().next().copied().unwrap_or(0), by_position.keys().next_back().copied().unwrap_or(0));
+    (first, (first..=last).map(|position| by_position.get(&position).copied().unwrap_or(0.0) as f32).collect())
+}
+
 /// Each row by `columns`, then each column by `rows`.
-fn separable(x: &Tensor, rows: &Taps, columns: &Taps) -> Result<Tensor> {
+pub(crate) fn separable(x: &Tensor, rows: &Taps, columns: &Taps) -> Result<Tensor> {
     let (batch, channels, h, w) = x.dims4()?;
     let (height, width) = (rows.len(), columns.len());
     #[cfg(gpu)]

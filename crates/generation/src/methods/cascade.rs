@@ -7,7 +7,7 @@
 use super::Resolving;
 use super::redilation::fifty;
 use crate::error::Result;
-use crate::journey::{Encode, End, Enlarge, Filter, Journey, Route, Stage, Start, Steps, Through};
+use crate::journey::{Encode, End, Enlarge, Filter, Journey, Route, Sharpen, Stage, Start, Steps, Through};
 use crate::step::Intervention;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
@@ -27,7 +27,8 @@ pub struct Cascade {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct StageSettings {
-    /// Side of a square of the stage's area, in trained sides; the shape is the image's, to multiples of 8 latents. Left out for
+    /// Side of a square of the stage's area, in trained sides; the shape is the image's, to multiples of an eighth of the trained
+    /// side, or of 8 latents if that is less. Left out for
     /// the image's own size, in the last stage alone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub size: Option<f64>,
@@ -46,6 +47,12 @@ pub struct StageSettings {
     /// By which filter.
     #[serde(default = "bicubic")]
     pub filter: Filter,
+    /// Unsharp masking of the enlarged image.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sharpen: Option<Sharpen>,
+    /// Whether the enlarged image may leave its range, in which it is clamped otherwise.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub unclamped: bool,
     /// How an enlarged image becomes latents again.
     #[serde(default = "mean")]
     pub encode: Encode,
@@ -67,6 +74,9 @@ pub struct StageSettings {
     /// Whether SDXL is told the image's final size instead of the stage's.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub told_final_size: bool,
+    /// Whether SDXL is told the training size instead.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub told_trained_size: bool,
     /// Whether the result gets mean and deviation of the first stage's.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub normalised: bool,
@@ -106,9 +116,7 @@ pub(super) fn resolve(settings: &Cascade, at: &Resolving<'_>) -> Result<Arc<dyn 
     if n < 2 || settings.of_steps == 0 {
         return at.refuse(format!("has {n} stages of {} steps, expected at least two stages", settings.of_steps));
     }
-    if at.settings.sdedit.is_some() {
-        return at.refuse("and `sdedit` both say where the run starts, expected one of them");
-    }
+    at.only_journey()?;
     for (i, stage) in settings.stages.iter().enumerate() {
         let last = i + 1 == n;
         if stage.size.is_some() == last {
@@ -122,6 +130,15 @@ pub(super) fn resolve(settings: &Cascade, at: &Resolving<'_>) -> Result<Arc<dyn 
             let reason = "expected at least one step inside `of_steps`, and the first stage to begin with the first";
             return at.refuse(format!("stage {}: steps {} to {end} of {}, {reason}", i + 1, stage.first, settings.of_steps));
         }
+        if stage.told_final_size && stage.told_trained_size {
+            return at.refuse(format!("stage {}: `told_final_size` and `told_trained_size`, expected one of them", i + 1));
+        }
+        let blurred =
+            |s: &Sharpen| s.taps % 2 == 1 && 0.0 < s.sigma.0 && s.sigma.0 <= s.sigma.1 && s.sigma.1.is_finite() && s.amount.is_finite();
+        if stage.sharpen.as_ref().is_some_and(|sharpen| !blurred(sharpen) || stage.through == Through::Latents) {
+            let reason = "expected an odd number of `taps`, two positive widths `sigma`, the smaller first, and an image to sharpen";
+            return at.refuse(format!("stage {}: `sharpen` is {:?}, {reason}", i + 1, stage.sharpen));
+        }
         if stage.gamma.is_some_and(|gamma| !(gamma.is_finite() && gamma > 0.0)) {
             return at.refuse(format!("stage {}: `gamma` is {:?}, expected a positive number", i + 1, stage.gamma));
         }
@@ -132,14 +149,18 @@ pub(super) fn resolve(settings: &Cascade, at: &Resolving<'_>) -> Result<Arc<dyn 
 impl Intervention for Cascade {
     fn route(&self, route: &Route, journey: &mut Journey) {
         let step = |n: usize| (n as f64 * route.n_steps as f64 / self.of_steps as f64).round() as usize;
+        let last = route.n_steps - 1;
         let stage = |(i, s): (usize, &StageSettings)| {
-            let enlarge = Enlarge { through: s.through, filter: s.filter, sharpen: None, encode: s.encode };
+            let &StageSettings { through, filter, sharpen, encode, .. } = s;
+            let enlarge = Enlarge { through, filter, sharpen, clamped: !s.unclamped, encode };
+            // Short runs leave every stage a step.
+            let first = step(s.first).min(last);
             Stage {
                 start: if i == 0 { Start::Noise } else { Start::Enlarged(enlarge) },
                 steps: Steps {
-                    first: step(s.first).min(route.n_steps - 1),
-                    end: s.end.map(step),
-                    noised_for: s.noised_for.map(|n| step(n).min(route.n_steps - 1)),
+                    first,
+                    end: s.end.map(|end| step(end).max(first + 1)),
+                    noised_for: s.noised_for.map(|n| step(n).clamp(first, last)),
                     gamma: s.gamma.unwrap_or(1.0),
                     ..Steps::default()
                 },
@@ -150,7 +171,7 @@ impl Intervention for Cascade {
                 },
                 eta: s.eta,
                 guidance_scale: s.guidance_scale,
-                told_size: s.told_final_size.then_some(route.latent),
+                told_size: if s.told_trained_size { Some(route.native) } else { s.told_final_size.then_some(route.latent) },
                 plain: s.plain.unwrap_or(i == 0),
                 normalised: s.normalised,
                 ..Stage::new(s.size.map_or(route.latent, |size| sized(route, size)))
@@ -160,12 +181,37 @@ impl Intervention for Cascade {
     }
 }
 
-/// A latent size of the image's shape and of `size²` times the training resolution's area.
-fn sized(route: &Route, size: f64) -> (usize, usize) {
+/// A latent size of the image's shape and of `size²` times the training resolution's area; sides are multiples of an eighth of the
+/// trained one, or of 8 if that is less.
+pub(super) fn sized(route: &Route, size: f64) -> (usize, usize) {
     let area = |(h, w): (usize, usize)| (h * w) as f64;
     let factor = size * (area(route.native) / area(route.latent)).sqrt();
-    let side = |n: usize| ((n as f64 * factor / 8.0).round() as usize).max(1) * 8;
-    (side(route.latent.0), side(route.latent.1))
+    let unit = |native: usize| (native / 8).clamp(1, 8);
+    let side = |n: usize, unit: usize| ((n as f64 * factor / unit as f64).round() as usize).max(1) * unit;
+    (side(route.latent.0, unit(route.native.0)), side(route.latent.1, unit(route.native.1)))
+}
+
+/// The ends of stages of these shares of a run, in a run of `n` steps; each has at least one.
+pub(super) fn ends(ends: &[usize], of: usize, n: usize) -> Vec<usize> {
+    let mut before = 0;
+    let scaled = ends.iter().enumerate().map(|(i, end)| {
+        let later = ends.len() - 1 - i;
+        before = ((*end as f64 * n as f64 / of as f64).round() as usize).min(n.saturating_sub(later)).max(before + 1);
+        before
+    });
+    scaled.collect()
+}
+
+#[cfg(test)]
+pub(super) fn route(latent: (usize, usize), n_steps: usize) -> Route {
+    // Stable Diffusion's schedule.
+    let (a, b) = (0.00085f64.sqrt(), 0.012f64.sqrt());
+    let betas = (0..1000).map(|i| (a + (b - a) * f64::from(i) / 999.0).powi(2));
+    let alphas_cumprod = betas.scan(1.0, |product, beta| {
+        *product *= 1.0 - beta;
+        Some(*product)
+    });
+    Route { latent, native: (64, 64), n_steps, alphas_cumprod: alphas_cumprod.collect(), guidance_scale: 7.5 }
 }
 
 #[cfg(test)]
@@ -174,10 +220,20 @@ mod tests {
 
     #[test]
     fn sizes_keep_the_shape() {
-        let route = |latent| Route { latent, native: (64, 64), n_steps: 50, n_train: 1000, guidance_scale: 7.5 };
+        let route = |latent| route(latent, 50);
         assert_eq!(sized(&route((128, 128)), 1.0), (64, 64));
         assert_eq!(sized(&route((128, 128)), 1.5), (96, 96));
         assert_eq!(sized(&route((256, 256)), 2.0), (128, 128));
         assert_eq!(sized(&route((128, 256)), 1.0), (48, 88));
+        assert_eq!(sized(&Route { native: (16, 16), ..route((32, 64)) }, 1.0), (12, 22));
+    }
+
+    #[test]
+    fn every_stage_has_a_step() {
+        assert_eq!(ends(&[40, 45, 50], 50, 50), [40, 45, 50]);
+        assert_eq!(ends(&[40, 45, 50], 50, 12), [10, 11, 12]);
+        assert_eq!(ends(&[40, 47, 50], 50, 10), [8, 9, 10]);
+        assert_eq!(ends(&[48, 49, 50], 50, 4), [2, 3, 4]);
+        assert_eq!(ends(&[30, 50], 50, 1), [1, 2]);
     }
 }

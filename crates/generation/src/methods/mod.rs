@@ -20,18 +20,24 @@ mod cascade;
 mod dilated_sampling;
 mod dispersion;
 mod freeu;
+mod frequency_guidance;
 mod joint_diffusion;
+mod map_reuse;
 mod noise_damped;
+mod noise_refresh;
 mod redilation;
 mod resized_blocks;
 mod sdedit;
+mod shifted_cascade;
 mod skip_residual;
+mod structure_guidance;
 mod upsample_guidance;
 mod window_attention;
 
 pub use cascade::{HandsOn, StageSettings};
 pub use freeu::Trigger;
 pub use resized_blocks::{How, Rule};
+pub use shifted_cascade::ShiftedStage;
 
 use crate::error::{Error, Result};
 use crate::journey::{Journey, Route};
@@ -56,6 +62,34 @@ impl Resolving<'_> {
     /// An error in the ingredient's settings.
     fn refuse<T>(&self, reason: impl std::fmt::Display) -> Result<T> {
         Err(Error::method(self.method, format!("`{}`: {reason}", self.key)))
+    }
+
+    /// Which of the ingredients that lay out stages there are.
+    fn journeys(&self) -> Vec<&'static str> {
+        let Settings { sdedit, cascade, noise_refresh, shifted_cascade, .. } = self.settings;
+        let all = [
+            ("sdedit", sdedit.is_some()),
+            ("cascade", cascade.is_some()),
+            ("noise_refresh", noise_refresh.is_some()),
+            ("shifted_cascade", shifted_cascade.is_some()),
+        ];
+        all.into_iter().filter_map(|(key, there)| there.then_some(key)).collect()
+    }
+
+    /// Refuses a second ingredient that lays out stages.
+    fn only_journey(&self) -> Result<()> {
+        match &self.journeys()[..] {
+            [_] => Ok(()),
+            several => self.refuse(format!("{} all say which stages a run has, expected one of them", several.join(" and "))),
+        }
+    }
+
+    /// Refuses a method without stages.
+    fn needs_journey(&self) -> Result<()> {
+        if self.journeys().is_empty() {
+            return self.refuse("needs a stage with an enlarged start, expected `cascade` or another ingredient with stages beside it");
+        }
+        Ok(())
     }
 }
 
@@ -119,6 +153,16 @@ ingredients! {
     sdedit: sdedit::Sdedit,
     /// Stages of growing size.
     cascade: cascade::Cascade,
+    /// Stages whose guidance grows, each from an image with fresh noise.
+    noise_refresh: noise_refresh::NoiseRefresh,
+    /// Stages whose timesteps follow from the noise that larger images bear.
+    shifted_cascade: shifted_cascade::ShiftedCascade,
+    /// Guidance by a weight for high frequencies and another for low ones.
+    frequency_guidance: frequency_guidance::FrequencyGuidance,
+    /// Cross-attention maps of the stage before mixed into this one's.
+    map_reuse: map_reuse::MapReuse,
+    /// The coarse part of the enlarged image kept in the first steps.
+    structure_guidance: structure_guidance::StructureGuidance,
     /// The enlarged start mixed in before each step.
     skip_residual: skip_residual::SkipResidual,
     /// Overlapping windows in place of the whole latents.
@@ -168,6 +212,11 @@ impl MethodSpec {
     /// Where the method and its settings come from.
     pub fn source(&self) -> &str {
         &self.source
+    }
+
+    /// Models and scales of every variant, in order; `None` stands for all.
+    pub fn covers(&self) -> impl Iterator<Item = (Option<&[String]>, Option<&[f64]>)> {
+        self.variants.iter().map(|variant| (variant.models.as_deref(), variant.scales.as_deref()))
     }
 
     /// The settings of the first variant for this model family and pixel factor, checked against the

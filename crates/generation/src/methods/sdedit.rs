@@ -42,7 +42,8 @@ impl Intervention for Sdedit {
         let side = |n: usize| ((n as f64 / self.scale).round() as usize).max(1);
         let smaller = (side(route.latent.0), side(route.latent.1));
         let first = (super::redilation::scaled_tau(self.tau, self.of_steps, route.n_steps).round() as usize).min(route.n_steps - 1);
-        let enlarge = Enlarge { through: Through::Pixels, filter: Filter::PillowBicubic, sharpen: None, encode: Encode::Mean };
+        let (through, filter, encode) = (Through::Pixels, Filter::PillowBicubic, Encode::Mean);
+        let enlarge = Enlarge { through, filter, sharpen: None, clamped: true, encode };
         journey.stages = vec![
             Stage { eta: Some(0.0), plain: true, ..Stage::new(smaller) },
             Stage { start: Start::Enlarged(enlarge), steps: Steps { first, ..Steps::default() }, ..Stage::new(route.latent) },

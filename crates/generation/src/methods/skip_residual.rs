@@ -27,9 +27,7 @@ pub(super) fn resolve(settings: &SkipResidual, at: &Resolving<'_>) -> Result<Arc
     if !(settings.exponent.is_finite() && settings.exponent > 0.0) {
         return at.refuse(format!("`exponent` is {}, expected a positive number", settings.exponent));
     }
-    if at.settings.cascade.is_none() && at.settings.sdedit.is_none() {
-        return at.refuse("has no enlarged start to refer to, expected `cascade` or `sdedit` beside it");
-    }
+    at.needs_journey()?;
     Ok(Arc::new(*settings))
 }
 

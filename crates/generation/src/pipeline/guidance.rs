@@ -54,3 +54,34 @@ pub(super) fn deviation(x: &Tensor) -> Result<f64> {
     let mean = values.iter().map(|&v| f64::from(v)).sum::<f64>() / n;
     Ok((values.iter().map(|&v| (f64::from(v) - mean).powi(2)).sum::<f64>() / (n - 1.0)).sqrt())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::Plan;
+    use crate::site::SiteTable;
+    use candle_core::Device;
+
+    fn difference(a: &Tensor, b: &Tensor) -> f32 {
+        (a - b).unwrap().abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap()
+    }
+
+    /// Equal weights for both bands are ordinary guidance; for constant maps, which have no high frequencies, only the low one counts.
+    #[test]
+    fn bands_of_equal_weights_are_plain_guidance() {
+        let pass = |conditioning, weight| Pass::new(Plan::plain(&SiteTable::default()), conditioning, weight);
+        let passes = [pass(Conditioning::Empty, -6.5), pass(Conditioning::Text, 7.5)];
+        let predictions = [0, 1].map(|k| {
+            let values: Vec<f32> = (0..4 * 12 * 12).map(|i| ((i * (37 + k) + 11 * k) % 29) as f32 / 14.0 - 1.0).collect();
+            Tensor::from_vec(values, (1, 4, 12, 12), &Device::Cpu).unwrap()
+        });
+        let plain = combine(&passes, &predictions, None, 0.0).unwrap();
+        let with =
+            |high: f64, of: &[Tensor]| combine(&passes, of, Some(&Bands { size: (6, 6), high: vec![1.0 - high, high] }), 0.0).unwrap();
+        assert!(difference(&with(7.5, &predictions), &plain) < 1e-5);
+        assert!(difference(&with(30.0, &predictions), &plain) > 1.0);
+        let flat =
+            [1f32, 2.0].map(|v| (Tensor::ones((1, 4, 12, 12), candle_core::DType::F32, &Device::Cpu).unwrap() * f64::from(v)).unwrap());
+        assert!(difference(&with(30.0, &flat), &combine(&passes, &flat, None, 0.0).unwrap()) < 1e-5);
+    }
+}

@@ -281,9 +281,9 @@ impl Pipeline {
 
     fn journey(&self, request: &Request, method: &Method) -> Result<Journey> {
         let latent = self.latent_size(request);
-        let n_steps = self.walk(request, &Stage::new(latent))?.timesteps().len();
-        let (native, n_train) = (self.native_latent(), self.schedule.n_train());
-        Ok(method.journey(&Route { latent, native, n_steps, n_train, guidance_scale: request.guidance_scale }))
+        let walk = self.walk(request, &Stage::new(latent))?;
+        let (native, n_steps, alphas_cumprod) = (self.native_latent(), walk.timesteps().len(), walk.alphas_cumprod());
+        Ok(method.journey(&Route { latent, native, n_steps, alphas_cumprod, guidance_scale: request.guidance_scale }))
     }
 
     fn walk(&self, request: &Request, stage: &Stage) -> Result<Walk> {

@@ -12,6 +12,7 @@ use crate::noise::Generator;
 use crate::sampler::Walk;
 use crate::step::{Band, Blend, Moment, Target};
 use crate::text::Embedding;
+use crate::unet::MapStore;
 use candle_core::{DType, Tensor};
 use scalebench_kernels as kernels;
 use std::time::Instant;
@@ -38,6 +39,9 @@ impl Noise<'_> {
 struct Reference {
     /// The enlarged start, `(images, c, h, w)`.
     clean: Tensor,
+    /// The image that it is the latents of, if it went through one: `(images, 3, height, width)` in [−1, 1], or a little beyond where it
+    /// is not clamped.
+    image: Option<Tensor>,
     /// The unit noise that it was noised with.
     noise: Tensor,
 }
@@ -58,6 +62,8 @@ pub(super) struct Travel<'a> {
     limit: usize,
     /// The first stage's result, for stages that take its mean and deviation.
     first: Option<Tensor>,
+    /// Maps that passes keep for later ones.
+    maps: MapStore,
 }
 
 impl<'a> Travel<'a> {
@@ -76,8 +82,8 @@ impl<'a> Travel<'a> {
         let empties = requests.iter().map(|r| pipeline.texts.embed(&r.negative_prompt, true)).collect::<Result<Vec<_>>>()?;
         let noise = Noise { requests, generators: generators(requests), given: injected.draws.iter() };
         let journey = pipeline.journey(requests[0], method)?;
-        let mut travel =
-            Self { pipeline, requests, method, injected, trace, journey, noise, texts, empties, limit: usize::MAX, first: None };
+        let (limit, maps) = (usize::MAX, MapStore::default());
+        let mut travel = Self { pipeline, requests, method, injected, trace, journey, noise, texts, empties, limit, first: None, maps };
         travel.record_texts();
         travel.time("text".into(), start);
         Ok(travel)
@@ -160,7 +166,7 @@ impl<'a> Travel<'a> {
             Some(given) if last => Some(checked(given, &[walk.timesteps().len(), shape.0, shape.1, shape.2, shape.3], "noise")?),
             _ => None,
         };
-        let reference = enlarged.map(|clean| Reference { clean, noise: unit.clone() });
+        let reference = enlarged.map(|(clean, image)| Reference { clean, image, noise: unit.clone() });
         let mut latents = match &reference {
             None => (&unit * walk.initial_sigma())?,
             Some(from) => walk.add_noise(stage.steps.noised_for.unwrap_or(stage.steps.first), &from.clean, &unit)?,
@@ -224,12 +230,16 @@ impl<'a> Travel<'a> {
                 trace.keep(format!("{prefix}pass{j}.{i}"), prediction);
             }
         };
-        let mut look = Look { unet: &pipeline.unet, timestep: at.timestep, rescale: self.requests[0].guidance_rescale, told: &told, see };
+        let rescale = self.requests[0].guidance_rescale;
+        let mut look = Look { unet: &pipeline.unet, timestep: at.timestep, rescale, told: &told, see, maps: &mut self.maps };
         let mut guided = look.predict(&step, &seen)?;
         if let Some(reference) = reference {
             for blend in blends(Target::Estimate) {
                 let clean = walk.clean(i, &latents, &guided)?;
-                let clean = Self::blended(blend, &clean, &reference.clean)?;
+                let clean = match (&blend.band, &reference.image) {
+                    (Band::WaveletOfImage, Some(image)) => self.blended_images(blend, &clean, image)?,
+                    _ => Self::blended(blend, &clean, &reference.clean)?,
+                };
                 guided = walk.implied(i, &latents, &clean)?;
             }
         }
@@ -241,7 +251,18 @@ impl<'a> Travel<'a> {
         match &blend.band {
             Band::All => Ok(((x * (1.0 - blend.weight))? + (toward * blend.weight)?)?),
             Band::Fourier(mask) => Ok((x + low_pass(&((toward - x)? * blend.weight)?, mask)?)?),
+            Band::WaveletOfImage => {
+                Err(Error::method("", "a wavelet's coefficients are of images: of estimates, in a stage whose start is enlarged in pixels"))
+            }
         }
+    }
+
+    /// Clean latents whose image's coarse part is blended with that of `toward`.
+    fn blended_images(&self, blend: &Blend, clean: &Tensor, toward: &Tensor) -> Result<Tensor> {
+        let image = self.decoded(clean)?;
+        let change = (kernels::wavelet_coarse(&(toward - &image)?)? * blend.weight)?;
+        let (mean, _) = self.pipeline.vae.encode(&(image + change)?)?;
+        Ok((mean * self.pipeline.vae.scaling_factor)?)
     }
 
     fn decoded(&self, latents: &Tensor) -> Result<Tensor> {
@@ -258,21 +279,22 @@ impl<'a> Travel<'a> {
         ((latent.0 * self.pipeline.vae.factor) as f32, (latent.1 * self.pipeline.vae.factor) as f32)
     }
 
-    /// Clean latents of the stage before at this stage's size.
-    fn enlarged(&mut self, s: usize, stage: &Stage, enlarge: &Enlarge, before: &Tensor) -> Result<Tensor> {
+    /// Clean latents of the stage before at this stage's size, and their image where they went through one.
+    fn enlarged(&mut self, s: usize, stage: &Stage, enlarge: &Enlarge, before: &Tensor) -> Result<(Tensor, Option<Tensor>)> {
         let vae = &self.pipeline.vae;
         let (h, w) = stage.latent;
         if enlarge.through == Through::Latents {
-            return resized(before, enlarge.filter, h, w);
+            return Ok((resized(before, enlarge.filter, h, w)?, None));
         }
-        let image = resized(&self.decoded(before)?, enlarge.filter, h * vae.factor, w * vae.factor)?.clamp(-1f32, 1f32)?;
+        let within = |image: Tensor| -> Result<Tensor> { Ok(if enlarge.clamped { image.clamp(-1f32, 1f32)? } else { image }) };
+        let image = within(resized(&self.decoded(before)?, enlarge.filter, h * vae.factor, w * vae.factor)?)?;
         let image = match &enlarge.sharpen {
             None => image,
             Some(sharpen) => {
                 let (low, high) = sharpen.sigma;
                 let sigma = low + (high - low) * Dice::new(self.requests[0].seed, s, usize::MAX >> 32).uniform();
-                let blurred = kernels::blur_gaussian(&image, sharpen.taps, sigma)?;
-                (&image + ((&image - blurred)? * sharpen.amount)?)?.clamp(-1f32, 1f32)?
+                let blurred = kernels::blur_gaussian_mirrored(&image, sharpen.taps, sigma)?;
+                within((&image + ((&image - blurred)? * sharpen.amount)?)?)?
             }
         };
         let (mean, log_variance) = vae.encode(&image)?;
@@ -283,7 +305,7 @@ impl<'a> Travel<'a> {
                 (mean + ((log_variance.clamp(-30f32, 20f32)? * 0.5)?.exp()? * self.noise.draw((1, c, h, w))?)?)?
             }
         };
-        Ok((latents * vae.scaling_factor)?)
+        Ok(((latents * vae.scaling_factor)?, Some(image)))
     }
 }
 

@@ -5,8 +5,8 @@ use super::texts::Told;
 use crate::dice::Dice;
 use crate::error::Result;
 use crate::plan::LowPass;
-use crate::step::{Pooled, Region, Step, Strided, View, Windows};
-use crate::unet::UNet;
+use crate::step::{Conditioning, Pooled, Region, Step, Strided, View, Windows};
+use crate::unet::{MapStore, UNet};
 use candle_core::{Device, Tensor};
 use scalebench_kernels as kernels;
 
@@ -22,6 +22,8 @@ pub(super) struct Look<'a> {
     pub(super) told: &'a Told<'a>,
     /// Sees the predictions of a whole view's passes.
     pub(super) see: &'a mut dyn FnMut(usize, &Tensor),
+    /// Maps that passes on the whole latents keep and reuse.
+    pub(super) maps: &'a mut MapStore,
 }
 
 impl Look<'_> {
@@ -41,10 +43,12 @@ impl Look<'_> {
         Ok(total.expect("a step has views"))
     }
 
+    /// The guided prediction of one view.
     fn of(&mut self, view: &View, shown: &Tensor) -> Result<Tensor> {
         match &view.region {
             Region::Whole | Region::Pooled(_) => {
-                let predictions = self.unet.predict(shown, self.timestep, &view.passes, &mut |c| self.told.maps(c, &[(0, 0)]))?;
+                let mut told = |c: &[Conditioning]| self.told.maps(c, &[(0, 0)]);
+                let predictions = self.unet.predict_keeping(shown, self.timestep, &view.passes, &mut told, self.maps)?;
                 predictions.iter().enumerate().for_each(|(j, prediction)| (self.see)(j, prediction));
                 combine(&view.passes, &predictions, view.bands.as_ref(), self.rescale)
             }

@@ -8,6 +8,9 @@ use candle_core::Tensor;
 fn timesteps(run: &Run<'_>) -> Vec<usize> {
     let (total, n) = (run.schedule.n_train, run.n);
     let last = total - 1;
+    if let Some((timesteps, _)) = run.given {
+        return timesteps.iter().map(|&t| t.min(last)).collect();
+    }
     match run.spacing {
         Spacing::Leading => (0..n).rev().map(|i| (i * (total / n) + run.schedule.steps_offset).min(last)).collect(),
         Spacing::Trailing => {
@@ -61,7 +64,8 @@ pub(super) fn walk(sampler: Sampler, run: &Run<'_>, table: Vec<f64>, eta: f64) -
     let shown = steps.iter().map(|&t| t as f64).collect();
     let alphas_cumprod = table.as_slice().into();
     let final_alpha = if s.set_alpha_to_one { 1.0 } else { table[0] };
-    let known = Levels { table, final_alpha, prediction: s.prediction, stride: s.n_train / run.n, steps };
+    let stride = run.given.map_or(s.n_train / run.n, |(_, stride)| *stride);
+    let known = Levels { table, final_alpha, prediction: s.prediction, stride, steps };
     let (draws_noise, solver): (bool, Box<dyn Solver>) = match sampler {
         Sampler::Ddim => (eta > 0.0, Box::new(Ddim { levels: known, eta })),
         Sampler::Ddpm => (true, Box::new(Ddpm { levels: Levels { final_alpha: 1.0, ..known } })),

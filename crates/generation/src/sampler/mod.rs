@@ -234,6 +234,7 @@ impl Schedule {
     /// [`walk`](Self::walk) on the noise levels and timesteps of a journey's stage. Which of the steps the stage runs plays no part.
     pub fn walk_stage(&self, sampler: Sampler, n: usize, eta: f64, wanted: &ScheduleOptions, stage: &Steps) -> Result<Walk> {
         let request = |key, found: String, expected: &str| Error::Request { key, found, expected: expected.to_owned() };
+        let n = stage.timesteps.as_ref().map_or(n, |(timesteps, _)| timesteps.len());
         if n == 0 || n > self.n_train {
             return Err(request("steps", n.to_string(), &format!("from 1 to the {} training timesteps", self.n_train)));
         }
@@ -249,6 +250,10 @@ impl Schedule {
         if karras && !sampler.knows_karras() && wanted.use_karras_sigmas.is_some() {
             return Err(request("use_karras_sigmas", "true".into(), "false, or a sampler that knows them: euler, dpm++2m, unipc"));
         }
+        if stage.timesteps.is_some() && (karras || sampler == Sampler::Pndm) {
+            let (key, found) = if karras { ("use_karras_sigmas", "true") } else { ("sampler", "pndm") };
+            return Err(request(key, found.into(), "another one: this method says which timesteps are visited"));
+        }
         let zero_snr = wanted.rescale_betas_zero_snr.or(self.options.rescale_betas_zero_snr).unwrap_or(false);
         if zero_snr && self.prediction == Prediction::Epsilon {
             return Err(request("rescale_betas_zero_snr", "true".into(), "false for a network that predicts the noise"));
@@ -258,7 +263,7 @@ impl Schedule {
         if stage.gamma != 1.0 {
             table.iter_mut().for_each(|a| *a /= stage.gamma - (stage.gamma - 1.0) * *a);
         }
-        let run = Run { schedule: self, n, spacing, karras };
+        let run = Run { schedule: self, n, spacing, karras, given: stage.timesteps.as_ref() };
         Ok(match sampler {
             Sampler::Ddim | Sampler::Ddpm | Sampler::Pndm => alpha::walk(sampler, &run, table, eta),
             _ => {
@@ -277,6 +282,8 @@ struct Run<'a> {
     n: usize,
     spacing: Spacing,
     karras: bool,
+    /// Timesteps in place of the spacing's, and how far a step goes.
+    given: Option<&'a (Vec<usize>, usize)>,
 }
 
 /// A solver on its way: it keeps what multistep methods remember.
@@ -402,7 +409,7 @@ fn unknown(file: &Path, key: &str, found: &str, expected: &str) -> Error {
 }
 
 /// `torch.linspace` in f32: both halves count from their own end.
-fn linspace(a: f32, b: f32, n: usize) -> Vec<f32> {
-    let step = (b - a) / (n - 1) as f32;
-    (0..n).map(|i| if i < n / 2 { a + step * i as f32 } else { b - step * (n - 1 - i) as f32 }).collect()
+pub(crate) fn linspace(a: f32, b: f32, n: usize) -> Vec<f32> {
+    let step = (b - a) / (n.max(2) - 1) as f32;
+    (0..n).map(|i| if i == 0 || i < n / 2 { a + step * i as f32 } else { b - step * (n - 1 - i) as f32 }).collect()
 }

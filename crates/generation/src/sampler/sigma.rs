@@ -16,7 +16,11 @@ struct Levels {
 pub(super) fn walk(sampler: Sampler, run: &Run<'_>, alphas_cumprod: &[f64]) -> Walk {
     let trained: Vec<f64> = alphas_cumprod.iter().map(|a| ((1.0 - a) / a).sqrt()).collect();
     let euler = matches!(sampler, Sampler::Euler | Sampler::EulerAncestral);
-    let mut shown = if euler { euler_timesteps(run) } else { multistep_timesteps(run) };
+    let mut shown = match run.given {
+        Some((timesteps, _)) => timesteps.iter().map(|&t| t as f64).collect(),
+        None if euler => euler_timesteps(run),
+        None => multistep_timesteps(run),
+    };
     let mut sigmas: Vec<f64> = shown.iter().map(|&t| interpolate(&trained, t)).collect();
     if run.karras {
         // diffusers spans the visited levels for Euler, the trained ones for the multistep solvers.
@@ -27,7 +31,12 @@ pub(super) fn walk(sampler: Sampler, run: &Run<'_>, alphas_cumprod: &[f64]) -> W
             shown.iter_mut().for_each(|t| *t = t.round_ties_even());
         }
     }
-    sigmas.push(if run.schedule.last_sigma_zero { 0.0 } else { trained[0] });
+    let below = run.given.and_then(|(timesteps, stride)| timesteps.last()?.checked_sub(*stride));
+    sigmas.push(match below {
+        Some(timestep) => trained[timestep],
+        None if run.schedule.last_sigma_zero => 0.0,
+        None => trained[0],
+    });
     let levels = Levels { sigmas, prediction: run.schedule.prediction };
     let steps = 0..shown.len();
     let first = levels.sigmas[0];

@@ -1,11 +1,14 @@
 //! The U-Net of Stable Diffusion with named sites. It asks the plan what to do and names no method.
 
 mod conv;
+mod maps;
 mod resnet;
 mod transformer;
 mod windows;
 
 pub(crate) use conv::SiteConv;
+pub(crate) use maps::MapStore;
+use maps::MapTape;
 use resnet::ResnetBlock;
 use transformer::Transformer;
 
@@ -170,6 +173,7 @@ pub(crate) struct Context<'a> {
     /// SiLU of the time embedding, `(1 or batch, time_width)`.
     time_silu: Tensor,
     tape: &'a Tape,
+    maps: &'a MapTape,
 }
 
 /// Queries and keys of self-attentions, by site, on their way from one pass to another.
@@ -370,6 +374,18 @@ impl UNet {
         passes: &[Pass],
         told: &mut dyn FnMut(&[Conditioning]) -> Result<Told>,
     ) -> Result<Vec<Tensor>> {
+        self.predict_keeping(latents, timestep, passes, told, &mut MapStore::default())
+    }
+
+    /// [`predict`](Self::predict) with a store of the maps that passes keep.
+    pub(crate) fn predict_keeping(
+        &self,
+        latents: &Tensor,
+        timestep: f64,
+        passes: &[Pass],
+        told: &mut dyn FnMut(&[Conditioning]) -> Result<Told>,
+        store: &mut MapStore,
+    ) -> Result<Vec<Tensor>> {
         let images = latents.dim(0)?;
         let mut predictions: Vec<Option<Tensor>> = vec![None; passes.len()];
         // Which passes ran together, and what they lend.
@@ -378,7 +394,8 @@ impl UNet {
             if predictions[first].is_some() {
                 continue;
             }
-            let alike = |j: usize| passes[j].plan == passes[first].plan && passes[j].queries_of == passes[first].queries_of;
+            let key = |j: usize| (&passes[j].plan, passes[j].queries_of, passes[j].maps);
+            let alike = |j: usize| key(j) == key(first);
             let same: Vec<usize> = (first..passes.len()).filter(|&j| predictions[j].is_none() && alike(j)).collect();
             let tape = match passes[first].queries_of {
                 Some(lender) => match tapes.iter().find_map(|(group, tape)| Some((tape, group.iter().position(|&j| j == lender)?))) {
@@ -392,7 +409,10 @@ impl UNet {
             };
             let told = told(&same.iter().map(|&j| passes[j].conditioning).collect::<Vec<_>>())?;
             let batch = Tensor::cat(&vec![latents; same.len()], 0)?;
-            let out = self.forward_taped(&batch, timestep, &told, &passes[first].plan, &tape, &mut |_, _| {})?;
+            let conditionings: Vec<Conditioning> = same.iter().map(|&j| passes[j].conditioning).collect();
+            let maps = store.lend(passes[first].maps, &conditionings)?;
+            let out = self.forward_taped(&batch, timestep, &told, &passes[first].plan, (&tape, &maps), &mut |_, _| {})?;
+            store.keep(maps, &conditionings)?;
             for (row, &j) in same.iter().enumerate() {
                 predictions[j] = Some(out.narrow(0, row * images, images)?.contiguous()?);
             }
@@ -432,10 +452,10 @@ impl UNet {
         plan: &Plan,
         see: &mut dyn FnMut(&str, &Tensor),
     ) -> Result<Tensor> {
-        self.forward_taped(latents, timestep, told, plan, &Tape::Off, see)
+        self.forward_taped(latents, timestep, told, plan, (&Tape::Off, &MapTape::default()), see)
     }
 
-    /// Predicts from `latents` `(batch, in_channels, h, w)` at `timestep` under `plan`, `tape` lent or taken: the same shape out, on
+    /// Predicts from `latents` `(batch, in_channels, h, w)` at `timestep` under `plan`, what the tapes hold lent or taken: the same shape out, on
     /// the CPU, f32. `see` is shown the output of each block under its module path.
     fn forward_taped(
         &self,
@@ -443,12 +463,12 @@ impl UNet {
         timestep: f64,
         told: &Told,
         plan: &Plan,
-        tape: &Tape,
+        (tape, maps): (&Tape, &MapTape),
         see: &mut dyn FnMut(&str, &Tensor),
     ) -> Result<Tensor> {
         let time = self.embed_time(timestep, told, see)?;
         let text = told.text.to_dtype(self.activations)?.to_device(&self.device)?;
-        let cx = Context { plan, text: &text, time_silu: kernels::silu(&time)?, tape };
+        let cx = Context { plan, text: &text, time_silu: kernels::silu(&time)?, tape, maps };
 
         let mut x = self.conv_in.forward(&latents.to_device(&self.device)?, cx.conv(&self.conv_in), None)?;
         see("conv_in", &x);

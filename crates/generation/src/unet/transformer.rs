@@ -1,6 +1,6 @@
 //! The transformer block: self-attention, cross-attention, feed-forward.
 
-use super::{Build, Context, Tape};
+use super::{Build, Context, MapTape, Tape};
 use crate::error::Result;
 use crate::layers::{GroupNorm, IntoMap, IntoTokens, LayerNorm, Linear};
 use crate::plan::{AttentionAction, AttentionShape};
@@ -35,10 +35,12 @@ impl Attention {
         })
     }
 
-    /// Attention to another sequence.
-    fn cross(&self, x: &Tensor, context: &Tensor) -> Result<Tensor> {
+    /// Attention to another sequence, its map kept or mixed with another as `maps` says.
+    fn cross(&self, x: &Tensor, context: &Tensor, maps: &MapTape) -> Result<Tensor> {
         let (q, k, v) = (self.to_q.forward(x)?, self.to_k.forward(context)?, self.to_v.forward(context)?);
-        self.to_out.forward(&self.attend(&q, &k, &v, 1.0)?)
+        maps.see(|| Ok(kernels::attention_map(&q, &k, self.heads, self.scale)?))?;
+        let found = maps.mixed(self.attend(&q, &k, &v, 1.0)?, &v)?;
+        self.to_out.forward(&found)
     }
 
     /// Attention among the pixels of a map of `size` (height, width), under `action`.
@@ -91,7 +93,7 @@ impl Block {
     fn forward(&self, x: &Tensor, size: (usize, usize), cx: &Context<'_>) -> Result<Tensor> {
         let h = self.norm1.forward(x)?;
         let x = kernels::add(x, &self.attn1.own(&h, size, &cx.plan.attentions[self.site], self.site, cx.tape)?)?;
-        let x = kernels::add(&x, &self.attn2.cross(&self.norm2.forward(&x)?, cx.text)?)?;
+        let x = kernels::add(&x, &self.attn2.cross(&self.norm2.forward(&x)?, cx.text, cx.maps)?)?;
         let h = kernels::geglu(&self.ff_in.forward(&self.norm3.forward(&x)?)?)?;
         Ok(kernels::add(&x, &self.ff_out.forward(&h)?)?)
     }

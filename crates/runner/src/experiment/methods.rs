@@ -29,7 +29,14 @@ builtin![
     "redilation-disperse",
     "scalecrafter",
     "scalecrafter-disperse",
-    "scalecrafter-as-published"
+    "scalecrafter-as-published",
+    "self-cascade",
+    "megafusion",
+    "megafusion-pp",
+    "rectified-hr",
+    "diffuse-high",
+    "frecas",
+    "upsample-guidance"
 ];
 
 /// Names of the built-in methods.
