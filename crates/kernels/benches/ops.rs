@@ -78,7 +78,8 @@ fn linear<const P: usize>(bencher: Bencher<'_, '_>, (tokens, k, n): (usize, usiz
 
 /// (queries, keys, heads, head size), batch 2.
 #[divan::bench(args = [
-    (4096, 4096, 8, 40), (1024, 1024, 8, 80), (256, 256, 8, 160), (4096, 77, 8, 40), (4096, 4096, 5, 64), (4096, 4096, 4, 8), (4096, 4096, 1, 512),
+    (4096, 4096, 8, 40), (1024, 1024, 8, 80), (256, 256, 8, 160), (4096, 77, 8, 40), (4096, 4096, 5, 64), (4096, 4096, 4, 8), (1024, 1024, 4, 16), (1024, 1024, 4, 24),
+    (1024, 1024, 4, 32), (4096, 77, 4, 8), (4096, 4096, 1, 512),
 ], consts = [0, 1])]
 fn attention<const P: usize>(bencher: Bencher<'_, '_>, (n, m, heads, d): (usize, usize, usize, usize)) {
     let (q, k) = (numbers(&[2, n, heads * d]), numbers(&[2, m, heads * d]));

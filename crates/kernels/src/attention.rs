@@ -1,32 +1,50 @@
 //! Softmax attention that never holds more than one tile of scores.
+//!
+//! A tile is laid out with its queries side by side in the lanes of vectors, one line of them for each key. So nothing is summed or
+//! compared across lanes, no head size leaves lanes empty, and both products of attention are of the kind that
+//! [`product`](crate::product) makes best: few numbers broadcast against whole panels. That holds for heads of 8 channels as for
+//! those of 512.
 
 use crate::product::{Left, PANEL, Precision, Product, Right};
-use crate::simd::{LANES, exp_simd, exp2_simd};
-use crate::view::{SharedMut, Unwritten, tensor, with_slice};
-use crate::weight::transpose;
+use crate::simd::{dispatch, exp2_simd};
+use crate::view::{SharedMut, Unwritten, with_slice};
 use crate::words;
 use candle_core::{Result, Tensor, bail};
 use rayon::prelude::*;
 use std::cell::RefCell;
 
-/// Queries and keys of one tile: 48 × 256 scores are 48 KiB.
-const QUERY_TILE: usize = 48;
-const KEY_TILE: usize = 4 * PANEL;
+/// Queries of one tile: a panel of the right operands.
+const QUERY_TILE: usize = PANEL;
 
-#[derive(Default)]
+/// Keys of one tile, an even number: its 24 KiB of scores stay in a first-level cache.
+const KEY_TILE: usize = 96;
+
+/// Vectors of a line of scores that are worked on at a time.
+const CHUNK: usize = 4;
+
+/// Scores, as logarithms to the base of 2, that need no maximum subtracted: sums of a million of their powers, times values of
+/// 2^20, stay finite, and powers 2^46 times smaller than the largest do not vanish.
+const SAFE_SCORE: f32 = 80.0;
+
+/// One number, or word, for each query of a tile.
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+struct Line<T>([T; QUERY_TILE]);
+
 struct Scratch {
-    /// Queries of one tile, and their probabilities, as words.
-    query: Vec<u32>,
-    words: Vec<u32>,
-    scores: Vec<f32>,
-    /// One query, times the scale.
-    scaled: Vec<f32>,
-    /// Weighted sums of values.
-    acc: Vec<f32>,
+    /// Queries as words, `(words of a head's channels, QUERY_TILE)`.
+    queries: Vec<Line<u32>>,
+    /// Rows of words before they are transposed.
+    rows: Vec<u32>,
+    /// Scores, then probabilities, then these as words: `(KEY_TILE, QUERY_TILE)`.
+    scores: Vec<Line<f32>>,
+    /// Weighted sums of values, `(channels, QUERY_TILE)`.
+    acc: Vec<Line<f32>>,
 }
 
 thread_local! {
-    static SCRATCH: RefCell<Scratch> = RefCell::default();
+    static SCRATCH: RefCell<Scratch> =
+        const { RefCell::new(Scratch { queries: Vec::new(), rows: Vec::new(), scores: Vec::new(), acc: Vec::new() }) };
 }
 
 /// Multi-head attention, `softmax(scale · Q Kᵀ) V` per head.
@@ -35,9 +53,9 @@ thread_local! {
 /// channels as the projections leave them; returns `(batch, n, heads · d)`. Memory beyond the
 /// operands is one tile per thread, whatever `n` and `m` (the running softmax of Milakov and
 /// Gimelshein, 2018). With [`Precision::Bf16`], heads of more than 32 channels round queries, keys, values and
-/// probabilities; smaller ones gain nothing by it and stay `f32`.
+/// probabilities; smaller ones gain little by it and stay `f32`.
 pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize, scale: f64, precision: Precision) -> Result<Tensor> {
-    let (batch, _, width) = q.dims3()?;
+    let (batch, n, width) = q.dims3()?;
     let (kb, m, kw) = k.dims3()?;
     if heads == 0 || width % heads != 0 || (kb, kw) != (batch, width) || v.dims() != k.dims() || m == 0 {
         bail!("attention: q {:?}, k {:?}, v {:?} with {heads} heads", q.dims(), k.dims(), v.dims());
@@ -47,104 +65,21 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize, scale: f64, p
         return crate::gpu::attention(q, k, v, heads, scale);
     }
     let d = width / heads;
-    // Long lines amortise their overhead; short ones do not pad a short context much.
-    let narrow = match (d, m >= 512) {
-        (8, true) => narrow::<8, 512>,
-        (8, false) => narrow::<8, 32>,
-        (16, true) => narrow::<16, 512>,
-        (16, false) => narrow::<16, 32>,
-        (24, true) => narrow::<24, 512>,
-        (24, false) => narrow::<24, 32>,
-        (32, true) => narrow::<32, 512>,
-        (32, false) => narrow::<32, 32>,
-        _ => return wide(q, k, v, heads, scale, precision),
-    };
-    narrow(q, k, v, heads, scale)
-}
-
-/// Any head size: tiles of scores by matrix products. Keys and values are laid out for them once a call.
-fn wide(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize, scale: f64, precision: Precision) -> Result<Tensor> {
-    let (batch, n, width) = q.dims3()?;
-    let (m, d) = (k.dims()[1], width / heads);
-    let (depth, key_words) = (precision.words(d), precision.words(m));
-    let key_size = m.div_ceil(PANEL) * depth * PANEL;
-    let value_size = d.div_ceil(PANEL) * key_words * PANEL;
-    let tiles = n.div_ceil(QUERY_TILE);
+    let precision = if d > 32 { precision } else { Precision::F32 };
     // Scores are logarithms to the base of 2.
     let factor = (scale * std::f64::consts::LOG2_E) as f32;
+    let context = with_slice(k, |k| with_slice(v, |v| Ok(Context::new(k, v, (batch, m, heads, d), factor, precision))))?;
+    let tiles = n.div_ceil(QUERY_TILE);
     with_slice(q, |q| {
-        let keys =
-            with_slice(k, |k| Ok(panels(batch * heads * key_size, key_size, |i, to| lay_out_keys(k, i, m, heads, d, precision, to))))?;
-        let values = with_slice(v, |v| {
-            Ok(panels(batch * heads * value_size, value_size, |i, to| lay_out_values(v, i, m, heads, d, precision, to)))
-        })?;
         let mut output = Unwritten::new(batch * n * width);
         let out = output.shared();
         (0..batch * heads * tiles).into_par_iter().for_each(|task| {
-            let (panel, tile) = (task / tiles, task % tiles);
-            let (b, head) = (panel / heads, panel % heads);
-            let queries = tile * QUERY_TILE..n.min((tile + 1) * QUERY_TILE);
-            let rows = queries.len();
-            let at = |t: usize| (b * n + t) * width + head * d;
-            SCRATCH.with_borrow_mut(|Scratch { query, words, scores, scaled, acc }| {
-                query.resize(QUERY_TILE * depth, 0);
-                words.resize(QUERY_TILE * precision.words(KEY_TILE), 0);
-                scores.resize(QUERY_TILE * KEY_TILE, 0.0);
-                acc.resize(QUERY_TILE * d, 0.0);
-                for (t, to) in queries.clone().zip(query.chunks_exact_mut(depth)) {
-                    scaled.clear();
-                    scaled.extend(q[at(t)..][..d].iter().map(|v| v * factor));
-                    words::rows(scaled, d, precision, to);
-                }
-                let mut peak = [f32::NEG_INFINITY; QUERY_TILE];
-                let mut sum = [0f32; QUERY_TILE];
-                for start in (0..m).step_by(KEY_TILE) {
-                    let columns = KEY_TILE.min(m - start);
-                    let product = Product {
-                        m: rows,
-                        n: columns,
-                        depth,
-                        left: Left { ptr: query.as_ptr(), row: depth },
-                        right: Right { ptr: keys[panel * key_size + start / PANEL * depth * PANEL..].as_ptr(), panel: depth * PANEL },
-                        out: scores.as_mut_ptr(),
-                        out_row: KEY_TILE,
-                        accumulate: false,
-                    };
-                    // SAFETY: the tile holds rows × columns scores, the keys have whole panels.
-                    unsafe { product.run(precision) };
-                    pulp::Arch::new().dispatch(Soften { scores, columns, d, rows, peak: &mut peak, sum: &mut sum, acc });
-                    let (spent, row) = match precision {
-                        Precision::F32 => (scores.as_ptr().cast(), KEY_TILE),
-                        Precision::Bf16 => {
-                            let row = precision.words(columns);
-                            for (scores, words) in scores.chunks_exact(KEY_TILE).zip(words.chunks_exact_mut(row)).take(rows) {
-                                words::rows(&scores[..columns], columns, precision, words);
-                            }
-                            (words.as_ptr(), row)
-                        }
-                    };
-                    let product = Product {
-                        m: rows,
-                        n: d,
-                        depth: precision.words(columns),
-                        left: Left { ptr: spent, row },
-                        right: Right {
-                            ptr: values[panel * value_size + precision.words(start) * PANEL..].as_ptr(),
-                            panel: key_words * PANEL,
-                        },
-                        out: acc.as_mut_ptr(),
-                        out_row: d,
-                        accumulate: start > 0,
-                    };
-                    // SAFETY: as above; the values have whole panels.
-                    unsafe { product.run(precision) };
-                }
-                for ((t, sum), acc) in queries.zip(sum).zip(acc.chunks_exact(d)) {
-                    let inverse = 1.0 / sum;
-                    // SAFETY: this task owns head `head` of its query rows.
-                    let to = unsafe { out.part(at(t), d) };
-                    acc.iter().zip(to).for_each(|(a, o)| _ = o.write(a * inverse));
-                }
+            let (head, tile) = (task / tiles, task % tiles);
+            let first = tile * QUERY_TILE;
+            let start = (head / heads * n + first) * width + head % heads * d;
+            // SAFETY: this task owns the channels of its head in the rows of its queries.
+            SCRATCH.with_borrow_mut(|scratch| unsafe {
+                context.attend(head, &q[start..], n.min(first + QUERY_TILE) - first, scratch, out, start)
             });
         });
         // SAFETY: the tasks cover all heads of all queries.
@@ -152,60 +87,277 @@ fn wide(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize, scale: f64, precision:
     })
 }
 
-/// `len` words in parts of `size`, part `i` written by `f`; what it leaves out is 0.
-fn panels(len: usize, size: usize, f: impl Fn(usize, &mut [u32]) + Sync) -> Vec<u32> {
-    let mut words = Unwritten::new(len);
-    let shared = words.shared();
-    // SAFETY: every task owns one part.
-    (0..len / size).into_par_iter().for_each(|i| f(i, unsafe { shared.zeroed(i * size, size) }));
-    // SAFETY: the parts are all of it.
-    unsafe { words.vec(len) }
+/// Keys and values of all images and heads, laid out as left operands of the products with tiles of queries.
+struct Context {
+    precision: Precision,
+    /// Number of keys, channels of a head, channels of a token.
+    m: usize,
+    d: usize,
+    width: usize,
+    /// Per image, head and key: words of its scaled channels.
+    keys: Vec<u32>,
+    /// Per image, head and tile of keys: `(d, words of KEY_TILE)`.
+    values: Vec<u32>,
+    /// Per image, head and tile of keys: the largest squared norm of a scaled key.
+    norms: Vec<f32>,
 }
 
-/// The rows `(m, d)` of image and head `i` in `x` `(batch, m, heads · d)`.
-fn head_rows(x: &[f32], i: usize, m: usize, heads: usize, d: usize) -> impl Iterator<Item = &[f32]> + Clone {
-    let (b, head) = (i / heads, i % heads);
-    (0..m).map(move |t| &x[((b * m + t) * heads + head) * d..][..d])
-}
+impl Context {
+    /// Of `k`, which is scaled by `factor`, and `v`, both `(batch, m, heads · d)`.
+    fn new(k: &[f32], v: &[f32], (batch, m, heads, d): (usize, usize, usize, usize), factor: f32, precision: Precision) -> Self {
+        let (width, depth, row) = (heads * d, precision.words(d), precision.words(KEY_TILE));
+        let tiles = m.div_ceil(KEY_TILE);
+        let parts = batch * heads * tiles;
+        let (mut keys, mut values, mut norms) =
+            (Unwritten::new(batch * heads * m * depth), Unwritten::new(parts * d * row), Unwritten::new(parts));
+        let (to_keys, to_values, to_norms): (SharedMut<u32>, SharedMut<u32>, SharedMut<f32>) =
+            (keys.shared(), values.shared(), norms.shared());
+        (0..parts).into_par_iter().for_each(|part| {
+            let (head, first) = (part / tiles, part % tiles * KEY_TILE);
+            let columns = KEY_TILE.min(m - first);
+            let start = (head / heads * m + first) * width + head % heads * d;
+            // SAFETY: every part owns its piece of each buffer.
+            let (keys, values) =
+                unsafe { (to_keys.zeroed((head * m + first) * depth, columns * depth), to_values.zeroed(part * d * row, d * row)) };
+            let norm = SCRATCH.with_borrow_mut(|Scratch { rows, .. }| {
+                dispatch(
+                    #[inline(always)]
+                    || {
+                        lay_out_values(&v[start..], width, d, columns, precision, rows, values);
+                        lay_out_keys(&k[start..], width, d, factor, precision, keys);
+                        factor * factor * largest_norm(&k[start..], width, d, columns)
+                    },
+                )
+            });
+            // SAFETY: as above.
+            unsafe { to_norms.at(part).write(norm) };
+        });
+        // SAFETY: the parts cover all keys and values.
+        unsafe {
+            Self {
+                precision,
+                m,
+                d,
+                width,
+                keys: keys.vec(batch * heads * m * depth),
+                values: values.vec(parts * d * row),
+                norms: norms.vec(parts),
+            }
+        }
+    }
 
-/// Keys for `Q Kᵀ`: panels of keys, summed over channels.
-fn lay_out_keys(k: &[f32], i: usize, m: usize, heads: usize, d: usize, precision: Precision, to: &mut [u32]) {
-    let rows = head_rows(k, i, m, heads, d);
-    for (j, panel) in to.chunks_exact_mut(precision.words(d) * PANEL).enumerate() {
-        transpose(rows.clone().skip(j * PANEL).take(PANEL), precision, panel);
+    /// Attention of the first `rows` rows of `q`, `width` apart, over head `head` of all images' heads, to `out` from `start` on.
+    ///
+    /// # Safety
+    /// The `d` elements of `out` from `start` on, and those of the next `rows` − 1 rows, must be this call's alone.
+    unsafe fn attend(&self, head: usize, q: &[f32], rows: usize, scratch: &mut Scratch, out: SharedMut<f32>, start: usize) {
+        let Self { precision, m, d, width, .. } = *self;
+        let (depth, row) = (precision.words(d), precision.words(KEY_TILE));
+        let tiles = m.div_ceil(KEY_TILE);
+        let Scratch { queries, rows: words, scores, acc } = scratch;
+        queries.resize(depth, Line([0; QUERY_TILE]));
+        scores.resize(KEY_TILE, Line([0.0; QUERY_TILE]));
+        acc.resize(d, Line([0.0; QUERY_TILE]));
+        let query_norm = dispatch(
+            #[inline(always)]
+            || {
+                lay_out_queries(q, width, d, rows, precision, words, queries);
+                largest_norm(q, width, d, rows)
+            },
+        );
+        // By the inequality of Cauchy and Schwarz. A tile is part of one image, so that the choice is the image's own.
+        let key_norm = self.norms[head * tiles..][..tiles].iter().fold(0f32, |top, norm| top.max(*norm));
+        let bounded = query_norm * key_norm <= SAFE_SCORE * SAFE_SCORE;
+        let mut peak = Line([f32::NEG_INFINITY; QUERY_TILE]);
+        let mut sum = Line([0f32; QUERY_TILE]);
+        for (tile, first) in (0..m).step_by(KEY_TILE).enumerate() {
+            let columns = KEY_TILE.min(m - first);
+            let product = Product {
+                m: columns,
+                n: rows,
+                depth,
+                left: Left { ptr: self.keys[(head * m + first) * depth..].as_ptr(), row: depth },
+                right: Right { ptr: queries.as_ptr().cast(), panel: depth * PANEL },
+                out: scores.as_mut_ptr().cast(),
+                out_row: QUERY_TILE,
+                accumulate: false,
+            };
+            // SAFETY: the scratch memory holds whole panels of all keys of the tile.
+            unsafe { product.run(precision) };
+            let running = (!bounded).then_some((&mut peak, &mut acc[..]));
+            pulp::Arch::new().dispatch(Soften { scores, columns, rows, sum: &mut sum, running, precision });
+            let product = Product {
+                m: d,
+                n: rows,
+                depth: precision.words(columns),
+                left: Left { ptr: self.values[(head * tiles + tile) * d * row..].as_ptr(), row },
+                right: Right { ptr: scores.as_ptr().cast(), panel: row * PANEL },
+                out: acc.as_mut_ptr().cast(),
+                out_row: QUERY_TILE,
+                accumulate: first > 0,
+            };
+            // SAFETY: as above.
+            unsafe { product.run(precision) };
+        }
+        dispatch(
+            #[inline(always)]
+            || {
+                divide(acc, &sum);
+                // SAFETY: the caller's promise.
+                unsafe { transpose(acc.as_ptr().cast(), QUERY_TILE, out.at(start).cast(), width, d, rows) };
+            },
+        );
     }
 }
 
-/// Values for `P V`: panels of channels, summed over keys.
-fn lay_out_values(v: &[f32], i: usize, m: usize, heads: usize, d: usize, precision: Precision, to: &mut [u32]) {
-    let key_words = precision.words(m);
-    let mut rows = head_rows(v, i, m, heads, d);
-    for p in 0..key_words {
-        let low = rows.next().unwrap_or(&[]);
-        let high = if precision == Precision::Bf16 { rows.next().unwrap_or(&[]) } else { &[] };
-        for (j, panel) in to.chunks_exact_mut(key_words * PANEL).enumerate() {
-            let channels = j * PANEL..d.min((j + 1) * PANEL);
-            let (low, high, to) = (&low[channels.clone()], high.get(channels).unwrap_or(&[]), &mut panel[p * PANEL..]);
-            match precision {
-                Precision::F32 => words::bits(low, to),
-                Precision::Bf16 => words::joined(low, high, to),
+/// Rows of `k`, `width` apart, times `factor`, as rows of words.
+#[inline(always)]
+fn lay_out_keys(k: &[f32], width: usize, d: usize, factor: f32, precision: Precision, to: &mut [u32]) {
+    for (t, to) in to.chunks_exact_mut(precision.words(d)).enumerate() {
+        let row = &k[t * width..][..d];
+        match precision {
+            Precision::F32 => {
+                for c in 0..d {
+                    to[c] = (row[c] * factor).to_bits();
+                }
+            }
+            Precision::Bf16 => {
+                for c in 0..d / 2 {
+                    to[c] = words::pair(row[2 * c] * factor, row[2 * c + 1] * factor);
+                }
+                if d % 2 == 1 {
+                    to[d / 2] = words::pair(row[d - 1] * factor, 0.0);
+                }
             }
         }
     }
 }
 
-/// Turns lines of scores into unnormalised probabilities under the running maximum, and rescales what has been
-/// accumulated under the old one.
+/// The transpose of `columns` rows of `v`, `width` apart: rows of words of keys. What `to` has beyond stays zero.
+#[inline(always)]
+fn lay_out_values(v: &[f32], width: usize, d: usize, columns: usize, precision: Precision, pairs: &mut Vec<u32>, to: &mut [u32]) {
+    let row = precision.words(KEY_TILE);
+    let (from, from_row) = match precision {
+        Precision::F32 => (v[..(columns - 1) * width + d].as_ptr().cast(), width),
+        Precision::Bf16 => {
+            pairs.resize(row * d, 0);
+            for (t, to) in pairs.chunks_exact_mut(d).take(columns.div_ceil(2)).enumerate() {
+                let high = if 2 * t + 1 < columns { &v[(2 * t + 1) * width..][..d] } else { &[] };
+                words::joined(&v[2 * t * width..][..d], high, to);
+            }
+            (pairs.as_ptr(), d)
+        }
+    };
+    // SAFETY: `from` has as many rows of `d` words, and `to` `d` rows of `row` words.
+    unsafe { transpose(from, from_row, to[..d * row].as_mut_ptr(), row, precision.words(columns), d) };
+}
+
+/// The transpose of `rows` rows of `q`, `width` apart. Lanes without a query keep what they have.
+#[inline(always)]
+fn lay_out_queries(q: &[f32], width: usize, d: usize, rows: usize, precision: Precision, words: &mut Vec<u32>, to: &mut [Line<u32>]) {
+    let depth = precision.words(d);
+    let (from, from_row) = match precision {
+        Precision::F32 => (q[..(rows - 1) * width + d].as_ptr().cast(), width),
+        Precision::Bf16 => {
+            words.resize(QUERY_TILE * depth, 0);
+            for (t, to) in words.chunks_exact_mut(depth).take(rows).enumerate() {
+                words::neighbours(&q[t * width..][..d], to);
+            }
+            (words.as_ptr(), depth)
+        }
+    };
+    // SAFETY: `from` has `rows` rows of `depth` words, and `to` `depth` lines.
+    unsafe { transpose(from, from_row, to[..depth].as_mut_ptr().cast(), QUERY_TILE, rows, depth) };
+}
+
+/// Lines of sums over totals.
+#[inline(always)]
+fn divide(lines: &mut [Line<f32>], totals: &Line<f32>) {
+    let mut inverse = [0f32; QUERY_TILE];
+    for t in 0..QUERY_TILE {
+        inverse[t] = 1.0 / totals.0[t];
+    }
+    for line in lines {
+        for t in 0..QUERY_TILE {
+            line.0[t] *= inverse[t];
+        }
+    }
+}
+
+/// Writes the `rows` rows of `columns` words, `from_row` apart, as columns of rows that are `to_row` apart.
+///
+/// # Safety
+/// `from` must be readable and `to` writable for all of them, and they must not overlap.
+#[inline(always)]
+unsafe fn transpose(from: *const u32, from_row: usize, to: *mut u32, to_row: usize, rows: usize, columns: usize) {
+    let (whole_rows, whole_columns) = if cfg!(target_arch = "x86_64") { (rows / 4 * 4, columns / 4 * 4) } else { (0, 0) };
+    // SAFETY: all offsets stay inside what the caller promised.
+    unsafe {
+        #[cfg(target_arch = "x86_64")]
+        for j in (0..whole_columns).step_by(4) {
+            for i in (0..whole_rows).step_by(4) {
+                transpose_4x4(from.add(i * from_row + j), from_row, to.add(j * to_row + i), to_row);
+            }
+        }
+        for i in 0..rows {
+            for j in if i < whole_rows { whole_columns } else { 0 }..columns {
+                to.add(j * to_row + i).write(from.add(i * from_row + j).read());
+            }
+        }
+    }
+}
+
+/// As [`transpose`], of four rows of four words.
+///
+/// # Safety
+/// As there.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+unsafe fn transpose_4x4(from: *const u32, from_row: usize, to: *mut u32, to_row: usize) {
+    use std::arch::x86_64::{_MM_TRANSPOSE4_PS, _mm_loadu_ps, _mm_storeu_ps};
+    // SAFETY: SSE is part of x86-64; the addresses are the caller's promise.
+    unsafe {
+        let (mut a, mut b) = (_mm_loadu_ps(from.cast()), _mm_loadu_ps(from.add(from_row).cast()));
+        let (mut c, mut d) = (_mm_loadu_ps(from.add(2 * from_row).cast()), _mm_loadu_ps(from.add(3 * from_row).cast()));
+        _MM_TRANSPOSE4_PS(&mut a, &mut b, &mut c, &mut d);
+        _mm_storeu_ps(to.cast(), a);
+        _mm_storeu_ps(to.add(to_row).cast(), b);
+        _mm_storeu_ps(to.add(2 * to_row).cast(), c);
+        _mm_storeu_ps(to.add(3 * to_row).cast(), d);
+    }
+}
+
+/// The largest squared norm among `n` rows of `d` numbers, `width` apart.
+#[inline(always)]
+fn largest_norm(x: &[f32], width: usize, d: usize, n: usize) -> f32 {
+    let mut top = 0f32;
+    for t in 0..n {
+        let row = &x[t * width..][..d];
+        let mut squares = [0f32; 8];
+        let whole = d / 8 * 8;
+        for c in (0..whole).step_by(8) {
+            for i in 0..8 {
+                squares[i] += row[c + i] * row[c + i];
+            }
+        }
+        for c in whole..d {
+            squares[0] += row[c] * row[c];
+        }
+        top = top.max(squares.iter().sum());
+    }
+    top
+}
+
+/// Turns scores into unnormalised probabilities, adds them up, and for [`Precision::Bf16`] joins those of neighbouring keys in words.
 struct Soften<'a> {
-    /// `(rows, KEY_TILE)`, of which `columns` are scores; the rest of the last vector becomes 0.
-    scores: &'a mut [f32],
+    /// `(columns, rows)` scores.
+    scores: &'a mut [Line<f32>],
     columns: usize,
     rows: usize,
-    d: usize,
-    peak: &'a mut [f32],
-    sum: &'a mut [f32],
-    /// `(rows, d)`.
-    acc: &'a mut [f32],
+    sum: &'a mut Line<f32>,
+    /// The running maximum, and what has been accumulated under it, where scores may be large.
+    running: Option<(&'a mut Line<f32>, &'a mut [Line<f32>])>,
+    precision: Precision,
 }
 
 impl pulp::WithSimd for Soften<'_> {
@@ -213,143 +365,119 @@ impl pulp::WithSimd for Soften<'_> {
 
     #[inline(always)]
     fn with_simd<S: pulp::Simd>(self, simd: S) {
-        let Self { scores, columns, rows, d, peak, sum, acc } = self;
-        let lines = scores.chunks_exact_mut(KEY_TILE).zip(acc.chunks_exact_mut(d)).zip(peak).zip(sum).take(rows);
-        for (((line, acc), peak), sum) in lines {
-            let padded = columns.next_multiple_of(LANES).min(KEY_TILE);
-            line[columns..padded].fill(f32::NEG_INFINITY);
-            let vectors = S::as_mut_simd_f32s(&mut line[..padded]).0;
-            // Four chains hide the latency of one.
-            let mut tops = [simd.splat_f32s(f32::NEG_INFINITY); 4];
-            for (i, score) in vectors.iter().enumerate() {
-                tops[i % 4] = simd.max_f32s(tops[i % 4], *score);
-            }
-            let top = simd.max_f32s(simd.max_f32s(tops[0], tops[1]), simd.max_f32s(tops[2], tops[3]));
-            let new_peak = peak.max(simd.reduce_max_f32s(top));
-            let shrink = (*peak - new_peak).exp2();
-            let shift = simd.splat_f32s(new_peak);
-            let mut total = simd.splat_f32s(0.0);
-            for score in &mut *vectors {
-                *score = exp2_simd(simd, simd.sub_f32s(*score, shift));
-                total = simd.add_f32s(total, *score);
-            }
-            *peak = new_peak;
-            *sum = *sum * shrink + simd.reduce_sum_f32s(total);
-            if shrink != 1.0 {
-                acc.iter_mut().for_each(|a| *a *= shrink);
+        let Self { scores, columns, rows, sum, mut running, precision } = self;
+        let lanes = size_of::<S::f32s>() / size_of::<f32>();
+        let scores = &mut scores[..columns];
+        for chunk in (0..rows.div_ceil(lanes)).step_by(CHUNK) {
+            let shift = match &mut running {
+                Some((peak, acc)) => rescale(simd, chunk, scores, peak, sum, acc),
+                None => [simd.splat_f32s(0.0); CHUNK],
+            };
+            match (running.is_some(), precision) {
+                (false, Precision::F32) => soften::<S, false, false>(simd, chunk, shift, scores, sum),
+                (false, Precision::Bf16) => soften::<S, false, true>(simd, chunk, shift, scores, sum),
+                (true, Precision::F32) => soften::<S, true, false>(simd, chunk, shift, scores, sum),
+                (true, Precision::Bf16) => soften::<S, true, true>(simd, chunk, shift, scores, sum),
             }
         }
     }
 }
 
-/// Head size `D`, small: a matrix product over `D` is mostly packing, so each query makes, softens and
-/// spends a short line of `TILE` scores that stays in the first-level cache, vectorised over keys.
-fn narrow<const D: usize, const TILE: usize>(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize, scale: f64) -> Result<Tensor> {
-    let (batch, n, width) = q.dims3()?;
-    let m = k.dims()[1];
-    let padded = m.next_multiple_of(TILE);
-    let tiles = n.div_ceil(QUERY_TILE);
-    with_slice(q, |q| {
-        let kt = with_slice(k, |k| Ok(channels_first::<D>(k, batch, m, heads, padded)))?;
-        let vt = with_slice(v, |v| Ok(channels_first::<D>(v, batch, m, heads, padded)))?;
-        let mut output = vec![0f32; batch * n * width];
-        let out = SharedMut::new(&mut output);
-        (0..batch * heads * tiles).into_par_iter().for_each(|task| {
-            let (b, rest) = (task / (heads * tiles), task % (heads * tiles));
-            let (head, tile) = (rest / tiles, rest % tiles);
-            let panel = (b * heads + head) * D * padded;
-            let (kt, vt) = (&kt[panel..][..D * padded], &vt[panel..][..D * padded]);
-            let at = |t: usize| (b * n + t) * width + head * D;
-            let queries = tile * QUERY_TILE..((tile + 1) * QUERY_TILE).min(n);
-            let mut rows: Vec<[f32; D]> = queries.clone().map(|t| std::array::from_fn(|c| q[at(t) + c] * scale as f32)).collect();
-            pulp::Arch::new().dispatch(Tile::<D, TILE> { kt, vt, m, rows: &mut rows });
-            for (t, row) in queries.zip(&rows) {
-                // SAFETY: this task owns head `head` of its query rows.
-                unsafe { std::slice::from_raw_parts_mut(out.at(at(t)), D) }.copy_from_slice(row);
-            }
-        });
-        tensor(output, (batch, n, width))
-    })
+/// Vectors `chunk` to `chunk + CHUNK` of a line. A line has a multiple of [`CHUNK`] of them on every machine with vectors.
+#[inline(always)]
+fn vectors<S: pulp::Simd>(_: S, line: &mut Line<f32>, chunk: usize) -> &mut [S::f32s; CHUNK] {
+    S::as_mut_simd_f32s(&mut line.0).0[chunk..].first_chunk_mut().expect("16 to 64 vectors a line")
 }
 
-/// `(batch, m, heads · D)` → `(batch, heads, D, padded)`, zeros in the padding.
-fn channels_first<const D: usize>(x: &[f32], batch: usize, m: usize, heads: usize, padded: usize) -> Vec<f32> {
-    let mut out = vec![0f32; batch * heads * D * padded];
-    out.par_chunks_mut(D * padded).enumerate().for_each(|(i, panel)| {
-        let (b, head) = (i / heads, i % heads);
-        for t in 0..m {
-            let token = &x[((b * m + t) * heads + head) * D..][..D];
-            for (c, &value) in token.iter().enumerate() {
-                panel[c * padded + t] = value;
+/// Scores of some vectors of each line into probabilities under `shift`; [`Soften`].
+#[inline(always)]
+fn soften<S: pulp::Simd, const RUNNING: bool, const PAIRS: bool>(
+    simd: S,
+    chunk: usize,
+    shift: [S::f32s; CHUNK],
+    scores: &mut [Line<f32>],
+    sum: &mut Line<f32>,
+) {
+    let least = simd.splat_f32s(-126.0);
+    let mut sums = *vectors(simd, sum, chunk);
+    for t in (0..scores.len()).step_by(if PAIRS { 2 } else { 1 }) {
+        let mut low = *vectors(simd, &mut scores[t], chunk);
+        for i in 0..CHUNK {
+            if RUNNING {
+                low[i] = simd.max_f32s(simd.sub_f32s(low[i], shift[i]), least);
+            }
+            low[i] = exp2_simd(simd, low[i]);
+            sums[i] = simd.add_f32s(sums[i], low[i]);
+        }
+        if !PAIRS {
+            *vectors(simd, &mut scores[t], chunk) = low;
+            continue;
+        }
+        let mut high = [simd.splat_f32s(0.0); CHUNK];
+        if t + 1 < scores.len() {
+            high = *vectors(simd, &mut scores[t + 1], chunk);
+            for i in 0..CHUNK {
+                if RUNNING {
+                    high[i] = simd.max_f32s(simd.sub_f32s(high[i], shift[i]), least);
+                }
+                high[i] = exp2_simd(simd, high[i]);
+                sums[i] = simd.add_f32s(sums[i], high[i]);
             }
         }
-    });
-    out
+        let words = vectors(simd, &mut scores[t / 2], chunk);
+        for i in 0..CHUNK {
+            words[i] = pair_simd(simd, low[i], high[i]);
+        }
+    }
+    *vectors(simd, sum, chunk) = sums;
 }
 
-/// The attention of the queries of one tile over one head's keys and values.
-struct Tile<'a, const D: usize, const TILE: usize> {
-    /// Keys and values, `(D, padded)` each, `padded` a multiple of `TILE`.
-    kt: &'a [f32],
-    vt: &'a [f32],
-    /// Keys that are not padding.
-    m: usize,
-    /// Scaled queries, replaced by the result.
-    rows: &'a mut [[f32; D]],
+/// One word of two numbers in each lane, `low` first; they are finite and not negative. Ties are rounded up.
+#[inline(always)]
+fn pair_simd<S: pulp::Simd>(simd: S, low: S::f32s, high: S::f32s) -> S::f32s {
+    let half = simd.splat_u32s(0x8000);
+    let low = simd.wrapping_dyn_shr_u32s(simd.add_u32s(simd.transmute_u32s_f32s(low), half), simd.splat_u32s(16));
+    let high = simd.and_u32s(simd.add_u32s(simd.transmute_u32s_f32s(high), half), simd.splat_u32s(0xffff_0000));
+    simd.transmute_f32s_u32s(simd.or_u32s(low, high))
 }
 
-impl<const D: usize, const TILE: usize> pulp::WithSimd for Tile<'_, D, TILE> {
-    type Output = ();
-
-    #[inline(always)]
-    fn with_simd<S: pulp::Simd>(self, simd: S) {
-        let padded = self.kt.len() / D;
-        let mut line = [0f32; TILE];
-        for row in self.rows {
-            let query: [S::f32s; D] = std::array::from_fn(|c| simd.splat_f32s(row[c]));
-            let mut peak = f32::NEG_INFINITY;
-            let mut sum = simd.splat_f32s(0.0);
-            let mut acc = [simd.splat_f32s(0.0); D];
-            for start in (0..padded).step_by(TILE) {
-                let keys: [&[S::f32s]; D] = std::array::from_fn(|c| S::as_simd_f32s(&self.kt[c * padded + start..][..TILE]).0);
-                let values: [&[S::f32s]; D] = std::array::from_fn(|c| S::as_simd_f32s(&self.vt[c * padded + start..][..TILE]).0);
-                let mut top = simd.splat_f32s(f32::NEG_INFINITY);
-                let scores = S::as_mut_simd_f32s(&mut line).0;
-                for (j, score) in scores.iter_mut().enumerate() {
-                    let mut s = simd.mul_f32s(query[0], keys[0][j]);
-                    for c in 1..D {
-                        s = simd.mul_add_f32s(query[c], keys[c][j], s);
-                    }
-                    *score = s;
-                    top = simd.max_f32s(top, s);
-                }
-                if self.m < start + TILE {
-                    // The padding scored 0. It must not count for the maximum either: real scores far below
-                    // it would all vanish.
-                    line[self.m - start..].fill(f32::NEG_INFINITY);
-                    let scores = S::as_simd_f32s(&line).0;
-                    top = scores.iter().fold(scores[0], |top, s| simd.max_f32s(top, *s));
-                }
-                let new_peak = peak.max(simd.reduce_max_f32s(top));
-                let shrink = simd.splat_f32s(crate::simd::exp(peak - new_peak));
-                peak = new_peak;
-                sum = simd.mul_f32s(sum, shrink);
-                acc.iter_mut().for_each(|a| *a = simd.mul_f32s(*a, shrink));
-                let shift = simd.splat_f32s(peak);
-                for (j, score) in S::as_simd_f32s(&line).0.iter().enumerate() {
-                    let p = exp_simd(simd, simd.sub_f32s(*score, shift));
-                    sum = simd.add_f32s(sum, p);
-                    for c in 0..D {
-                        acc[c] = simd.mul_add_f32s(p, values[c][j], acc[c]);
-                    }
-                }
-            }
-            let inverse = 1.0 / simd.reduce_sum_f32s(sum);
-            for c in 0..D {
-                row[c] = simd.reduce_sum_f32s(acc[c]) * inverse;
+/// Raises the running maximum of some vectors of queries to that of their scores, and rescales what has been accumulated under
+/// the old one. Returns the maximum.
+#[inline(always)]
+fn rescale<S: pulp::Simd>(
+    simd: S,
+    chunk: usize,
+    scores: &mut [Line<f32>],
+    peak: &mut Line<f32>,
+    sum: &mut Line<f32>,
+    acc: &mut [Line<f32>],
+) -> [S::f32s; CHUNK] {
+    let old = *vectors(simd, peak, chunk);
+    let mut new = old;
+    for line in scores {
+        let line = vectors(simd, line, chunk);
+        for i in 0..CHUNK {
+            new[i] = simd.max_f32s(new[i], line[i]);
+        }
+    }
+    let mut shrink = old;
+    let mut least = simd.splat_f32s(1.0);
+    for i in 0..CHUNK {
+        shrink[i] = exp2_simd(simd, simd.max_f32s(simd.sub_f32s(old[i], new[i]), simd.splat_f32s(-126.0)));
+        least = simd.min_f32s(least, shrink[i]);
+        let total = &mut vectors(simd, sum, chunk)[i];
+        *total = simd.mul_f32s(*total, shrink[i]);
+    }
+    if simd.reduce_min_f32s(least) != 1.0 {
+        for line in acc {
+            let line = vectors(simd, line, chunk);
+            for i in 0..CHUNK {
+                line[i] = simd.mul_f32s(line[i], shrink[i]);
             }
         }
     }
+    *vectors(simd, peak, chunk) = new;
+    new
 }
 
 #[cfg(test)]
@@ -393,6 +521,32 @@ mod tests {
         let got = attention(&ones, &k, &v, 1, 1.0, Precision::F32).unwrap();
         let error = (got - direct(&ones, &k, &v, 1, 1.0)).unwrap().abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap();
         assert!(error < 2e-5, "{error:e}");
+    }
+
+    /// Scores beyond what needs no maximum subtracted, in some tiles of queries or in all.
+    #[test]
+    fn matches_the_definition_under_a_running_maximum() {
+        for (n, m, d, scale) in [(130, 1100, 8, 2.0), (70, 200, 16, 0.2), (65, 97, 40, 1.0)] {
+            let (q, k, v) = (random((1, n, 2 * d), 0.7), random((1, m, 2 * d), 0.3), random((1, m, 2 * d), 0.9));
+            let rising: Vec<f32> = (0..n).map(|t| 3.0 * t as f32 / n as f32).collect();
+            let q = q.broadcast_mul(&Tensor::from_vec(rising, (n, 1), &Device::Cpu).unwrap()).unwrap();
+            let got = attention(&q, &k, &v, 2, scale, Precision::F32).unwrap();
+            let error = (got - direct(&q, &k, &v, 2, scale)).unwrap().abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap();
+            assert!(error < 2e-4, "{n} {m} {d}: {error:e}");
+        }
+    }
+
+    /// Large scores of one image change how its own softmax is computed, not how that of its neighbour is.
+    #[test]
+    fn an_image_does_not_depend_on_its_batch() {
+        for d in [8, 40] {
+            let (small, large) = (random((1, 100, 2 * d), 0.7), (random((1, 100, 2 * d), 0.3) * 50.0).unwrap());
+            let bytes = |x: &Tensor, i: usize| x.get(i).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
+            let run = |x: &Tensor| attention(x, x, x, 2, 0.3, Precision::F32).unwrap();
+            let both = run(&Tensor::cat(&[&small, &large], 0).unwrap());
+            assert_eq!(bytes(&both, 0), bytes(&run(&small), 0));
+            assert_eq!(bytes(&both, 1), bytes(&run(&large), 0));
+        }
     }
 
     #[test]

@@ -43,42 +43,22 @@ pub(crate) fn exp(x: f32) -> f32 {
     if x < -87.0 { 0.0 } else { p * scale }
 }
 
-/// (2^r − 1) / r for |r| ≤ 1/2, highest power first (Cephes), within 2e-7.
-const EXP2: [f32; 6] = [1.535_336_2e-4, 1.339_887_4e-3, 9.618_437e-3, 5.550_332_5e-2, 2.402_264_8e-1, 6.931_472e-1];
+/// 2^r for |r| ≤ 1/2, highest power first: of the polynomials that are 1 at 0, the one of least relative error, 2.9e-6.
+const EXP2: [f32; 5] = [9.582_853e-3, 5.590_642_6e-2, 2.402_41e-1, 6.931_242e-1, 1.0];
 
-/// `2^x` of a vector of numbers that are not positive.
+/// `2^x` of a vector of numbers from −126 to 127, within 3e-6. Exactly 1 at 0.
 #[inline(always)]
 pub(crate) fn exp2_simd<S: pulp::Simd>(simd: S, x: S::f32s) -> S::f32s {
     let splat = |v: f32| simd.splat_f32s(v);
-    let x = simd.max_f32s(x, splat(-126.0));
     let shifted = simd.add_f32s(x, splat(MAGIC));
     let r = simd.sub_f32s(x, simd.sub_f32s(shifted, splat(MAGIC)));
     let mut p = splat(EXP2[0]);
     for c in &EXP2[1..] {
         p = simd.mul_add_f32s(p, r, splat(*c));
     }
-    let p = simd.mul_add_f32s(p, r, splat(1.0));
     // Adding the integer to the exponent's bits multiplies by its power of two: p is in [0.7, 1.5).
     let bits = simd.wrapping_dyn_shl_u32s(simd.transmute_u32s_f32s(shifted), simd.splat_u32s(23));
     simd.transmute_f32s_u32s(simd.add_u32s(simd.transmute_u32s_f32s(p), bits))
-}
-
-/// [`exp`] of a vector of numbers that are not positive.
-#[inline(always)]
-pub(crate) fn exp_simd<S: pulp::Simd>(simd: S, x: S::f32s) -> S::f32s {
-    let splat = |v: f32| simd.splat_f32s(v);
-    let x = simd.max_f32s(x, splat(-87.0));
-    let shifted = simd.mul_add_f32s(x, splat(std::f32::consts::LOG2_E), splat(MAGIC));
-    let n = simd.sub_f32s(shifted, splat(MAGIC));
-    let r = simd.mul_add_f32s(n, splat(-LN2_HIGH), x);
-    let r = simd.mul_add_f32s(n, splat(LN2_LOW), r);
-    let mut p = splat(POLYNOMIAL[0]);
-    for c in &POLYNOMIAL[1..] {
-        p = simd.mul_add_f32s(p, r, splat(*c));
-    }
-    let p = simd.add_f32s(simd.mul_add_f32s(simd.mul_f32s(p, r), r, r), splat(1.0));
-    let bits = simd.wrapping_dyn_shl_u32s(simd.transmute_u32s_f32s(shifted), simd.splat_u32s(23));
-    simd.mul_f32s(p, simd.transmute_f32s_u32s(simd.add_u32s(bits, simd.splat_u32s(127 << 23))))
 }
 
 /// `x · σ(x)`.
@@ -112,17 +92,15 @@ mod tests {
     }
 
     #[test]
-    fn exp2_is_exact_to_the_last_digits() {
-        let x: Vec<f32> = (0..126 * 4096).map(|i| i as f32 / -4096.0).collect();
+    fn exp2_is_within_three_millionths() {
+        let x: Vec<f32> = (-126 * 4096..127 * 4096).map(|i| i as f32 / 4096.0).collect();
         let mut y = x.clone();
         pulp::Arch::new().dispatch(Exp2(&mut y));
         for (x, y) in x.iter().zip(y) {
             let exact = f64::from(*x).exp2();
-            assert!(((f64::from(y) - exact) / exact).abs() < 4e-7, "{x}: {y}");
+            assert!(((f64::from(y) - exact) / exact).abs() < 3e-6, "{x}: {y}");
+            assert!(x.fract() != 0.0 || y == x.exp2(), "{x}: {y}");
         }
-        let mut far = [f32::NEG_INFINITY; 16];
-        pulp::Arch::new().dispatch(Exp2(&mut far));
-        assert!(far.iter().all(|y| (0.0..2e-38).contains(y)));
     }
 
     #[test]

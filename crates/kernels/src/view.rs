@@ -77,10 +77,6 @@ impl<T> Clone for SharedMut<T> {
 impl<T> Copy for SharedMut<T> {}
 
 impl<T> SharedMut<T> {
-    pub(crate) fn new(data: &mut [T]) -> Self {
-        Self(data.as_mut_ptr())
-    }
-
     /// The address of element `offset`.
     ///
     /// # Safety

@@ -22,7 +22,7 @@ pub(crate) fn pair(low: f32, high: f32) -> u32 {
 
 /// Words that pair neighbours in `from`; a last number without a neighbour is paired with 0.
 #[inline(always)]
-fn neighbours(from: &[f32], to: &mut [u32]) {
+pub(crate) fn neighbours(from: &[f32], to: &mut [u32]) {
     let n = from.len() / 2;
     let (pairs, to_pairs) = (&from[..2 * n], &mut to[..n]);
     for i in 0..n {
