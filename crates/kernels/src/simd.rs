@@ -44,7 +44,7 @@ pub(crate) fn exp(x: f32) -> f32 {
 }
 
 /// 2^r for |r| ≤ 1/2, highest power first: of the polynomials that are 1 at 0, the one of least relative error, 2.9e-6.
-const EXP2: [f32; 5] = [9.582_853e-3, 5.590_642_6e-2, 2.402_41e-1, 6.931_241_8e-1, 1.0];
+const EXP2: [f32; 5] = [9.582_853e-3, 5.590_642_6e-2, 2.402_41e-1, 6.931_242e-1, 1.0];
 
 /// `2^x` of a vector of numbers from −126 to 127, within 3e-6. Exactly 1 at 0.
 #[inline(always)]
