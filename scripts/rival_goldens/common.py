@@ -1,6 +1,7 @@
 """What all golden loops share: random numbers, pipelines, and the file that is written."""
 
 import json
+import sys
 import types
 
 import diffusers
@@ -52,7 +53,9 @@ class Run:
 
 
 def pipe(kind, folder, scheduler):
-    extra = {} if kind is diffusers.StableDiffusionXLPipeline else {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+    extra = {}
+    if kind is not diffusers.StableDiffusionXLPipeline:
+        extra = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
     found = kind.from_pretrained(folder, **extra)
     found.scheduler = scheduler.from_pretrained(folder, subfolder="scheduler")
     found.set_progress_bar_config(disable=True)
@@ -85,3 +88,9 @@ class Torch(types.ModuleType):
 
     def __getattr__(self, name):
         return getattr(torch, name)
+
+
+def unused(*names):
+    """Empty modules in place of ones that official code imports and does not need here."""
+    for name in names:
+        sys.modules.setdefault(name, types.ModuleType(name))

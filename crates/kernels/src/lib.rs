@@ -45,5 +45,5 @@ pub use linear::{linear, map_to_tokens, tokens_to_map};
 pub use norm::{channel_affine, channel_sums, group_norm, layer_norm};
 pub use pool::{Pool, pool3x3};
 pub use product::Precision;
-pub use resize::{area_mean, blur_gaussian, enlarge_bicubic, resize_bicubic, resize_bilinear, upsample_nearest};
+pub use resize::{area_mean, average_pool, blur_gaussian, enlarge_bicubic, resize_bicubic, resize_bilinear, upsample_nearest};
 pub use weight::{ConvWeight, LinearWeight};

@@ -3,6 +3,7 @@
 use super::request::{Injected, Request, SizeConditioning, Trace};
 use super::texts::Told;
 use super::views::{Look, low_pass, restored};
+use super::words::KeptAttention;
 use super::{Pipeline, generators};
 use crate::dice::Dice;
 use crate::error::{Error, Result};
@@ -58,6 +59,8 @@ pub(super) struct Travel<'a> {
     limit: usize,
     /// The first stage's result, for stages that take its mean and deviation.
     first: Option<Tensor>,
+    /// Attention that stages kept.
+    maps: KeptAttention,
 }
 
 impl<'a> Travel<'a> {
@@ -76,8 +79,8 @@ impl<'a> Travel<'a> {
         let empties = requests.iter().map(|r| pipeline.texts.embed(&r.negative_prompt, true)).collect::<Result<Vec<_>>>()?;
         let noise = Noise { requests, generators: generators(requests), given: injected.draws.iter() };
         let journey = pipeline.journey(requests[0], method)?;
-        let mut travel =
-            Self { pipeline, requests, method, injected, trace, journey, noise, texts, empties, limit: usize::MAX, first: None };
+        let (limit, first, maps) = (usize::MAX, None, KeptAttention::default());
+        let mut travel = Self { pipeline, requests, method, injected, trace, journey, noise, texts, empties, limit, first, maps };
         travel.record_texts();
         travel.time("text".into(), start);
         Ok(travel)
@@ -182,6 +185,11 @@ impl<'a> Travel<'a> {
             noises.extend(noise);
             end = Some((i, shown, guided));
         }
+        if let Some(keeps) = &stage.keeps
+            && let Some(maps) = self.maps.keep(keeps, pipeline.sites(), stage.latent)?
+        {
+            self.record(format!("{prefix}maps"), &maps);
+        }
         if !noises.is_empty() {
             self.record(format!("{prefix}noise"), &Tensor::stack(&noises, 0)?);
         }
@@ -215,6 +223,7 @@ impl<'a> Travel<'a> {
         let told = Told {
             texts: &self.texts,
             empties: &self.empties,
+            of_windows: self.maps.texts_of_windows(pipeline, self.requests, &step, at.latent)?,
             size: pipeline.unet.config.added.map(|_| self.told_size(stage)),
             factor: pipeline.vae.factor as i64,
         };
@@ -224,8 +233,13 @@ impl<'a> Travel<'a> {
                 trace.keep(format!("{prefix}pass{j}.{i}"), prediction);
             }
         };
-        let mut look = Look { unet: &pipeline.unet, timestep: at.timestep, rescale: self.requests[0].guidance_rescale, told: &told, see };
+        let keeps: &[usize] = stage.keeps.as_ref().map_or(&[], |keeps| &keeps.sites);
+        let rescale = self.requests[0].guidance_rescale;
+        let mut look = Look { unet: &pipeline.unet, timestep: at.timestep, rescale, told: &told, keeps, kept: None, see };
         let mut guided = look.predict(&step, &seen)?;
+        if let Some(maps) = look.kept {
+            self.maps.add(maps)?;
+        }
         if let Some(reference) = reference {
             for blend in blends(Target::Estimate) {
                 let clean = walk.clean(i, &latents, &guided)?;

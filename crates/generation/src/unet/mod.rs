@@ -170,6 +170,39 @@ pub(crate) struct Context<'a> {
     /// SiLU of the time embedding, `(1 or batch, time_width)`.
     time_silu: Tensor,
     tape: &'a Tape,
+    maps: &'a Maps<'a>,
+}
+
+/// Cross-attention maps, `(batch, pixels, tokens)`, on the CPU, summed over the sites that are kept.
+pub(crate) struct Maps<'a> {
+    /// Indices of the self-attentions beside them.
+    sites: &'a [usize],
+    sum: Mutex<Option<Tensor>>,
+}
+
+impl<'a> Maps<'a> {
+    fn of(sites: &'a [usize]) -> Self {
+        Self { sites, sum: Mutex::new(None) }
+    }
+
+    /// Adds the map of `site`, if it is one that is kept.
+    pub(crate) fn see(&self, site: usize, map: impl FnOnce() -> Result<Tensor>) -> Result<()> {
+        if self.sites.contains(&site) {
+            let map = map()?;
+            let mut sum = self.sum.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            *sum = Some(match sum.take() {
+                None => map,
+                Some(sum) => (sum + map)?,
+            });
+        }
+        Ok(())
+    }
+
+    /// Rows `from..from + n` of the mean.
+    fn mean(self, from: usize, n: usize) -> Result<Option<Tensor>> {
+        let sum = self.sum.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
+        sum.map(|sum| Ok((sum.narrow(0, from, n)? / self.sites.len() as f64)?)).transpose()
+    }
 }
 
 /// Queries and keys of self-attentions, by site, on their way from one pass to another.
@@ -370,7 +403,21 @@ impl UNet {
         passes: &[Pass],
         told: &mut dyn FnMut(&[Conditioning]) -> Result<Told>,
     ) -> Result<Vec<Tensor>> {
+        Ok(self.predict_keeping(latents, timestep, passes, told, &[])?.0)
+    }
+
+    /// [`predict`](Self::predict), and how the last pass with the prompt attends to it beside the self-attentions `sites`, which run
+    /// on maps of one size: the mean over these sites and their heads, `(images, pixels, tokens)`.
+    pub(crate) fn predict_keeping(
+        &self,
+        latents: &Tensor,
+        timestep: f64,
+        passes: &[Pass],
+        told: &mut dyn FnMut(&[Conditioning]) -> Result<Told>,
+        sites: &[usize],
+    ) -> Result<(Vec<Tensor>, Option<Tensor>)> {
         let images = latents.dim(0)?;
+        let mut kept = None;
         let mut predictions: Vec<Option<Tensor>> = vec![None; passes.len()];
         // Which passes ran together, and what they lend.
         let mut tapes: Vec<(Vec<usize>, Tape)> = Vec::new();
@@ -392,13 +439,18 @@ impl UNet {
             };
             let told = told(&same.iter().map(|&j| passes[j].conditioning).collect::<Vec<_>>())?;
             let batch = Tensor::cat(&vec![latents; same.len()], 0)?;
-            let out = self.forward_taped(&batch, timestep, &told, &passes[first].plan, &tape, &mut |_, _| {})?;
+            let text = same.iter().position(|&j| passes[j].conditioning == Conditioning::Text);
+            let maps = Maps::of(if text.is_some() { sites } else { &[] });
+            let out = self.forward_taped(&batch, timestep, &told, &passes[first].plan, (&tape, &maps), &mut |_, _| {})?;
+            if let Some(row) = text {
+                kept = maps.mean(row * images, images)?;
+            }
             for (row, &j) in same.iter().enumerate() {
                 predictions[j] = Some(out.narrow(0, row * images, images)?.contiguous()?);
             }
             tapes.push((same, tape));
         }
-        Ok(predictions.into_iter().flatten().collect())
+        Ok((predictions.into_iter().flatten().collect(), kept))
     }
 
     /// Predicts from `latents` `(batch, in_channels, h, w)` at `timestep` under `plan`. Same shape out. What comes and goes is on
@@ -432,10 +484,10 @@ impl UNet {
         plan: &Plan,
         see: &mut dyn FnMut(&str, &Tensor),
     ) -> Result<Tensor> {
-        self.forward_taped(latents, timestep, told, plan, &Tape::Off, see)
+        self.forward_taped(latents, timestep, told, plan, (&Tape::Off, &Maps::of(&[])), see)
     }
 
-    /// Predicts from `latents` `(batch, in_channels, h, w)` at `timestep` under `plan`, `tape` lent or taken: the same shape out, on
+    /// Predicts from `latents` `(batch, in_channels, h, w)` at `timestep` under `plan`, `tape` lent or taken, `maps` kept: the same shape out, on
     /// the CPU, f32. `see` is shown the output of each block under its module path.
     fn forward_taped(
         &self,
@@ -443,12 +495,12 @@ impl UNet {
         timestep: f64,
         told: &Told,
         plan: &Plan,
-        tape: &Tape,
+        (tape, maps): (&Tape, &Maps<'_>),
         see: &mut dyn FnMut(&str, &Tensor),
     ) -> Result<Tensor> {
         let time = self.embed_time(timestep, told, see)?;
         let text = told.text.to_dtype(self.activations)?.to_device(&self.device)?;
-        let cx = Context { plan, text: &text, time_silu: kernels::silu(&time)?, tape };
+        let cx = Context { plan, text: &text, time_silu: kernels::silu(&time)?, tape, maps };
 
         let mut x = self.conv_in.forward(&latents.to_device(&self.device)?, cx.conv(&self.conv_in), None)?;
         see("conv_in", &x);
@@ -507,8 +559,11 @@ fn leave(x: Tensor, action: &LayerAction, skips: &mut Vec<Tensor>) -> Result<Ten
     };
     let (_, _, h, w) = x.dims4()?;
     let small = match resize {
-        Resize::AveragePool => kernels::area_mean(&x, h.div_ceil(2), w.div_ceil(2))?,
-        Resize::Bicubic(factor) => kernels::resize_bicubic(&x, (h as f64 / factor) as usize, (w as f64 / factor) as usize)?,
+        Resize::AveragePool => kernels::average_pool(&x, 2)?,
+        Resize::Bicubic(factor) => {
+            let side = |n: usize| ((n as f64 * (1.0 / factor)).round_ties_even() as usize).max(1);
+            kernels::resize_bicubic(&x, side(h), side(w))?
+        }
     };
     skips.push(if action.skip_before { x } else { small.clone() });
     Ok(small)

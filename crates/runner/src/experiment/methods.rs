@@ -29,7 +29,12 @@ builtin![
     "redilation-disperse",
     "scalecrafter",
     "scalecrafter-disperse",
-    "scalecrafter-as-published"
+    "scalecrafter-as-published",
+    "multidiffusion",
+    "hidiffusion",
+    "deep-shrink",
+    "demofusion",
+    "accdiffusion"
 ];
 
 /// Names of the built-in methods.
