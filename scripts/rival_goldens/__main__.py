@@ -10,7 +10,7 @@ goldens of one method: its first lines say by which code, at which version, and 
 checkouts of the official repositories under their names.
 
 Random integers come from SplitMix64, a stream for each seed, stage and step (`Dice`), as in the Rust code.
-Needs torch, diffusers, transformers, safetensors, hidiffusion. One thread, f32, CPU.
+Needs torch, diffusers, transformers, safetensors, hidiffusion, opencv-python-headless. One thread, f32, CPU.
 """
 
 import argparse
@@ -21,14 +21,16 @@ import torch
 
 GOLDENS = {
     "multidiffusion": ["multidiffusion_sd15"],
-    "hidiffusion_package": ["hidiffusion_sd15", "hidiffusion_sdxl"],
+    "hidiffusion_package": ["hidiffusion_sd15", "hidiffusion_sdxl", "hidiffusion_aggressive_sdxl"],
     "self_cascade": ["self_cascade_sdxl"],
     "upsample_guidance": ["upsample_guidance_sd15"],
     "megafusion": ["megafusion_sd15", "megafusion_pp_sd15", "megafusion_pp_sdxl"],
     "rectified_hr": ["rectified_hr_sdxl"],
     "diffuse_high": ["diffuse_high_sdxl"],
     "frecas": ["frecas_sd21"],
-    "demofusion": ["demofusion_sdxl"],
+    "demofusion": ["demofusion_sdxl", "demofusion_wide_sdxl"],
+    "accdiffusion": ["accdiffusion_sdxl"],
+    "deep_shrink": ["deep_shrink_sd15"],
 }
 
 

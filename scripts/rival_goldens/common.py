@@ -55,7 +55,9 @@ class Run:
 
 
 def pipe(kind, folder, scheduler):
-    extra = {} if kind is diffusers.StableDiffusionXLPipeline else {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+    extra = {}
+    if kind is not diffusers.StableDiffusionXLPipeline:
+        extra = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
     found = kind.from_pretrained(folder, **extra)
     found.scheduler = scheduler.from_pretrained(folder, subfolder="scheduler")
     found.set_progress_bar_config(disable=True)
@@ -106,3 +108,9 @@ def enlarged(image, side):
     """Pillow's bicubic on an image `(h, w, 3)` of floats in [0, 1], channel by channel and without rounding to bytes; clamped as bytes are."""
     channels = [np.asarray(Image.fromarray(image[..., c].astype(np.float32), mode="F").resize((side, side), Image.BICUBIC)) for c in range(3)]
     return np.clip(np.stack(channels, -1), 0, 1)
+
+
+def unused(*names):
+    """Empty modules in place of ones that official code imports and does not need here."""
+    for name in names:
+        sys.modules.setdefault(name, types.ModuleType(name))

@@ -53,6 +53,18 @@ pub struct Stage {
     pub plain: bool,
     /// Whether the result gets mean and deviation of the first stage's.
     pub normalised: bool,
+    /// Attention that later stages refer to.
+    pub keeps: Option<KeptMaps>,
+}
+
+/// Cross-attention maps that a stage keeps: how much each pixel attends to each token of the prompt, the mean over the stage's
+/// steps, some sites, and their heads. Only looks at the whole latents count.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KeptMaps {
+    /// What later stages know them by.
+    pub name: String,
+    /// Indices of self-attention sites; it is the cross-attentions beside them that are kept. All run on maps of one size.
+    pub sites: Arc<[usize]>,
 }
 
 impl Stage {
@@ -68,6 +80,7 @@ impl Stage {
             told_size: None,
             plain: false,
             normalised: false,
+            keeps: None,
         }
     }
 }

@@ -127,7 +127,7 @@ impl Default for AttentionAction {
 pub enum Resize {
     /// Means of 2×2 pixels; the last row and column may be means of fewer.
     AveragePool,
-    /// To `side / factor`, rounded down, by the cubic of `torch.nn.functional.interpolate` (a = −¾).
+    /// To `side / factor`, rounded to the nearest (ties to even), by the cubic of `torch.nn.functional.interpolate` (a = −¾).
     Bicubic(f64),
 }
 

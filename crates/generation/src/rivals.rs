@@ -18,6 +18,25 @@ fn spec(name: &str) -> Value {
     serde_json::from_str(header["__metadata__"]["spec"].as_str().unwrap()).unwrap()
 }
 
+fn plain_request() -> Request {
+    Request {
+        prompt: String::new(),
+        negative_prompt: String::new(),
+        width: 256,
+        height: 256,
+        steps: 50,
+        sampler: crate::Sampler::Ddim,
+        schedule: ScheduleOptions::default(),
+        guidance_scale: 7.5,
+        guidance_rescale: 0.0,
+        eta: 0.0,
+        seed: 0,
+        size_conditioning: SizeConditioning::Target,
+        vae_decode: VaeDecode::Whole,
+        seeding: Seeding::PerImage,
+    }
+}
+
 fn request(spec: &Value) -> Request {
     let text = |key: &str| spec[key].as_str().unwrap().to_owned();
     Request {
@@ -27,14 +46,10 @@ fn request(spec: &Value) -> Request {
         height: spec["height"].as_u64().unwrap() as u32,
         steps: spec["steps"].as_u64().unwrap() as usize,
         sampler: spec["sampler"].as_str().unwrap().parse().unwrap(),
-        schedule: ScheduleOptions::default(),
         guidance_scale: spec["guidance_scale"].as_f64().unwrap(),
-        guidance_rescale: 0.0,
         eta: spec["eta"].as_f64().unwrap(),
         seed: spec["seed"].as_u64().unwrap_or(0),
-        size_conditioning: SizeConditioning::Target,
-        vae_decode: VaeDecode::Whole,
-        seeding: Seeding::PerImage,
+        ..plain_request()
     }
 }
 
@@ -227,4 +242,78 @@ fn shipped_methods_run_on_pocket() {
         let spread = image.data.iter().max().unwrap() - image.data.iter().min().unwrap();
         assert!(spread > 20, "{}: {spread}", spec.name());
     }
+}
+
+/// HiDiffusion's sites on the layout of SD 1.5 and 2.1.
+fn hidiffusion_sd(t1: f64, t2: f64) -> String {
+    format!(
+        "resized_blocks:
+  rules:
+    - {{site: down_blocks.0.downsamplers.0.conv, how: downsampler, until: {t1}}}
+    - {{site: down_blocks.1.attentions.0, how: average-pool, until: {t2}}}
+window_attention: {{sites: ['down_blocks.0.attentions.*.**', 'up_blocks.3.attentions.*.**']}}"
+    )
+}
+
+/// The same on that of SDXL; means begin with a share of the run where the downsampler's stride ends there.
+fn hidiffusion_xl(stride: f64, from: f64, until: f64) -> String {
+    format!(
+        "resized_blocks:
+  rules:
+    - {{site: down_blocks.1.attentions.0, how: average-pool, from: {from}, until: {until}}}
+    - {{site: down_blocks.1.downsamplers.0.conv, how: downsampler, until: {stride}}}
+window_attention:
+  sites: ['{{down,up}}_blocks.1.attentions.*.transformer_blocks.{{0,1}}.attn1']"
+    )
+}
+
+#[test]
+fn hidiffusion() {
+    check_rival("hidiffusion_sd15", &hidiffusion_sd(0.7, 0.34));
+    check_rival("hidiffusion_sdxl", &hidiffusion_xl(0.34, 0.0, 0.7));
+}
+
+/// Below 4096 pixels, and a map that has no middle.
+#[test]
+fn hidiffusion_aggressive() {
+    check_rival("hidiffusion_aggressive_sdxl", &hidiffusion_xl(0.16, 0.16, 0.4));
+}
+
+#[test]
+fn deep_shrink() {
+    let settings = "resized_blocks: {rules: [{site: down_blocks.0.downsamplers.0, how: {shrink: 1.7}, until: 0.35}]}";
+    check_rival("deep_shrink_sd15", settings);
+}
+
+const ENLARGED: &str = "through: latents, filter: bicubic, told_final_size: true, normalised: true";
+
+const DEMOFUSION: &str = "
+skip_residual: {exponent: 3}
+joint_diffusion: {stride: 0.5, jitter: true, told_corners: true}
+dilated_sampling: {exponent: 1, sigma: 0.8}
+";
+
+#[test]
+fn demofusion() {
+    check_rival("demofusion_sdxl", &format!("cascade: {{stages: [{{size: 1, told_final_size: true}}, {{{ENLARGED}}}]}}{DEMOFUSION}"));
+}
+
+/// With words of their own in every window.
+#[test]
+fn accdiffusion() {
+    let settings = "
+skip_residual: {exponent: 3}
+joint_diffusion: {stride: 0.5, jitter: true, held: true, grain: 4, told_corners: true}
+window_prompts: {sites: ['down_blocks.2.**', 'up_blocks.0.**'], threshold: 0.49}
+dilated_sampling: {exponent: 1, sigma: 0.8, shuffle: true}
+";
+    check_rival("accdiffusion_sdxl", &format!("cascade: {{stages: [{{size: 1, told_final_size: true}}, {{{ENLARGED}}}]}}{settings}"));
+}
+
+/// Three phases, the first of them half as high as the training resolution.
+#[test]
+fn demofusion_wide() {
+    let stages = format!("[{{size: 1, told_final_size: true}}, {{size: 2, {ENLARGED}}}, {{{ENLARGED}}}]");
+    let stages = format!("cascade: {{measure: longest-side, stages: {stages}}}");
+    check_rival("demofusion_wide_sdxl", &format!("{stages}{DEMOFUSION}"));
 }

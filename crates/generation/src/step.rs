@@ -110,6 +110,20 @@ pub struct Windows {
     pub corners: Vec<(i64, i64)>,
     /// SDXL is told each window's corner, in pixels, with this offset (row, column) in latents; otherwise (0, 0).
     pub told_corners: Option<(i64, i64)>,
+    /// Each window is told those words of the prompt that are seen in it; otherwise the whole prompt.
+    pub words: Option<Words>,
+}
+
+/// Which words of the prompt are seen in a window: those whose pixels cover a share of it. A word's pixels are those that attend to
+/// it more than the mean pixel does, less what a morphological opening takes away.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Words {
+    /// Name of the [`KeptMaps`](crate::journey::KeptMaps).
+    pub maps: String,
+    /// Share of the window.
+    pub threshold: f64,
+    /// The opening's square reaches this share of the map's height, rounded down to whole pixels, to each side.
+    pub opening: f64,
 }
 
 /// All strided subsets `[i::factor, j::factor]` of the latents, each of them a small map.

@@ -16,7 +16,7 @@ use tokenizers::pre_tokenizers::{
     sequence::Sequence as PreSequence,
     split::{Split, SplitPattern},
 };
-use tokenizers::{AddedToken, Tokenizer};
+use tokenizers::{AddedToken, Decoder, Tokenizer};
 
 /// CLIP's word pattern.
 const WORDS: &str = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+";
@@ -94,6 +94,16 @@ impl ClipTokenizer {
         ids.push(self.end);
         ids.resize(self.length, self.pad);
         Ok(ids)
+    }
+
+    /// What each token of `text` stands for, framing tokens and what does not fit left out.
+    pub(crate) fn pieces(&self, text: &str) -> Result<Vec<String>> {
+        let encoding = self.tokenize(text)?;
+        let piece = |token: &String| {
+            let token = token.strip_suffix("</w>").unwrap_or(token).to_owned();
+            ByteLevel::default().decode_chain(vec![token]).map(|parts| parts.concat()).unwrap_or_default()
+        };
+        Ok(encoding.get_tokens().iter().take(self.length - 2).map(piece).collect())
     }
 
     /// Tokens per prompt, framing and padding included.

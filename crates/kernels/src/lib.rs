@@ -48,6 +48,8 @@ pub use linear::{linear, map_to_tokens, tokens_to_map};
 pub use norm::{channel_affine, channel_sums, group_norm, layer_norm};
 pub use pool::{Pool, pool3x3};
 pub use product::Precision;
-pub use resize::{area_mean, blur_gaussian, blur_gaussian_mirrored, enlarge_bicubic, resize_bicubic, resize_bilinear, upsample_nearest};
+pub use resize::{
+    area_mean, average_pool, blur_gaussian, blur_gaussian_mirrored, enlarge_bicubic, resize_bicubic, resize_bilinear, upsample_nearest,
+};
 pub use wavelet::wavelet_coarse;
 pub use weight::{ConvWeight, LinearWeight};

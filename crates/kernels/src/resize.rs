@@ -131,6 +131,23 @@ pub fn area_mean(x: &Tensor, height: usize, width: usize) -> Result<Tensor> {
     separable(x, &taps(h, height), &taps(w, width))
 }
 
+/// Means of `x` `(batch, channels, h, w)` over squares of `side × side` pixels, as `avg_pool2d` with `ceil_mode`: the last row and
+/// column may be means of fewer.
+pub fn average_pool(x: &Tensor, side: usize) -> Result<Tensor> {
+    let (_, _, h, w) = x.dims4()?;
+    if [h, w, side].contains(&0) {
+        bail!("average_pool: {h}×{w} in squares of {side}");
+    }
+    let taps = |from: usize| -> Taps {
+        let area = |first: usize| {
+            let n = side.min(from - first);
+            (first, vec![1.0 / n as f32; n])
+        };
+        (0..from).step_by(side).map(area).collect()
+    };
+    separable(x, &taps(h), &taps(w))
+}
+
 /// The weights of a Gaussian on `taps` pixels, an odd number.
 fn bell(taps: usize, sigma: f64) -> Result<Vec<f64>> {
     if taps.is_multiple_of(2) || !(sigma.is_finite() && sigma > 0.0) {
@@ -238,6 +255,13 @@ pub fn upsample_nearest(x: &Tensor, height: usize, width: usize) -> Result<Tenso
 mod tests {
     use super::*;
     use candle_core::Device;
+
+    #[test]
+    fn the_last_means_are_of_what_is_left() {
+        let x = Tensor::arange(0f32, 15.0, &Device::Cpu).unwrap().reshape((1, 1, 3, 5)).unwrap();
+        let means = average_pool(&x, 2).unwrap().squeeze(0).unwrap().squeeze(0).unwrap().to_vec2::<f32>().unwrap();
+        assert_eq!(means, [[3.0, 5.0, 6.5], [10.5, 12.5, 14.0]]);
+    }
 
     #[test]
     fn constant_maps_stay_constant_and_nearest_repeats() {

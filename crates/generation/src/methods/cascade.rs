@@ -19,6 +19,9 @@ pub struct Cascade {
     /// The run length in which steps are counted; other lengths scale them.
     #[serde(default = "fifty")]
     pub of_steps: usize,
+    /// What the stages' sizes measure.
+    #[serde(default, skip_serializing_if = "Measure::is_default")]
+    pub measure: Measure,
     /// At least two. The last one has the image's size.
     pub stages: Vec<StageSettings>,
 }
@@ -27,9 +30,8 @@ pub struct Cascade {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct StageSettings {
-    /// Side of a square of the stage's area, in trained sides; the shape is the image's, to multiples of an eighth of the trained
-    /// side, or of 8 latents if that is less. Left out for
-    /// the image's own size, in the last stage alone.
+    /// In trained sides; the shape is the image's, to multiples of an eighth of the trained side, or of 8 latents if that is less.
+    /// Left out for the image's own size, in the last stage alone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub size: Option<f64>,
     /// The first step that is run.
@@ -80,6 +82,23 @@ pub struct StageSettings {
     /// Whether the result gets mean and deviation of the first stage's.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub normalised: bool,
+}
+
+/// What the size of a stage measures.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Measure {
+    /// The side of a square of its area.
+    #[default]
+    Area,
+    /// Its longer side, as in DemoFusion.
+    LongestSide,
+}
+
+impl Measure {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// What a stage hands on.
@@ -174,18 +193,21 @@ impl Intervention for Cascade {
                 told_size: if s.told_trained_size { Some(route.native) } else { s.told_final_size.then_some(route.latent) },
                 plain: s.plain.unwrap_or(i == 0),
                 normalised: s.normalised,
-                ..Stage::new(s.size.map_or(route.latent, |size| sized(route, size)))
+                ..Stage::new(s.size.map_or(route.latent, |size| sized(route, self.measure, size)))
             }
         };
         journey.stages = self.stages.iter().enumerate().map(stage).collect();
     }
 }
 
-/// A latent size of the image's shape and of `size²` times the training resolution's area; sides are multiples of an eighth of the
-/// trained one, or of 8 if that is less.
-pub(super) fn sized(route: &Route, size: f64) -> (usize, usize) {
-    let area = |(h, w): (usize, usize)| (h * w) as f64;
-    let factor = size * (area(route.native) / area(route.latent)).sqrt();
+/// A latent size of the image's shape whose area is `size²` times the training resolution's, or whose longer side `size` times; sides
+/// are multiples of an eighth of the trained one, or of 8 if that is less.
+pub(super) fn sized(route: &Route, measure: Measure, size: f64) -> (usize, usize) {
+    let measured = |(h, w): (usize, usize)| match measure {
+        Measure::Area => ((h * w) as f64).sqrt(),
+        Measure::LongestSide => h.max(w) as f64,
+    };
+    let factor = size * measured(route.native) / measured(route.latent);
     let unit = |native: usize| (native / 8).clamp(1, 8);
     let side = |n: usize, unit: usize| ((n as f64 * factor / unit as f64).round() as usize).max(1) * unit;
     (side(route.latent.0, unit(route.native.0)), side(route.latent.1, unit(route.native.1)))
@@ -221,11 +243,13 @@ mod tests {
     #[test]
     fn sizes_keep_the_shape() {
         let route = |latent| route(latent, 50);
-        assert_eq!(sized(&route((128, 128)), 1.0), (64, 64));
-        assert_eq!(sized(&route((128, 128)), 1.5), (96, 96));
-        assert_eq!(sized(&route((256, 256)), 2.0), (128, 128));
-        assert_eq!(sized(&route((128, 256)), 1.0), (48, 88));
-        assert_eq!(sized(&Route { native: (16, 16), ..route((32, 64)) }, 1.0), (12, 22));
+        assert_eq!(sized(&route((128, 128)), Measure::Area, 1.0), (64, 64));
+        assert_eq!(sized(&route((128, 128)), Measure::Area, 1.5), (96, 96));
+        assert_eq!(sized(&route((256, 256)), Measure::Area, 2.0), (128, 128));
+        assert_eq!(sized(&route((128, 256)), Measure::Area, 1.0), (48, 88));
+        assert_eq!(sized(&Route { native: (16, 16), ..route((32, 64)) }, Measure::Area, 1.0), (12, 22));
+        // DemoFusion's phases of an image of twice the trained height and four times the width.
+        assert_eq!([1.0, 2.0, 3.0].map(|size| sized(&route((128, 256)), Measure::LongestSide, size)), [(32, 64), (64, 128), (96, 192)]);
     }
 
     #[test]

@@ -3,10 +3,13 @@
 //!
 //! The authors make the sampler's step in each window and take the mean of the results; a step without noise is affine in the
 //! prediction, so the mean of the predictions is the same. Where the stride does not divide what is left beside the first
-//! window, theirs leaves a border uncovered (its latents become 0); here a last window lies flush with the edge. DemoFusion
-//! moves the windows at random.
+//! window, theirs leaves a border uncovered (its latents become 0); here a last window lies flush with the edge.
+//!
+//! DemoFusion (Du et al. 2024, arXiv 2311.16973, §3.2) moves the windows at random at every step, AccDiffusion (Lin et al. 2024,
+//! arXiv 2407.10738, §3.2) once for each stage. Their code draws from an unseeded generator; here moves depend on the image's seed.
 
 use super::Resolving;
+use crate::dice::Dice;
 use crate::error::{Error, Result};
 use crate::site::SiteTable;
 use crate::step::{Intervention, Moment, Region, Step, View, Windows};
@@ -22,14 +25,31 @@ pub struct JointDiffusion {
     /// Whether windows are moved by up to a quarter of their overlap, every step anew; those at an edge outward only.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub jitter: bool,
+    /// Whether they stay where the first step of a stage has moved them.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub held: bool,
+    /// Moves are multiples of this many latents.
+    #[serde(default = "one", skip_serializing_if = "is_one")]
+    pub grain: usize,
     /// Whether SDXL is told where each window lies.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub told_corners: bool,
 }
 
+fn one() -> usize {
+    1
+}
+
+fn is_one(n: &usize) -> bool {
+    *n == 1
+}
+
 pub(super) fn resolve(settings: &JointDiffusion, at: &Resolving<'_>) -> Result<Arc<dyn Intervention>> {
     if !(settings.stride > 0.0 && settings.stride <= 1.0) {
         return at.refuse(format!("`stride` is {}, expected more than 0 windows and at most 1", settings.stride));
+    }
+    if !settings.jitter && (settings.held || settings.grain != 1) || settings.grain == 0 {
+        return at.refuse("`held` and a positive `grain` are of moved windows, expected `jitter: true` beside them");
     }
     Ok(Arc::new(*settings))
 }
@@ -41,12 +61,14 @@ impl JointDiffusion {
         let step = stride(at.native.0.min(at.native.1));
         let rows = starts(at.latent.0, size.0, step);
         let columns = starts(at.latent.1, size.1, step);
-        let reach = if self.jitter { ((size.0.min(size.1).saturating_sub(step)) / 4) as i64 } else { 0 };
-        let mut dice = at.dice();
+        let grain = self.grain as i64;
+        // In grains.
+        let reach = if self.jitter { ((size.0.max(size.1).saturating_sub(step)) / 4 / self.grain) as i64 } else { 0 };
+        let mut dice = if self.held { Dice::new(at.seed, at.stage, 0) } else { at.dice() };
         // Inside both ways, at an edge outward, where both edges are touched not at all.
         let mut moved = |start: usize, side: usize, all: usize| match (start == 0, start + side == all) {
             (true, true) => 0,
-            (first, last) => dice.between(if last { 0 } else { -reach }, if first { 0 } else { reach }),
+            (first, last) => grain * dice.between(if last { 0 } else { -reach }, if first { 0 } else { reach }),
         };
         let mut corners = Vec::with_capacity(rows.len() * columns.len());
         for &row in &rows {
@@ -61,7 +83,7 @@ impl JointDiffusion {
             }
         }
         // The authors of DemoFusion count from the corner of the padded latents.
-        Windows { size, corners, told_corners: self.told_corners.then_some((reach, reach)) }
+        Windows { size, corners, told_corners: self.told_corners.then_some((grain * reach, grain * reach)), words: None }
     }
 }
 
@@ -108,12 +130,18 @@ mod tests {
 
     #[test]
     fn windows_move_inside_and_outward_only() {
-        let windows = JointDiffusion { stride: 0.5, jitter: true, told_corners: true };
+        let windows = JointDiffusion { stride: 0.5, jitter: true, held: false, grain: 1, told_corners: true };
         let at = Moment { latent: (256, 128), native: (128, 128), seed: 3, ..Moment::default() };
         let found = windows.windows(&at);
         assert_eq!((found.size, found.corners.len(), found.told_corners), ((128, 128), 3, Some((16, 16))));
         let rows: Vec<i64> = found.corners.iter().map(|c| c.0).collect();
         assert!(found.corners.iter().all(|c| c.1 == 0));
         assert!((-16..=0).contains(&rows[0]) && (48..=80).contains(&rows[1]) && (128..=144).contains(&rows[2]), "{rows:?}");
+        // The next step has others, unless they are held; those are on a grid.
+        let next = Moment { step: 1, ..at.clone() };
+        assert_ne!(windows.windows(&next), found);
+        let held = JointDiffusion { held: true, grain: 8, ..windows };
+        assert_eq!(held.windows(&next), held.windows(&at));
+        assert!(held.windows(&at).corners.iter().all(|corner| corner.0 % 8 == 0));
     }
 }

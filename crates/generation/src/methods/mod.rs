@@ -33,8 +33,9 @@ mod skip_residual;
 mod structure_guidance;
 mod upsample_guidance;
 mod window_attention;
+mod window_prompts;
 
-pub use cascade::{HandsOn, StageSettings};
+pub use cascade::{HandsOn, Measure, StageSettings};
 pub use freeu::Trigger;
 pub use resized_blocks::{How, Rule};
 pub use shifted_cascade::ShiftedStage;
@@ -167,6 +168,8 @@ ingredients! {
     skip_residual: skip_residual::SkipResidual,
     /// Overlapping windows in place of the whole latents.
     joint_diffusion: joint_diffusion::JointDiffusion,
+    /// Each window told what is seen in it.
+    window_prompts: window_prompts::WindowPrompts,
     /// Strided subsets beside what else is looked at.
     dilated_sampling: dilated_sampling::DilatedSampling,
     /// Low frequencies corrected by a smaller map's.

@@ -7,7 +7,7 @@
 //! posterior's mean, as here; it goes through bytes and bf16 in between, and rounds sides up to 8 pixels.
 
 use super::Resolving;
-use super::cascade::{ends, sized};
+use super::cascade::{Measure, ends, sized};
 use super::redilation::fifty;
 use crate::error::Result;
 use crate::journey::{Encode, End, Enlarge, Filter, Journey, Route, Stage, Start, Steps, Through};
@@ -71,7 +71,7 @@ impl NoiseRefresh {
 impl Intervention for NoiseRefresh {
     fn route(&self, route: &Route, journey: &mut Journey) {
         let ends = ends(&self.ends(), self.of_steps, route.n_steps);
-        let base = sized(route, 1.0);
+        let base = sized(route, Measure::Area, 1.0);
         let stage = |i: usize| {
             let side = |low: usize, high: usize| self.grown((low as f64, high as f64), i, 1.0).ceil() as usize;
             let (through, filter, encode) = (Through::Pixels, Filter::PillowBicubic, Encode::Mean);

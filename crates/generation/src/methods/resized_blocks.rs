@@ -1,5 +1,11 @@
-//! Blocks that run at a smaller size: the resolution-aware U-Net of HiDiffusion (Zhang et al. 2024, arXiv 2311.17528, §3.2), whose
-//! deep blocks see maps of their training size, and Deep Shrink ("Kohya hires fix"), which does the same by interpolation.
+//! Blocks that run at a smaller size: while the image's composition forms, deep blocks see maps of about their training size, and
+//! objects are not repeated; where the smaller map meets a skip connection of its old size, it is enlarged again.
+//!
+//! Two methods of this idea. The resolution-aware U-Net of HiDiffusion (Zhang et al. 2024, arXiv 2311.17528, §3.2, and its package)
+//! has a dilated downsampler of stride 4 and, at other layers, means of 2×2 pixels; its thresholds `T₁` and `T₂` are shares of the
+//! run's steps. The package counts calls of the network, so that passes which are not made together drift; here steps count. Deep
+//! Shrink ("Kohya hires fix", ComfyUI's `PatchModelAddDownscale`; there is no paper) interpolates; it acts while the timestep is
+//! above a share of the trained ones, whatever the sampler's steps.
 
 use super::Resolving;
 use crate::error::Result;
@@ -24,11 +30,12 @@ pub struct Rule {
     /// Module path of a layer of the down path (`down_blocks.1.attentions.0`), or for `downsampler` of its convolution.
     pub site: String,
     /// What is done there.
+    #[serde(with = "serde_yaml::with::singleton_map")]
     pub how: How,
-    /// Begins with this share of the run.
+    /// Begins with this share of the run; for `shrink` of the training timesteps, from the noisy end.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub from: f64,
-    /// Ends before this share of the run.
+    /// Ends before this share.
     pub until: f64,
 }
 
@@ -80,11 +87,27 @@ pub(super) fn resolve(settings: &ResizedBlocks, at: &Resolving<'_>) -> Result<Ar
     Ok(Arc::new(Resolved(found)))
 }
 
+impl Rule {
+    fn acts(&self, at: &Moment) -> bool {
+        match self.how {
+            How::Shrink(_) => {
+                // The timestep at a share of the way from the noisiest one; the way begins before it.
+                let noisiest = at.alphas_cumprod.len() as f64 - 1.0;
+                let reached = |share: f64| share == 0.0 || at.timestep <= (1.0 - share) * noisiest;
+                reached(self.from) && at.timestep >= (1.0 - self.until) * noisiest
+            }
+            How::Downsampler | How::AveragePool => {
+                // Whole steps, rounded down, as the authors count.
+                let of_run = |share: f64| (share * at.n_steps as f64 + 1e-9) as usize;
+                (of_run(self.from)..of_run(self.until)).contains(&at.step)
+            }
+        }
+    }
+}
+
 impl Intervention for Resolved {
     fn apply(&self, _sites: &SiteTable, at: &Moment, step: &mut Step) {
-        // Whole steps, rounded down, as the authors count.
-        let of_run = |share: f64| (share * at.n_steps as f64 + 1e-9) as usize;
-        for (site, rule) in self.0.iter().filter(|(_, rule)| (of_run(rule.from)..of_run(rule.until)).contains(&at.step)) {
+        for (site, rule) in self.0.iter().filter(|(_, rule)| rule.acts(at)) {
             for pass in step.passes_mut() {
                 match rule.how {
                     How::Downsampler => pass.plan.convs[*site].geometry = Some(Geometry { stride: 4, padding: 2, dilation: 2 }),

@@ -7,7 +7,7 @@
 //! the two sides counts. A stage of a single step, which the code cannot divide, goes to its end.
 
 use super::Resolving;
-use super::cascade::{ends, sized};
+use super::cascade::{Measure, ends, sized};
 use crate::error::Result;
 use crate::journey::{Encode, End, Enlarge, Filter, Journey, Route, Stage, Start, Steps, Through};
 use crate::sampler::linspace;
@@ -88,7 +88,7 @@ impl Intervention for ShiftedCascade {
         let ends = ends(&sums.collect::<Vec<_>>(), of_steps, route.n_steps);
         let (mut stages, mut first, mut done) = (Vec::<Stage>::new(), n_train - 1, 0);
         for (stage, end) in self.stages.iter().zip(ends) {
-            let latent = stage.size.map_or(route.latent, |size| sized(route, size));
+            let latent = stage.size.map_or(route.latent, |size| sized(route, Measure::Area, size));
             let last_timestep = stage.end * n_train / 1000;
             let (through, filter, encode) = (Through::Pixels, Filter::Nearest, Encode::Sample);
             let enlarge = Enlarge { through, filter, sharpen: None, clamped: true, encode };

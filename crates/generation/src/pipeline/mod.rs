@@ -6,6 +6,7 @@ mod request;
 mod texts;
 mod travel;
 mod views;
+mod words;
 
 pub use request::{Injected, Request, Rgb, Seeding, SizeConditioning, Trace};
 

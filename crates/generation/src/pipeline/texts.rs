@@ -46,23 +46,34 @@ impl Texts {
 pub(super) struct Told<'a> {
     pub(super) texts: &'a [Embedding],
     pub(super) empties: &'a [Embedding],
+    /// By view and window: the texts of every image, where they are not the prompts.
+    pub(super) of_windows: HashMap<usize, Vec<Vec<Embedding>>>,
     /// Image (height, width) in pixels, for SDXL.
     pub(super) size: Option<(f32, f32)>,
     /// Pixels per latent.
     pub(super) factor: i64,
 }
 
+/// A map that the network is shown.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Place<'a> {
+    /// Where it lies in the image (row, column), in latents.
+    pub(super) corner: (i64, i64),
+    /// What is told of it for every image, if not the prompts.
+    pub(super) texts: Option<&'a [Embedding]>,
+}
+
 impl Told<'_> {
-    /// For a batch of maps at `corners` (row, column) in latents, all images of the first map before those of the second, and all
-    /// maps of the first conditioning before those of the second.
-    pub(super) fn maps(&self, conditionings: &[Conditioning], corners: &[(i64, i64)]) -> Result<ToldBatch> {
+    /// For a batch of maps, all images of the first map before those of the second, and all maps of the first conditioning before
+    /// those of the second.
+    pub(super) fn maps(&self, conditionings: &[Conditioning], places: &[Place<'_>]) -> Result<ToldBatch> {
         let (mut rows, mut sizes) = (Vec::new(), Vec::new());
         for conditioning in conditionings {
-            let embeddings = match conditioning {
-                Conditioning::Text => self.texts,
-                Conditioning::Empty => self.empties,
-            };
-            for (top, left) in corners {
+            for Place { corner: (top, left), texts } in places {
+                let embeddings = match conditioning {
+                    Conditioning::Text => texts.unwrap_or(self.texts),
+                    Conditioning::Empty => self.empties,
+                };
                 rows.extend(embeddings);
                 let (height, width) = self.size.unwrap_or_default();
                 let (top, left) = ((top * self.factor) as f32, (left * self.factor) as f32);

@@ -3,6 +3,7 @@
 use super::request::{Injected, Request, SizeConditioning, Trace};
 use super::texts::Told;
 use super::views::{Look, low_pass, restored};
+use super::words::KeptAttention;
 use super::{Pipeline, generators};
 use crate::dice::Dice;
 use crate::error::{Error, Result};
@@ -64,6 +65,8 @@ pub(super) struct Travel<'a> {
     first: Option<Tensor>,
     /// Maps that passes keep for later ones.
     maps: MapStore,
+    /// Attention to the prompt that stages kept.
+    attention: KeptAttention,
 }
 
 impl<'a> Travel<'a> {
@@ -82,8 +85,9 @@ impl<'a> Travel<'a> {
         let empties = requests.iter().map(|r| pipeline.texts.embed(&r.negative_prompt, true)).collect::<Result<Vec<_>>>()?;
         let noise = Noise { requests, generators: generators(requests), given: injected.draws.iter() };
         let journey = pipeline.journey(requests[0], method)?;
-        let (limit, maps) = (usize::MAX, MapStore::default());
-        let mut travel = Self { pipeline, requests, method, injected, trace, journey, noise, texts, empties, limit, first: None, maps };
+        let (limit, first, maps, attention) = (usize::MAX, None, MapStore::default(), KeptAttention::default());
+        let mut travel =
+            Self { pipeline, requests, method, injected, trace, journey, noise, texts, empties, limit, first, maps, attention };
         travel.record_texts();
         travel.time("text".into(), start);
         Ok(travel)
@@ -188,6 +192,11 @@ impl<'a> Travel<'a> {
             noises.extend(noise);
             end = Some((i, shown, guided));
         }
+        if let Some(keeps) = &stage.keeps
+            && let Some(maps) = self.attention.keep(keeps, pipeline.sites(), stage.latent)?
+        {
+            self.record(format!("{prefix}maps"), &maps);
+        }
         if !noises.is_empty() {
             self.record(format!("{prefix}noise"), &Tensor::stack(&noises, 0)?);
         }
@@ -221,6 +230,7 @@ impl<'a> Travel<'a> {
         let told = Told {
             texts: &self.texts,
             empties: &self.empties,
+            of_windows: self.attention.texts_of_windows(pipeline, self.requests, &step, at.latent)?,
             size: pipeline.unet.config.added.map(|_| self.told_size(stage)),
             factor: pipeline.vae.factor as i64,
         };
@@ -230,9 +240,14 @@ impl<'a> Travel<'a> {
                 trace.keep(format!("{prefix}pass{j}.{i}"), prediction);
             }
         };
+        let keeps: &[usize] = stage.keeps.as_ref().map_or(&[], |keeps| &keeps.sites);
         let rescale = self.requests[0].guidance_rescale;
-        let mut look = Look { unet: &pipeline.unet, timestep: at.timestep, rescale, told: &told, see, maps: &mut self.maps };
+        let maps = &mut self.maps;
+        let mut look = Look { unet: &pipeline.unet, timestep: at.timestep, rescale, told: &told, keeps, kept: None, see, maps };
         let mut guided = look.predict(&step, &seen)?;
+        if let Some(maps) = look.kept {
+            self.attention.add(maps)?;
+        }
         if let Some(reference) = reference {
             for blend in blends(Target::Estimate) {
                 let clean = walk.clean(i, &latents, &guided)?;

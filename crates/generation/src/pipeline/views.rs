@@ -1,7 +1,7 @@
 //! A step's prediction: its views looked at one by one, and put together.
 
 use super::guidance::{combine, deviation};
-use super::texts::Told;
+use super::texts::{Place, Told};
 use crate::dice::Dice;
 use crate::error::Result;
 use crate::plan::LowPass;
@@ -20,6 +20,10 @@ pub(super) struct Look<'a> {
     pub(super) rescale: f64,
     /// What the network is told.
     pub(super) told: &'a Told<'a>,
+    /// Self-attention sites beside whose cross-attentions maps are kept.
+    pub(super) keeps: &'a [usize],
+    /// The maps, of the last look at the whole latents.
+    pub(super) kept: Option<Tensor>,
     /// Sees the predictions of a whole view's passes.
     pub(super) see: &'a mut dyn FnMut(usize, &Tensor),
     /// Maps that passes on the whole latents keep and reuse.
@@ -30,11 +34,11 @@ impl Look<'_> {
     /// The prediction from `shown` `(images, c, h, w)`, of the same shape.
     pub(super) fn predict(&mut self, step: &Step, shown: &Tensor) -> Result<Tensor> {
         let mut total: Option<Tensor> = None;
-        for view in &step.views {
+        for (v, view) in step.views.iter().enumerate() {
             total = Some(match (&view.region, total) {
                 (Region::Pooled(pooled), Some(sum)) => self.corrected(view, pooled, shown, &sum)?,
                 (_, sum) => {
-                    let prediction = self.of(view, shown)?;
+                    let prediction = self.of(v, view, shown)?;
                     let prediction = if view.weight == 1.0 { prediction } else { (prediction * view.weight)? };
                     sum.map_or(Ok(prediction.clone()), |sum| sum + prediction)?
                 }
@@ -43,34 +47,36 @@ impl Look<'_> {
         Ok(total.expect("a step has views"))
     }
 
-    /// The guided prediction of one view.
-    fn of(&mut self, view: &View, shown: &Tensor) -> Result<Tensor> {
+    /// What view `v` predicts.
+    fn of(&mut self, v: usize, view: &View, shown: &Tensor) -> Result<Tensor> {
         match &view.region {
             Region::Whole | Region::Pooled(_) => {
-                let mut told = |c: &[Conditioning]| self.told.maps(c, &[(0, 0)]);
-                let predictions = self.unet.predict_keeping(shown, self.timestep, &view.passes, &mut told, self.maps)?;
+                let mut told = |c: &[Conditioning]| self.told.maps(c, &[Place::default()]);
+                let (predictions, kept) =
+                    self.unet.predict_keeping(shown, self.timestep, &view.passes, &mut told, self.maps, self.keeps)?;
+                self.kept = kept.or(self.kept.take());
                 predictions.iter().enumerate().for_each(|(j, prediction)| (self.see)(j, prediction));
                 combine(&view.passes, &predictions, view.bands.as_ref(), self.rescale)
             }
-            Region::Windows(windows) => self.windows(view, windows, shown),
+            Region::Windows(windows) => self.windows(v, view, windows, shown),
             Region::Strided(strided) => self.strided(view, strided, shown),
         }
     }
 
-    /// Guided predictions of several small maps, each `(images, c, h, w)`, whose corners SDXL is told.
-    fn each(&self, view: &View, maps: &[Tensor], corners: &[(i64, i64)]) -> Result<Vec<Tensor>> {
+    /// Guided predictions of several small maps, each `(images, c, h, w)`, told where they are.
+    fn each(&self, view: &View, maps: &[Tensor], places: &[Place<'_>]) -> Result<Vec<Tensor>> {
         let at_once = if kernels::on_gpu(self.unet.device()) { MAPS_AT_ONCE } else { 1 };
         let mut found = Vec::with_capacity(maps.len());
-        for (maps, corners) in maps.chunks(at_once).zip(corners.chunks(at_once)) {
+        for (maps, places) in maps.chunks(at_once).zip(places.chunks(at_once)) {
             let batch = Tensor::cat(maps, 0)?;
-            let predictions = self.unet.predict(&batch, self.timestep, &view.passes, &mut |c| self.told.maps(c, corners))?;
+            let predictions = self.unet.predict(&batch, self.timestep, &view.passes, &mut |c| self.told.maps(c, places))?;
             let guided = combine(&view.passes, &predictions, view.bands.as_ref(), self.rescale)?;
             found.extend(guided.chunk(maps.len(), 0)?);
         }
         Ok(found)
     }
 
-    fn windows(&self, view: &View, windows: &Windows, shown: &Tensor) -> Result<Tensor> {
+    fn windows(&self, v: usize, view: &View, windows: &Windows, shown: &Tensor) -> Result<Tensor> {
         let (_, _, h, w) = shown.dims4()?;
         let (rows, columns) = windows.size;
         let reach = |corner: i64, size: usize, side: usize| (-corner).max(corner + size as i64 - side as i64).max(0) as usize;
@@ -82,8 +88,12 @@ impl Look<'_> {
             Ok(padded.narrow(2, top, rows)?.narrow(3, left, columns)?.contiguous()?)
         };
         let maps = windows.corners.iter().map(cut).collect::<Result<Vec<_>>>()?;
-        let told = |corner: &(i64, i64)| windows.told_corners.map_or((0, 0), |(y, x)| (corner.0 + y, corner.1 + x));
-        let predictions = self.each(view, &maps, &windows.corners.iter().map(told).collect::<Vec<_>>())?;
+        let texts = self.told.of_windows.get(&v);
+        let told = |(k, corner): (usize, &(i64, i64))| Place {
+            corner: windows.told_corners.map_or((0, 0), |(y, x)| (corner.0 + y, corner.1 + x)),
+            texts: texts.map(|texts| &texts[k][..]),
+        };
+        let predictions = self.each(view, &maps, &windows.corners.iter().enumerate().map(told).collect::<Vec<_>>())?;
         let mut mean = Canvas::new(&padded)?;
         for (corner, prediction) in windows.corners.iter().zip(&predictions) {
             mean.add(place(corner), prediction)?;
@@ -108,7 +118,7 @@ impl Look<'_> {
         let subsets = order.as_ref().map_or(Ok(subsets.clone()), |order| order.shuffled(&subsets))?;
         let maps: Vec<Tensor> =
             (0..s * s).map(|k| Ok(subsets.get(k)?.reshape((images, channels, rows, columns))?)).collect::<Result<_>>()?;
-        let predictions = self.each(view, &maps, &vec![(0, 0); maps.len()])?;
+        let predictions = self.each(view, &maps, &vec![Place::default(); maps.len()])?;
         let flat = Tensor::stack(&predictions, 0)?.reshape((s * s, images * channels * rows * columns))?;
         let flat = order.as_ref().map_or(Ok(flat.clone()), |order| order.undone(&flat))?;
         let whole = flat.reshape(&[s, s, images, channels, rows, columns][..])?.permute(vec![2, 3, 4, 0, 5, 1])?.contiguous()?;
@@ -120,7 +130,7 @@ impl Look<'_> {
         let (_, _, h, w) = shown.dims4()?;
         let (small_h, small_w) = (h.div_ceil(pooled.factor), w.div_ceil(pooled.factor));
         let small = (kernels::area_mean(shown, small_h, small_w)? * pooled.scale)?;
-        let predictions = self.unet.predict(&small, pooled.timestep, &view.passes, &mut |c| self.told.maps(c, &[(0, 0)]))?;
+        let predictions = self.unet.predict(&small, pooled.timestep, &view.passes, &mut |c| self.told.maps(c, &[Place::default()]))?;
         let low = (combine(&view.passes, &predictions, None, self.rescale)? / pooled.factor as f64)?;
         let difference = (low - kernels::area_mean(sum, small_h, small_w)?)?;
         Ok((sum + (kernels::upsample_nearest(&difference, h, w)? * view.weight)?)?)

@@ -174,6 +174,39 @@ pub(crate) struct Context<'a> {
     time_silu: Tensor,
     tape: &'a Tape,
     maps: &'a MapTape,
+    prompt: &'a PromptMaps<'a>,
+}
+
+/// Cross-attention maps, `(batch, pixels, tokens)`, on the CPU, summed over the sites that are kept.
+pub(crate) struct PromptMaps<'a> {
+    /// Indices of the self-attentions beside them.
+    sites: &'a [usize],
+    sum: Mutex<Option<Tensor>>,
+}
+
+impl<'a> PromptMaps<'a> {
+    fn of(sites: &'a [usize]) -> Self {
+        Self { sites, sum: Mutex::new(None) }
+    }
+
+    /// Adds the map of `site`, if it is one that is kept.
+    pub(crate) fn see(&self, site: usize, map: impl FnOnce() -> Result<Tensor>) -> Result<()> {
+        if self.sites.contains(&site) {
+            let map = map()?;
+            let mut sum = self.sum.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            *sum = Some(match sum.take() {
+                None => map,
+                Some(sum) => (sum + map)?,
+            });
+        }
+        Ok(())
+    }
+
+    /// Rows `from..from + n` of the mean.
+    fn mean(self, from: usize, n: usize) -> Result<Option<Tensor>> {
+        let sum = self.sum.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
+        sum.map(|sum| Ok((sum.narrow(0, from, n)? / self.sites.len() as f64)?)).transpose()
+    }
 }
 
 /// Queries and keys of self-attentions, by site, on their way from one pass to another.
@@ -374,10 +407,11 @@ impl UNet {
         passes: &[Pass],
         told: &mut dyn FnMut(&[Conditioning]) -> Result<Told>,
     ) -> Result<Vec<Tensor>> {
-        self.predict_keeping(latents, timestep, passes, told, &mut MapStore::default())
+        Ok(self.predict_keeping(latents, timestep, passes, told, &mut MapStore::default(), &[])?.0)
     }
 
-    /// [`predict`](Self::predict) with a store of the maps that passes keep.
+    /// [`predict`](Self::predict) with a store of the maps that passes keep; and how the last pass with the prompt attends to it beside
+    /// the self-attentions `sites`, which run on maps of one size: the mean over these sites and their heads, `(images, pixels, tokens)`.
     pub(crate) fn predict_keeping(
         &self,
         latents: &Tensor,
@@ -385,8 +419,10 @@ impl UNet {
         passes: &[Pass],
         told: &mut dyn FnMut(&[Conditioning]) -> Result<Told>,
         store: &mut MapStore,
-    ) -> Result<Vec<Tensor>> {
+        sites: &[usize],
+    ) -> Result<(Vec<Tensor>, Option<Tensor>)> {
         let images = latents.dim(0)?;
+        let mut kept = None;
         let mut predictions: Vec<Option<Tensor>> = vec![None; passes.len()];
         // Which passes ran together, and what they lend.
         let mut tapes: Vec<(Vec<usize>, Tape)> = Vec::new();
@@ -410,15 +446,20 @@ impl UNet {
             let told = told(&same.iter().map(|&j| passes[j].conditioning).collect::<Vec<_>>())?;
             let batch = Tensor::cat(&vec![latents; same.len()], 0)?;
             let conditionings: Vec<Conditioning> = same.iter().map(|&j| passes[j].conditioning).collect();
+            let text = conditionings.iter().position(|c| *c == Conditioning::Text);
             let maps = store.lend(passes[first].maps, &conditionings)?;
-            let out = self.forward_taped(&batch, timestep, &told, &passes[first].plan, (&tape, &maps), &mut |_, _| {})?;
+            let prompt = PromptMaps::of(if text.is_some() { sites } else { &[] });
+            let out = self.forward_taped(&batch, timestep, &told, &passes[first].plan, (&tape, &maps, &prompt), &mut |_, _| {})?;
             store.keep(maps, &conditionings)?;
+            if let Some(row) = text {
+                kept = prompt.mean(row * images, images)?;
+            }
             for (row, &j) in same.iter().enumerate() {
                 predictions[j] = Some(out.narrow(0, row * images, images)?.contiguous()?);
             }
             tapes.push((same, tape));
         }
-        Ok(predictions.into_iter().flatten().collect())
+        Ok((predictions.into_iter().flatten().collect(), kept))
     }
 
     /// Predicts from `latents` `(batch, in_channels, h, w)` at `timestep` under `plan`. Same shape out. What comes and goes is on
@@ -452,10 +493,11 @@ impl UNet {
         plan: &Plan,
         see: &mut dyn FnMut(&str, &Tensor),
     ) -> Result<Tensor> {
-        self.forward_taped(latents, timestep, told, plan, (&Tape::Off, &MapTape::default()), see)
+        self.forward_taped(latents, timestep, told, plan, (&Tape::Off, &MapTape::default(), &PromptMaps::of(&[])), see)
     }
 
-    /// Predicts from `latents` `(batch, in_channels, h, w)` at `timestep` under `plan`, what the tapes hold lent or taken: the same shape out, on
+    /// Predicts from `latents` `(batch, in_channels, h, w)` at `timestep` under `plan`, what the tapes hold lent or taken, maps to the
+    /// prompt seen: the same shape out, on
     /// the CPU, f32. `see` is shown the output of each block under its module path.
     fn forward_taped(
         &self,
@@ -463,12 +505,12 @@ impl UNet {
         timestep: f64,
         told: &Told,
         plan: &Plan,
-        (tape, maps): (&Tape, &MapTape),
+        (tape, maps, prompt): (&Tape, &MapTape, &PromptMaps<'_>),
         see: &mut dyn FnMut(&str, &Tensor),
     ) -> Result<Tensor> {
         let time = self.embed_time(timestep, told, see)?;
         let text = told.text.to_dtype(self.activations)?.to_device(&self.device)?;
-        let cx = Context { plan, text: &text, time_silu: kernels::silu(&time)?, tape, maps };
+        let cx = Context { plan, text: &text, time_silu: kernels::silu(&time)?, tape, maps, prompt };
 
         let mut x = self.conv_in.forward(&latents.to_device(&self.device)?, cx.conv(&self.conv_in), None)?;
         see("conv_in", &x);
@@ -527,8 +569,11 @@ fn leave(x: Tensor, action: &LayerAction, skips: &mut Vec<Tensor>) -> Result<Ten
     };
     let (_, _, h, w) = x.dims4()?;
     let small = match resize {
-        Resize::AveragePool => kernels::area_mean(&x, h.div_ceil(2), w.div_ceil(2))?,
-        Resize::Bicubic(factor) => kernels::resize_bicubic(&x, (h as f64 / factor) as usize, (w as f64 / factor) as usize)?,
+        Resize::AveragePool => kernels::average_pool(&x, 2)?,
+        Resize::Bicubic(factor) => {
+            let side = |n: usize| ((n as f64 * (1.0 / factor)).round_ties_even() as usize).max(1);
+            kernels::resize_bicubic(&x, side(h), side(w))?
+        }
     };
     skips.push(if action.skip_before { x } else { small.clone() });
     Ok(small)

@@ -5,7 +5,7 @@ use crate::error::Result;
 use crate::layers::{GroupNorm, IntoMap, IntoTokens, LayerNorm, Linear};
 use crate::plan::{AttentionAction, AttentionShape};
 use crate::weights::Scope;
-use candle_core::Tensor;
+use candle_core::{DType, Device, Tensor};
 use scalebench_kernels as kernels;
 use scalebench_kernels::Precision;
 
@@ -55,6 +55,18 @@ impl Attention {
         self.to_out.forward(&found)
     }
 
+    /// How much each of `x` attends to each of `context`, `(batch, n, m)`: the mean over heads, on the CPU, f32.
+    fn map(&self, x: &Tensor, context: &Tensor) -> Result<Tensor> {
+        let split = |t: Tensor| -> Result<Tensor> {
+            let (batch, n, width) = t.dims3()?;
+            let t = t.to_device(&Device::Cpu)?.to_dtype(DType::F32)?;
+            Ok(t.reshape((batch, n, self.heads, width / self.heads))?.transpose(1, 2)?.contiguous()?)
+        };
+        let (q, k) = (split(self.to_q.forward(x)?)?, split(self.to_k.forward(context)?)?);
+        let scores = (q.matmul(&k.transpose(2, 3)?.contiguous()?)? * self.scale)?;
+        Ok(candle_nn::ops::softmax_last_dim(&scores)?.mean(1)?)
+    }
+
     fn attend(&self, q: &Tensor, k: &Tensor, v: &Tensor, temperature: f64) -> Result<Tensor> {
         Ok(kernels::attention(q, k, v, self.heads, self.scale * temperature, self.precision)?)
     }
@@ -93,7 +105,9 @@ impl Block {
     fn forward(&self, x: &Tensor, size: (usize, usize), cx: &Context<'_>) -> Result<Tensor> {
         let h = self.norm1.forward(x)?;
         let x = kernels::add(x, &self.attn1.own(&h, size, &cx.plan.attentions[self.site], self.site, cx.tape)?)?;
-        let x = kernels::add(&x, &self.attn2.cross(&self.norm2.forward(&x)?, cx.text, cx.maps)?)?;
+        let h = self.norm2.forward(&x)?;
+        cx.prompt.see(self.site, || self.attn2.map(&h, cx.text))?;
+        let x = kernels::add(&x, &self.attn2.cross(&h, cx.text, cx.maps)?)?;
         let h = kernels::geglu(&self.ff_in.forward(&self.norm3.forward(&x)?)?)?;
         Ok(kernels::add(&x, &self.ff_out.forward(&h)?)?)
     }

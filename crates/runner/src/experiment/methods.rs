@@ -36,7 +36,12 @@ builtin![
     "rectified-hr",
     "diffuse-high",
     "frecas",
-    "upsample-guidance"
+    "upsample-guidance",
+    "multidiffusion",
+    "hidiffusion",
+    "deep-shrink",
+    "demofusion",
+    "accdiffusion"
 ];
 
 /// Names of the built-in methods.
