@@ -25,6 +25,9 @@ GOLDENS = {
     "self_cascade": ["self_cascade_sdxl"],
     "upsample_guidance": ["upsample_guidance_sd15"],
     "demofusion": ["demofusion_sdxl"],
+    "fouriscale": ["fouriscale_sd15", "fouriscale_sd15_padded", "fouriscale_sdxl"],
+    "freescale": ["freescale_sdxl", "freescale_sdxl_fast"],
+    "fam": ["fam_sdxl"],
 }
 
 

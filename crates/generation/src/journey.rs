@@ -111,6 +111,8 @@ pub enum Through {
     Latents,
     /// The decoded image, clamped to its range before and after.
     Pixels,
+    /// The decoded image as the autoencoder gives it, beyond its range as well.
+    UnclampedPixels,
 }
 
 /// A resizing filter.

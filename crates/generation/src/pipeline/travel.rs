@@ -14,6 +14,7 @@ use crate::step::{Band, Blend, Moment, Target};
 use crate::text::Embedding;
 use candle_core::{DType, Tensor};
 use scalebench_kernels as kernels;
+use std::collections::BTreeMap;
 use std::time::Instant;
 
 /// The random numbers of a run: drawn in order, or given.
@@ -58,6 +59,11 @@ pub(super) struct Travel<'a> {
     limit: usize,
     /// The first stage's result, for stages that take its mean and deviation.
     first: Option<Tensor>,
+    /// What the network was shown in the stage before, by step, as far as this stage looks back.
+    before: BTreeMap<usize, Tensor>,
+    /// The same of this stage, for the next one, if that looks back.
+    seen: BTreeMap<usize, Tensor>,
+    remembers: bool,
 }
 
 impl<'a> Travel<'a> {
@@ -76,8 +82,22 @@ impl<'a> Travel<'a> {
         let empties = requests.iter().map(|r| pipeline.texts.embed(&r.negative_prompt, true)).collect::<Result<Vec<_>>>()?;
         let noise = Noise { requests, generators: generators(requests), given: injected.draws.iter() };
         let journey = pipeline.journey(requests[0], method)?;
-        let mut travel =
-            Self { pipeline, requests, method, injected, trace, journey, noise, texts, empties, limit: usize::MAX, first: None };
+        let mut travel = Self {
+            pipeline,
+            requests,
+            method,
+            injected,
+            trace,
+            journey,
+            noise,
+            texts,
+            empties,
+            limit: usize::MAX,
+            first: None,
+            before: BTreeMap::new(),
+            seen: BTreeMap::new(),
+            remembers: false,
+        };
         travel.record_texts();
         travel.time("text".into(), start);
         Ok(travel)
@@ -95,6 +115,7 @@ impl<'a> Travel<'a> {
         for s in 0..self.journey.stages.len() {
             let stage = self.journey.stages[s].clone();
             let mut found = self.stage(s, &stage, latents.as_ref())?;
+            self.before = std::mem::take(&mut self.seen);
             match &self.first {
                 Some(first) if stage.normalised => found = restored(&found, first)?,
                 Some(_) => {}
@@ -156,6 +177,7 @@ impl<'a> Travel<'a> {
             _ => drawn,
         };
         self.record(format!("{prefix}init_latents"), &unit);
+        self.remembers = self.is_looked_back_at(s)?;
         let step_noise = match &self.injected.step_noise {
             Some(given) if last => Some(checked(given, &[walk.timesteps().len(), shape.0, shape.1, shape.2, shape.3], "noise")?),
             _ => None,
@@ -192,6 +214,14 @@ impl<'a> Travel<'a> {
         }
     }
 
+    /// Whether the stage after `s` looks at what the network is shown in this one.
+    fn is_looked_back_at(&self, s: usize) -> Result<bool> {
+        let Some(next) = self.journey.stages.get(s + 1) else { return Ok(false) };
+        let (pipeline, request) = (self.pipeline, self.requests[0]);
+        let moments = pipeline.moments(request, &self.journey, s + 1, &pipeline.walk(request, next)?);
+        Ok(moments.iter().any(|at| pipeline.step(self.method, next, at).passes_mut().any(|pass| pass.before.is_some())))
+    }
+
     /// Latents before a step, blends done, and the guided prediction from them.
     fn predict(
         &mut self,
@@ -216,6 +246,7 @@ impl<'a> Travel<'a> {
             texts: &self.texts,
             empties: &self.empties,
             size: pipeline.unet.config.added.map(|_| self.told_size(stage)),
+            size_before: pipeline.unet.config.added.and(at.stage.checked_sub(1)).map(|before| self.told_size(&self.journey.stages[before])),
             factor: pipeline.vae.factor as i64,
         };
         let mut trace = self.trace.as_deref_mut();
@@ -224,7 +255,14 @@ impl<'a> Travel<'a> {
                 trace.keep(format!("{prefix}pass{j}.{i}"), prediction);
             }
         };
-        let mut look = Look { unet: &pipeline.unet, timestep: at.timestep, rescale: self.requests[0].guidance_rescale, told: &told, see };
+        let mut look = Look {
+            unet: &pipeline.unet,
+            timestep: at.timestep,
+            rescale: self.requests[0].guidance_rescale,
+            told: &told,
+            before: self.before.get(&i),
+            see,
+        };
         let mut guided = look.predict(&step, &seen)?;
         if let Some(reference) = reference {
             for blend in blends(Target::Estimate) {
@@ -234,6 +272,9 @@ impl<'a> Travel<'a> {
             }
         }
         self.record(format!("{prefix}guided.{i}"), &guided);
+        if self.remembers {
+            self.seen.insert(i, seen);
+        }
         Ok((latents, guided))
     }
 
@@ -242,10 +283,6 @@ impl<'a> Travel<'a> {
             Band::All => Ok(((x * (1.0 - blend.weight))? + (toward * blend.weight)?)?),
             Band::Fourier(mask) => Ok((x + low_pass(&((toward - x)? * blend.weight)?, mask)?)?),
         }
-    }
-
-    fn decoded(&self, latents: &Tensor) -> Result<Tensor> {
-        Ok(self.pipeline.vae.decode(&(latents / self.pipeline.vae.scaling_factor)?)?.clamp(-1f32, 1f32)?)
     }
 
     /// Image (height, width) in pixels that SDXL is told.
@@ -265,7 +302,11 @@ impl<'a> Travel<'a> {
         if enlarge.through == Through::Latents {
             return resized(before, enlarge.filter, h, w);
         }
-        let image = resized(&self.decoded(before)?, enlarge.filter, h * vae.factor, w * vae.factor)?.clamp(-1f32, 1f32)?;
+        let clamped = |image: Tensor| -> Result<Tensor> {
+            if enlarge.through == Through::UnclampedPixels { Ok(image) } else { Ok(image.clamp(-1f32, 1f32)?) }
+        };
+        let decoded = clamped(vae.decode(&(before / vae.scaling_factor)?)?)?;
+        let image = clamped(resized(&decoded, enlarge.filter, h * vae.factor, w * vae.factor)?)?;
         let image = match &enlarge.sharpen {
             None => image,
             Some(sharpen) => {

@@ -5,8 +5,8 @@ use super::texts::Told;
 use crate::dice::Dice;
 use crate::error::Result;
 use crate::plan::LowPass;
-use crate::step::{Pooled, Region, Step, Strided, View, Windows};
-use crate::unet::UNet;
+use crate::step::{Conditioning, Pooled, Region, Step, Strided, View, Windows};
+use crate::unet::{Shown, UNet};
 use candle_core::{Device, Tensor};
 use scalebench_kernels as kernels;
 
@@ -20,6 +20,8 @@ pub(super) struct Look<'a> {
     pub(super) rescale: f64,
     /// What the network is told.
     pub(super) told: &'a Told<'a>,
+    /// What the stage before was shown at this step.
+    pub(super) before: Option<&'a Tensor>,
     /// Sees the predictions of a whole view's passes.
     pub(super) see: &'a mut dyn FnMut(usize, &Tensor),
 }
@@ -44,7 +46,8 @@ impl Look<'_> {
     fn of(&mut self, view: &View, shown: &Tensor) -> Result<Tensor> {
         match &view.region {
             Region::Whole | Region::Pooled(_) => {
-                let predictions = self.unet.predict(shown, self.timestep, &view.passes, &mut |c| self.told.maps(c, &[(0, 0)]))?;
+                let (now, told) = (Shown { now: shown, before: self.before }, self.told);
+                let predictions = self.unet.predict(&now, self.timestep, &view.passes, &mut |before, c| told.maps(before, c, &[(0, 0)]))?;
                 predictions.iter().enumerate().for_each(|(j, prediction)| (self.see)(j, prediction));
                 combine(&view.passes, &predictions, view.bands.as_ref(), self.rescale)
             }
@@ -59,7 +62,9 @@ impl Look<'_> {
         let mut found = Vec::with_capacity(maps.len());
         for (maps, corners) in maps.chunks(at_once).zip(corners.chunks(at_once)) {
             let batch = Tensor::cat(maps, 0)?;
-            let predictions = self.unet.predict(&batch, self.timestep, &view.passes, &mut |c| self.told.maps(c, corners))?;
+            let shown = Shown { now: &batch, before: None };
+            let predictions =
+                self.unet.predict(&shown, self.timestep, &view.passes, &mut |before, c| self.told.maps(before, c, corners))?;
             let guided = combine(&view.passes, &predictions, view.bands.as_ref(), self.rescale)?;
             found.extend(guided.chunk(maps.len(), 0)?);
         }
@@ -116,7 +121,9 @@ impl Look<'_> {
         let (_, _, h, w) = shown.dims4()?;
         let (small_h, small_w) = (h.div_ceil(pooled.factor), w.div_ceil(pooled.factor));
         let small = (kernels::area_mean(shown, small_h, small_w)? * pooled.scale)?;
-        let predictions = self.unet.predict(&small, pooled.timestep, &view.passes, &mut |c| self.told.maps(c, &[(0, 0)]))?;
+        let shown = Shown { now: &small, before: None };
+        let told = &mut |before, c: &[Conditioning]| self.told.maps(before, c, &[(0, 0)]);
+        let predictions = self.unet.predict(&shown, pooled.timestep, &view.passes, told)?;
         let low = (combine(&view.passes, &predictions, None, self.rescale)? / pooled.factor as f64)?;
         let difference = (low - kernels::area_mean(sum, small_h, small_w)?)?;
         Ok((sum + (kernels::upsample_nearest(&difference, h, w)? * view.weight)?)?)

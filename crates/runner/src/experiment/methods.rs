@@ -29,7 +29,10 @@ builtin![
     "redilation-disperse",
     "scalecrafter",
     "scalecrafter-disperse",
-    "scalecrafter-as-published"
+    "scalecrafter-as-published",
+    "fouriscale",
+    "freescale",
+    "fam"
 ];
 
 /// Names of the built-in methods.
