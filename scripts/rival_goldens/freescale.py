@@ -2,7 +2,8 @@
 
 Changed in the text of its files: 1024 pixels and 128 latents are the tiny model's 256 and 32, f16 is left out, FreeU's channel numbers are the
 tiny model's. Names that diffusers moved or dropped are put back. Jitter comes from the seeded stream, a new one for each step, in the
-order in which blocks run; noise comes from `draws`. Steps are few, so restart and the end of dilation are moved.
+order in which blocks run; noise comes from `draws`. Steps are few, so restart and the end of dilation are moved. The
+autoencoder works on whole images, not in tiles.
 """
 
 import sys
@@ -51,6 +52,7 @@ def freescale(models, checkouts, sizes, fast):
                                        tokenizer_2=base.tokenizer_2, unet=base.unet,
                                        scheduler=EulerDiscreteScheduler.from_pretrained(models / "tiny-sdxl", subfolder="scheduler"))
     p.set_progress_bar_config(disable=True)
+    p.vae.disable_tiling()
     registered(p, lunch, {"b1": 1.1, "b2": 1.2, "s1": 0.6, "s2": 0.4})
     p._get_add_time_ids = lambda original, crop, target, dtype: torch.tensor([[*original, *crop, *target]], dtype=dtype)
 
