@@ -31,6 +31,9 @@ GOLDENS = {
     "demofusion": ["demofusion_sdxl", "demofusion_wide_sdxl"],
     "accdiffusion": ["accdiffusion_sdxl"],
     "deep_shrink": ["deep_shrink_sd15"],
+    "fouriscale": ["fouriscale_sd15", "fouriscale_sd15_padded", "fouriscale_sdxl"],
+    "freescale": ["freescale_sdxl", "freescale_sdxl_fast"],
+    "fam": ["fam_sdxl"],
 }
 
 

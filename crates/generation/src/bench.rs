@@ -10,7 +10,7 @@ use crate::methods::{Method, MethodSpec};
 use crate::noise::Generator;
 use crate::site::SiteTable;
 use crate::step::{Conditioning, Moment};
-use crate::unet::{SIZE_NUMBERS, Told, UNet};
+use crate::unet::{SIZE_NUMBERS, Shown, Told, UNet};
 use crate::vae::Vae;
 
 /// Tokens of a text embedding, as CLIP has them.
@@ -69,7 +69,7 @@ impl UNetBench {
         let config = &self.unet.config;
         let (width, added) = (config.cross_attention_dim, config.added);
         let generator = &mut self.generator;
-        let mut told = |conditionings: &[Conditioning]| {
+        let mut told = |_, conditionings: &[Conditioning]| {
             let batch = images * conditionings.len();
             let text = generator.randn((batch, TOKENS, width))?;
             let added = match added {
@@ -78,7 +78,8 @@ impl UNetBench {
             };
             Ok(Told { text, added })
         };
-        let predictions = self.unet.predict(&step.latents, step.moment.timestep, &passes, &mut told)?;
+        let shown = Shown { now: &step.latents, before: None };
+        let predictions = self.unet.predict(&shown, step.moment.timestep, &passes, &mut told)?;
         predictions.into_iter().next_back().ok_or_else(|| Error::method(step.method.name(), "makes no pass"))
     }
 }

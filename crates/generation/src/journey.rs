@@ -129,6 +129,8 @@ pub enum Through {
     Latents,
     /// The decoded image, clamped to its range.
     Pixels,
+    /// The decoded image as the autoencoder gives it, beyond its range as well.
+    UnclampedPixels,
 }
 
 /// A resizing filter.

@@ -87,14 +87,32 @@ pub struct ConvAction {
     pub geometry: Option<Geometry>,
 }
 
+/// Local attention for the low frequencies of the result and global attention for the high ones: with `G` a Gaussian blur,
+/// `global + G(local − global)`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ScaleFusion {
+    /// (height, width) of the windows of the local attention, whose results are averaged where they overlap.
+    pub window: (usize, usize),
+    /// Their top left corners (row, column). Windows may reach beyond the map, which is surrounded by zeros there.
+    pub corners: Arc<[(i64, i64)]>,
+    /// Distances (down, across) of the pixels that see each other in the global attention; they divide the map's sides.
+    pub stride: (usize, usize),
+    /// Side of the blur's kernel, which is a cube of rows, columns and channels; odd.
+    pub taps: usize,
+    /// Its standard deviation.
+    pub sigma: f64,
+}
+
 /// Which tokens a self-attention's queries see.
-#[derive(Debug, Clone, Copy, PartialEq, Default)]
+#[derive(Debug, Clone, PartialEq, Default)]
 pub enum AttentionShape {
     /// All.
     #[default]
     Full,
     /// Those of their own window, after a cyclic shift of the map.
     Windows(ShiftedWindows),
+    /// Those nearby and all, for different frequencies of the result.
+    Fused(ScaleFusion),
 }
 
 /// A map cut into a grid of windows after a cyclic shift, which is undone afterwards.
@@ -113,11 +131,14 @@ pub struct AttentionAction {
     pub temperature: f64,
     /// Which tokens are seen.
     pub shape: AttentionShape,
+    /// Share of the attention map that another pass's queries and keys make, those of
+    /// [`Pass::queries_of`](crate::step::Pass::queries_of); the rest is the layer's own.
+    pub lent: f64,
 }
 
 impl Default for AttentionAction {
     fn default() -> Self {
-        Self { temperature: 1.0, shape: AttentionShape::Full }
+        Self { temperature: 1.0, shape: AttentionShape::Full, lent: 0.0 }
     }
 }
 

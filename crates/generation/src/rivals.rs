@@ -172,6 +172,54 @@ fn frecas() {
     check_rival("frecas_sd21", &format!("shifted_cascade: {{gamma: 3, {stages}}}\n{guidance}\nmap_reuse: {{weight: 0.4}}"));
 }
 
+#[test]
+fn fouriscale() {
+    let freeu = "freeu: {trigger: channels, b1: 1.2, b2: 1.4, s1: 0.9, s2: 0.2}";
+    let sites = r#"
+  filtered: ["down_blocks.{2,3}.**", "mid_block.**", "up_blocks.{0,1,2}.resnets.**"]
+  dilated: ["up_blocks.{0,1,2}.upsamplers.**"]"#;
+    check_rival("fouriscale_sd15", &format!("{freeu}\nfouriscale:\n  start: 2\n  stop: 4\n  of_steps: 5{sites}"));
+    check_rival("fouriscale_sd15_padded", &format!("{freeu}\nfouriscale:\n  start: 1\n  stop: 4\n  of_steps: 5{sites}"));
+    let xl = r#"
+freeu: {trigger: channels, b1: 1.1, b2: 1.2, s1: 0.6, s2: 0.4}
+fouriscale:
+  start: 2
+  stop: 4
+  of_steps: 5
+  filtered: ["down_blocks.2.**", "mid_block.**", "up_blocks.{0,1}.resnets.**"]
+  dilated: ["up_blocks.0.upsamplers.**"]
+  floor: 0.6
+  weak_divisor: 1.5
+  base: bucket
+  amplified_guidance: 2.4"#;
+    check_rival("fouriscale_sdxl", xl);
+}
+
+#[test]
+fn freescale() {
+    for (name, strided) in [("freescale_sdxl", false), ("freescale_sdxl_fast", true)] {
+        let settings = r#"
+freeu: {trigger: channels, b1: 1.1, b2: 1.2, s1: 0.6, s2: 0.4}
+cascade:
+  of_steps: 5
+  stages:
+    - {size: 1, plain: false}
+    - {through: unclamped-pixels, filter: bicubic, encode: sample, first: 2, told_first_size: true}
+skip_residual: {exponent: 2}
+restrained_dilation: {tau: 4, of_steps: 5, sites: ["down_blocks.1.downsamplers.**", "down_blocks.2.**", "mid_block.**"]}"#;
+        check_rival(name, &format!("{settings}\nscale_fusion: {{sigma: 1, strided: {strided}}}"));
+    }
+}
+
+#[test]
+fn fam() {
+    let settings = r#"
+cascade: {of_steps: 4, stages: [{size: 1}, {through: latents, filter: bicubic}]}
+frequency_modulation: {cutoff: 0.5}
+attention_modulation: {share: 0.7, sites: ["up_blocks.0.**"]}"#;
+    check_rival("fam_sdxl", settings);
+}
+
 /// The methods that are shipped.
 fn shipped() -> Vec<MethodSpec> {
     let files = std::fs::read_dir(folder().join("../../experiments/methods")).unwrap().map(|entry| entry.unwrap().path());
@@ -224,6 +272,10 @@ fn shipped_methods_resolve_where_they_say() {
                     assert!(stages.iter().all(|stage| !stage.steps.is_empty()), "{at}");
                     let sizes: Vec<(usize, usize)> = stages.iter().map(|stage| stage.stage.latent).collect();
                     assert!(sizes.windows(2).all(|pair| pair[0].0 <= pair[1].0 && pair[0].1 <= pair[1].1), "{at}: {sizes:?}");
+                    for view in stages.iter().flat_map(|stage| &stage.steps).flat_map(|step| &step.views) {
+                        let sum: f64 = view.passes.iter().map(|pass| pass.weight).sum();
+                        assert!((sum - 1.0).abs() < 1e-9, "{at}: passes that weigh {sum}");
+                    }
                     let vae = pipeline.vae_factor();
                     assert_eq!(sizes[sizes.len() - 1], ((request.height / vae) as usize, (request.width / vae) as usize), "{at}");
                 }

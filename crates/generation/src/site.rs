@@ -13,6 +13,15 @@ pub struct ConvSite {
     pub path: String,
     /// Stride of the trained convolution.
     pub stride: usize,
+    /// How many stride-2 convolutions lie between the latents and what this layer sees.
+    pub halvings: usize,
+}
+
+impl ConvSite {
+    /// (height, width) of what this layer sees of latents of `(height, width)`.
+    pub fn size(&self, latent: (usize, usize)) -> (usize, usize) {
+        halved(latent, self.halvings)
+    }
 }
 
 /// A self-attention.
@@ -27,10 +36,20 @@ pub struct AttentionSite {
 impl AttentionSite {
     /// Tokens of this layer for latents of `(height, width)`.
     pub fn n_tokens(&self, latent: (usize, usize)) -> usize {
-        // A stride-2 convolution with padding 1 rounds up.
-        let side = |n: usize| (0..self.halvings).fold(n, |n, _| n.div_ceil(2));
-        side(latent.0) * side(latent.1)
+        let (height, width) = self.size(latent);
+        height * width
     }
+
+    /// (height, width) of this layer's map for latents of `(height, width)`.
+    pub fn size(&self, latent: (usize, usize)) -> (usize, usize) {
+        halved(latent, self.halvings)
+    }
+}
+
+/// A stride-2 convolution with padding 1 rounds up.
+fn halved(latent: (usize, usize), halvings: usize) -> (usize, usize) {
+    let side = |n: usize| (0..halvings).fold(n, |n, _| n.div_ceil(2));
+    (side(latent.0), side(latent.1))
 }
 
 /// A place on the way up where a skip connection joins.
@@ -66,8 +85,8 @@ pub struct SiteTable {
 }
 
 impl SiteTable {
-    pub(crate) fn add_conv(&mut self, path: &str, stride: usize) -> usize {
-        self.convs.push(ConvSite { path: path.to_owned(), stride });
+    pub(crate) fn add_conv(&mut self, path: &str, stride: usize, halvings: usize) -> usize {
+        self.convs.push(ConvSite { path: path.to_owned(), stride, halvings });
         self.convs.len() - 1
     }
 

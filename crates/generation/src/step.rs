@@ -64,10 +64,14 @@ pub struct Pass {
     pub plan: Plan,
     /// What it is told.
     pub conditioning: Conditioning,
-    /// The guided prediction is the weighted sum of all passes' predictions; the weights sum to 1.
+    /// The guided prediction is the weighted sum of all passes' predictions; the weights sum to 1. A pass of weight 0 is made for
+    /// what it lends.
     pub weight: f64,
-    /// Index of the pass of the same view whose queries and keys this one's self-attentions take in place of their own.
+    /// Index of the pass of the same view that lends queries and keys to this one's self-attentions, as far as
+    /// [`AttentionAction::lent`](crate::plan::AttentionAction::lent) says.
     pub queries_of: Option<usize>,
+    /// Whether the pass looks at the latents that the stage before had at the same step, and their (height, width). Its weight is 0.
+    pub before: Option<(usize, usize)>,
     /// What becomes of its cross-attentions' maps.
     pub maps: Maps,
 }
@@ -85,7 +89,7 @@ pub struct Maps {
 impl Pass {
     /// A pass that lends from no other.
     pub fn new(plan: Plan, conditioning: Conditioning, weight: f64) -> Self {
-        Self { plan, conditioning, weight, queries_of: None, maps: Maps::default() }
+        Self { plan, conditioning, weight, queries_of: None, before: None, maps: Maps::default() }
     }
 }
 
@@ -243,7 +247,7 @@ impl Step {
     pub fn evaluations(&self, latent: (usize, usize)) -> impl Iterator<Item = (usize, (usize, usize), &Pass)> {
         self.views.iter().flat_map(move |view| {
             let (count, size) = view.region.maps(latent);
-            view.passes.iter().map(move |pass| (count, size, pass))
+            view.passes.iter().map(move |pass| pass.before.map_or((count, size, pass), |before| (count, before, pass)))
         })
     }
 
@@ -254,7 +258,10 @@ impl Step {
             && self.views.len() == 1
             && view.region == Region::Whole
             && view.bands.is_none()
-            && view.passes.iter().all(|pass| pass.plan.is_plain() && pass.queries_of.is_none() && pass.maps == Maps::default())
+            && view
+                .passes
+                .iter()
+                .all(|pass| pass.plan.is_plain() && pass.queries_of.is_none() && pass.before.is_none() && pass.maps == Maps::default())
     }
 }
 

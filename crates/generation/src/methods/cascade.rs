@@ -79,6 +79,9 @@ pub struct StageSettings {
     /// Whether SDXL is told the training size instead.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub told_trained_size: bool,
+    /// Whether SDXL is told the first stage's size instead of the stage's.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub told_first_size: bool,
     /// Whether the result gets mean and deviation of the first stage's.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub normalised: bool,
@@ -144,6 +147,9 @@ pub(super) fn resolve(settings: &Cascade, at: &Resolving<'_>) -> Result<Arc<dyn 
         if stage.size.is_some_and(|size| !(size.is_finite() && size > 0.0)) {
             return at.refuse(format!("stage {}: `size` is {:?}, expected a positive number", i + 1, stage.size));
         }
+        if stage.told_final_size && stage.told_first_size {
+            return at.refuse(format!("stage {}: SDXL is told the first or the final size, expected one of them", i + 1));
+        }
         let end = stage.end.unwrap_or(settings.of_steps);
         if stage.first >= end || end > settings.of_steps || (i == 0 && stage.first > 0) {
             let reason = "expected at least one step inside `of_steps`, and the first stage to begin with the first";
@@ -190,7 +196,12 @@ impl Intervention for Cascade {
                 },
                 eta: s.eta,
                 guidance_scale: s.guidance_scale,
-                told_size: if s.told_trained_size { Some(route.native) } else { s.told_final_size.then_some(route.latent) },
+                told_size: match (s.told_final_size, s.told_first_size, s.told_trained_size) {
+                    (true, _, _) => Some(route.latent),
+                    (_, true, _) => self.stages[0].size.map(|size| sized(route, self.measure, size)),
+                    (_, _, true) => Some(route.native),
+                    _ => None,
+                },
                 plain: s.plain.unwrap_or(i == 0),
                 normalised: s.normalised,
                 ..Stage::new(s.size.map_or(route.latent, |size| sized(route, self.measure, size)))

@@ -65,17 +65,12 @@ impl JointDiffusion {
         // In grains.
         let reach = if self.jitter { ((size.0.max(size.1).saturating_sub(step)) / 4 / self.grain) as i64 } else { 0 };
         let mut dice = if self.held { Dice::new(at.seed, at.stage, 0) } else { at.dice() };
-        // Inside both ways, at an edge outward, where both edges are touched not at all.
-        let mut moved = |start: usize, side: usize, all: usize| match (start == 0, start + side == all) {
-            (true, true) => 0,
-            (first, last) => grain * dice.between(if last { 0 } else { -reach }, if first { 0 } else { reach }),
-        };
         let mut corners = Vec::with_capacity(rows.len() * columns.len());
         for &row in &rows {
             for &column in &columns {
                 let (across, down) = if self.jitter {
-                    let across = moved(column, size.1, at.latent.1);
-                    (across, moved(row, size.0, at.latent.0))
+                    let across = grain * moved(&mut dice, column, size.1, at.latent.1, reach);
+                    (across, grain * moved(&mut dice, row, size.0, at.latent.0, reach))
                 } else {
                     (0, 0)
                 };
@@ -88,9 +83,18 @@ impl JointDiffusion {
 }
 
 /// Where windows of `window` begin on a side of `all`: every `stride`, the last one flush with the edge.
-fn starts(all: usize, window: usize, stride: usize) -> Vec<usize> {
+pub(super) fn starts(all: usize, window: usize, stride: usize) -> Vec<usize> {
     let last = all - window;
     (0..last).step_by(stride).chain([last]).collect()
+}
+
+/// By how much a window of `side` from `start` on is moved: inside by up to `reach` both ways, at an edge outward only, where it touches
+/// both edges not at all.
+pub(super) fn moved(dice: &mut Dice, start: usize, side: usize, all: usize, reach: i64) -> i64 {
+    match (start == 0, start + side == all) {
+        (true, true) => 0,
+        (first, last) => dice.between(if last { 0 } else { -reach }, if first { 0 } else { reach }),
+    }
 }
 
 impl Intervention for JointDiffusion {

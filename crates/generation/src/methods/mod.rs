@@ -15,18 +15,23 @@
 //! Every ingredient is one file here and one line in the list below; a variant may combine them freely. They are
 //! applied in the order of [`Settings`]' fields.
 
+mod attention_modulation;
 mod attention_scale;
 mod cascade;
 mod dilated_sampling;
 mod dispersion;
+mod fouriscale;
 mod freeu;
 mod frequency_guidance;
+mod frequency_modulation;
 mod joint_diffusion;
 mod map_reuse;
 mod noise_damped;
 mod noise_refresh;
 mod redilation;
 mod resized_blocks;
+mod restrained_dilation;
+mod scale_fusion;
 mod sdedit;
 mod shifted_cascade;
 mod skip_residual;
@@ -36,6 +41,7 @@ mod window_attention;
 mod window_prompts;
 
 pub use cascade::{HandsOn, Measure, StageSettings};
+pub use fouriscale::Base;
 pub use freeu::Trigger;
 pub use resized_blocks::{How, Rule};
 pub use shifted_cascade::ShiftedStage;
@@ -178,6 +184,16 @@ ingredients! {
     resized_blocks: resized_blocks::ResizedBlocks,
     /// Self-attention in shifted windows.
     window_attention: window_attention::WindowAttention,
+    /// Dilated convolutions behind low-pass filters, and a third pass for details.
+    fouriscale: fouriscale::FouriScale,
+    /// A few convolutions dilated by the size's factor.
+    restrained_dilation: restrained_dilation::RestrainedDilation,
+    /// Local self-attention for low frequencies, global for high ones.
+    scale_fusion: scale_fusion::ScaleFusion,
+    /// The enlarged start's low frequencies before each step.
+    frequency_modulation: frequency_modulation::FrequencyModulation,
+    /// Attention maps mixed with the smaller image's.
+    attention_modulation: attention_modulation::AttentionModulation,
 }
 
 /// A method file as written.

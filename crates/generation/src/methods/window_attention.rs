@@ -40,7 +40,7 @@ impl Intervention for Resolved {
         let mut dice = at.dice();
         for &site in &self.0 {
             let shape = AttentionShape::Windows(ShiftedWindows { grid: (2, 2), quarters: dice.below(4) as usize });
-            step.passes_mut().for_each(|pass| pass.plan.attentions[site].shape = shape);
+            step.passes_mut().for_each(|pass| pass.plan.attentions[site].shape = shape.clone());
         }
     }
 

@@ -20,7 +20,7 @@ pub(super) fn combine(passes: &[Pass], predictions: &[Tensor], bands: Option<&Ba
             ((&high - smooth(&high)?)? + smooth(&low)?)?
         }
     };
-    let text = passes.iter().position(|p| p.conditioning == Conditioning::Text);
+    let text = passes.iter().position(|p| p.conditioning == Conditioning::Text && p.weight != 0.0);
     match text {
         Some(text) if rescale > 0.0 => {
             // Each image to its own spread.
@@ -37,7 +37,8 @@ pub(super) fn combine(passes: &[Pass], predictions: &[Tensor], bands: Option<&Ba
 
 fn weighted(predictions: &[Tensor], weights: impl Iterator<Item = f64>) -> Result<Tensor> {
     let mut sum: Option<Tensor> = None;
-    for (prediction, weight) in predictions.iter().zip(weights) {
+    // A pass of weight 0 may have another size.
+    for (prediction, weight) in predictions.iter().zip(weights).filter(|(_, weight)| *weight != 0.0) {
         let term = (prediction * weight)?;
         sum = Some(match sum {
             None => term,

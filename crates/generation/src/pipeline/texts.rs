@@ -50,6 +50,8 @@ pub(super) struct Told<'a> {
     pub(super) of_windows: HashMap<usize, Vec<Vec<Embedding>>>,
     /// Image (height, width) in pixels, for SDXL.
     pub(super) size: Option<(f32, f32)>,
+    /// The same of the stage before.
+    pub(super) size_before: Option<(f32, f32)>,
     /// Pixels per latent.
     pub(super) factor: i64,
 }
@@ -65,9 +67,10 @@ pub(super) struct Place<'a> {
 
 impl Told<'_> {
     /// For a batch of maps, all images of the first map before those of the second, and all maps of the first conditioning before
-    /// those of the second.
-    pub(super) fn maps(&self, conditionings: &[Conditioning], places: &[Place<'_>]) -> Result<ToldBatch> {
+    /// those of the second. `before`: of the stage before.
+    pub(super) fn maps(&self, before: bool, conditionings: &[Conditioning], places: &[Place<'_>]) -> Result<ToldBatch> {
         let (mut rows, mut sizes) = (Vec::new(), Vec::new());
+        let size = if before { self.size_before } else { self.size };
         for conditioning in conditionings {
             for Place { corner: (top, left), texts } in places {
                 let embeddings = match conditioning {
@@ -75,13 +78,13 @@ impl Told<'_> {
                     Conditioning::Empty => self.empties,
                 };
                 rows.extend(embeddings);
-                let (height, width) = self.size.unwrap_or_default();
+                let (height, width) = size.unwrap_or_default();
                 let (top, left) = ((top * self.factor) as f32, (left * self.factor) as f32);
                 sizes.extend([height, width, top, left, height, width].repeat(embeddings.len()));
             }
         }
         let text = Tensor::cat(&rows.iter().map(|e| &e.hidden).collect::<Vec<_>>(), 0)?;
-        if self.size.is_none() {
+        if size.is_none() {
             return Ok(ToldBatch { text, added: None });
         }
         let pooled: Vec<&Tensor> = rows.iter().filter_map(|e| e.pooled.as_ref()).collect();

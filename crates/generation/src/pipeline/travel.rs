@@ -16,6 +16,7 @@ use crate::text::Embedding;
 use crate::unet::MapStore;
 use candle_core::{DType, Tensor};
 use scalebench_kernels as kernels;
+use std::collections::BTreeMap;
 use std::time::Instant;
 
 /// The random numbers of a run: drawn in order, or given.
@@ -67,6 +68,11 @@ pub(super) struct Travel<'a> {
     maps: MapStore,
     /// Attention to the prompt that stages kept.
     attention: KeptAttention,
+    /// What the network was shown in the stage before, by step, as far as this stage looks back.
+    before: BTreeMap<usize, Tensor>,
+    /// The same of this stage, for the next one, if that looks back.
+    seen: BTreeMap<usize, Tensor>,
+    remembers: bool,
 }
 
 impl<'a> Travel<'a> {
@@ -85,9 +91,24 @@ impl<'a> Travel<'a> {
         let empties = requests.iter().map(|r| pipeline.texts.embed(&r.negative_prompt, true)).collect::<Result<Vec<_>>>()?;
         let noise = Noise { requests, generators: generators(requests), given: injected.draws.iter() };
         let journey = pipeline.journey(requests[0], method)?;
-        let (limit, first, maps, attention) = (usize::MAX, None, MapStore::default(), KeptAttention::default());
-        let mut travel =
-            Self { pipeline, requests, method, injected, trace, journey, noise, texts, empties, limit, first, maps, attention };
+        let mut travel = Self {
+            pipeline,
+            requests,
+            method,
+            injected,
+            trace,
+            journey,
+            noise,
+            texts,
+            empties,
+            limit: usize::MAX,
+            first: None,
+            maps: MapStore::default(),
+            attention: KeptAttention::default(),
+            before: BTreeMap::new(),
+            seen: BTreeMap::new(),
+            remembers: false,
+        };
         travel.record_texts();
         travel.time("text".into(), start);
         Ok(travel)
@@ -105,6 +126,7 @@ impl<'a> Travel<'a> {
         for s in 0..self.journey.stages.len() {
             let stage = self.journey.stages[s].clone();
             let mut found = self.stage(s, &stage, latents.as_ref())?;
+            self.before = std::mem::take(&mut self.seen);
             match &self.first {
                 Some(first) if stage.normalised => found = restored(&found, first)?,
                 Some(_) => {}
@@ -166,6 +188,7 @@ impl<'a> Travel<'a> {
             _ => drawn,
         };
         self.record(format!("{prefix}init_latents"), &unit);
+        self.remembers = self.is_looked_back_at(s)?;
         let step_noise = match &self.injected.step_noise {
             Some(given) if last => Some(checked(given, &[walk.timesteps().len(), shape.0, shape.1, shape.2, shape.3], "noise")?),
             _ => None,
@@ -207,6 +230,14 @@ impl<'a> Travel<'a> {
         }
     }
 
+    /// Whether the stage after `s` looks at what the network is shown in this one.
+    fn is_looked_back_at(&self, s: usize) -> Result<bool> {
+        let Some(next) = self.journey.stages.get(s + 1) else { return Ok(false) };
+        let (pipeline, request) = (self.pipeline, self.requests[0]);
+        let moments = pipeline.moments(request, &self.journey, s + 1, &pipeline.walk(request, next)?);
+        Ok(moments.iter().any(|at| pipeline.step(self.method, next, at).passes_mut().any(|pass| pass.before.is_some())))
+    }
+
     /// Latents before a step, blends done, and the guided prediction from them.
     fn predict(
         &mut self,
@@ -232,6 +263,7 @@ impl<'a> Travel<'a> {
             empties: &self.empties,
             of_windows: self.attention.texts_of_windows(pipeline, self.requests, &step, at.latent)?,
             size: pipeline.unet.config.added.map(|_| self.told_size(stage)),
+            size_before: pipeline.unet.config.added.and(at.stage.checked_sub(1)).map(|before| self.told_size(&self.journey.stages[before])),
             factor: pipeline.vae.factor as i64,
         };
         let mut trace = self.trace.as_deref_mut();
@@ -240,10 +272,17 @@ impl<'a> Travel<'a> {
                 trace.keep(format!("{prefix}pass{j}.{i}"), prediction);
             }
         };
-        let keeps: &[usize] = stage.keeps.as_ref().map_or(&[], |keeps| &keeps.sites);
-        let rescale = self.requests[0].guidance_rescale;
-        let maps = &mut self.maps;
-        let mut look = Look { unet: &pipeline.unet, timestep: at.timestep, rescale, told: &told, keeps, kept: None, see, maps };
+        let mut look = Look {
+            unet: &pipeline.unet,
+            timestep: at.timestep,
+            rescale: self.requests[0].guidance_rescale,
+            told: &told,
+            keeps: stage.keeps.as_ref().map_or(&[], |keeps| &keeps.sites),
+            kept: None,
+            before: self.before.get(&i),
+            see,
+            maps: &mut self.maps,
+        };
         let mut guided = look.predict(&step, &seen)?;
         if let Some(maps) = look.kept {
             self.attention.add(maps)?;
@@ -259,6 +298,9 @@ impl<'a> Travel<'a> {
             }
         }
         self.record(format!("{prefix}guided.{i}"), &guided);
+        if self.remembers {
+            self.seen.insert(i, seen);
+        }
         Ok((latents, guided))
     }
 
@@ -301,8 +343,11 @@ impl<'a> Travel<'a> {
         if enlarge.through == Through::Latents {
             return Ok((resized(before, enlarge.filter, h, w)?, None));
         }
-        let within = |image: Tensor| -> Result<Tensor> { Ok(if enlarge.clamped { image.clamp(-1f32, 1f32)? } else { image }) };
-        let image = within(resized(&self.decoded(before)?, enlarge.filter, h * vae.factor, w * vae.factor)?)?;
+        // As they are, or inside their range.
+        let raw = enlarge.through == Through::UnclampedPixels;
+        let decoded = if raw { vae.decode(&(before / vae.scaling_factor)?)? } else { self.decoded(before)? };
+        let within = |image: Tensor| -> Result<Tensor> { Ok(if enlarge.clamped && !raw { image.clamp(-1f32, 1f32)? } else { image }) };
+        let image = within(resized(&decoded, enlarge.filter, h * vae.factor, w * vae.factor)?)?;
         let image = match &enlarge.sharpen {
             None => image,
             Some(sharpen) => {

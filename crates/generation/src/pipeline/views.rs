@@ -6,7 +6,7 @@ use crate::dice::Dice;
 use crate::error::Result;
 use crate::plan::LowPass;
 use crate::step::{Conditioning, Pooled, Region, Step, Strided, View, Windows};
-use crate::unet::{MapStore, UNet};
+use crate::unet::{MapStore, Shown, UNet};
 use candle_core::{Device, Tensor};
 use scalebench_kernels as kernels;
 
@@ -24,6 +24,8 @@ pub(super) struct Look<'a> {
     pub(super) keeps: &'a [usize],
     /// The maps, of the last look at the whole latents.
     pub(super) kept: Option<Tensor>,
+    /// What the stage before was shown at this step.
+    pub(super) before: Option<&'a Tensor>,
     /// Sees the predictions of a whole view's passes.
     pub(super) see: &'a mut dyn FnMut(usize, &Tensor),
     /// Maps that passes on the whole latents keep and reuse.
@@ -51,9 +53,10 @@ impl Look<'_> {
     fn of(&mut self, v: usize, view: &View, shown: &Tensor) -> Result<Tensor> {
         match &view.region {
             Region::Whole | Region::Pooled(_) => {
-                let mut told = |c: &[Conditioning]| self.told.maps(c, &[Place::default()]);
+                let (now, told) = (Shown { now: shown, before: self.before }, self.told);
+                let mut telling = |before: bool, c: &[Conditioning]| told.maps(before, c, &[Place::default()]);
                 let (predictions, kept) =
-                    self.unet.predict_keeping(shown, self.timestep, &view.passes, &mut told, self.maps, self.keeps)?;
+                    self.unet.predict_keeping(&now, self.timestep, &view.passes, &mut telling, self.maps, self.keeps)?;
                 self.kept = kept.or(self.kept.take());
                 predictions.iter().enumerate().for_each(|(j, prediction)| (self.see)(j, prediction));
                 combine(&view.passes, &predictions, view.bands.as_ref(), self.rescale)
@@ -69,7 +72,8 @@ impl Look<'_> {
         let mut found = Vec::with_capacity(maps.len());
         for (maps, places) in maps.chunks(at_once).zip(places.chunks(at_once)) {
             let batch = Tensor::cat(maps, 0)?;
-            let predictions = self.unet.predict(&batch, self.timestep, &view.passes, &mut |c| self.told.maps(c, places))?;
+            let shown = Shown { now: &batch, before: None };
+            let predictions = self.unet.predict(&shown, self.timestep, &view.passes, &mut |before, c| self.told.maps(before, c, places))?;
             let guided = combine(&view.passes, &predictions, view.bands.as_ref(), self.rescale)?;
             found.extend(guided.chunk(maps.len(), 0)?);
         }
@@ -130,7 +134,9 @@ impl Look<'_> {
         let (_, _, h, w) = shown.dims4()?;
         let (small_h, small_w) = (h.div_ceil(pooled.factor), w.div_ceil(pooled.factor));
         let small = (kernels::area_mean(shown, small_h, small_w)? * pooled.scale)?;
-        let predictions = self.unet.predict(&small, pooled.timestep, &view.passes, &mut |c| self.told.maps(c, &[Place::default()]))?;
+        let shown = Shown { now: &small, before: None };
+        let told = &mut |before, c: &[Conditioning]| self.told.maps(before, c, &[Place::default()]);
+        let predictions = self.unet.predict(&shown, pooled.timestep, &view.passes, told)?;
         let low = (combine(&view.passes, &predictions, None, self.rescale)? / pooled.factor as f64)?;
         let difference = (low - kernels::area_mean(sum, small_h, small_w)?)?;
         Ok((sum + (kernels::upsample_nearest(&difference, h, w)? * view.weight)?)?)

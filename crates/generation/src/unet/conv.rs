@@ -25,7 +25,7 @@ pub(crate) struct SiteConv {
 impl SiteConv {
     pub(crate) fn load(build: &mut Build, at: &Scope<'_>, c_in: usize, c_out: usize, stride: usize) -> Result<Self> {
         Ok(Self {
-            site: build.sites.add_conv(at.path(), stride),
+            site: build.sites.add_conv(at.path(), stride, build.halvings),
             weight: at.conv("weight", &[c_out, c_in, 3, 3])?,
             bias: at.get("bias", &[c_out])?,
             stride,

@@ -1,6 +1,7 @@
 //! The U-Net of Stable Diffusion with named sites. It asks the plan what to do and names no method.
 
 mod conv;
+mod fusion;
 mod maps;
 mod resnet;
 mod transformer;
@@ -163,6 +164,8 @@ impl UNetConfig {
 pub(crate) struct Build {
     config: UNetConfig,
     sites: SiteTable,
+    /// Stride-2 convolutions between the latents and the layer that is loaded.
+    halvings: usize,
 }
 
 /// What every layer may look at during one pass.
@@ -209,49 +212,82 @@ impl<'a> PromptMaps<'a> {
     }
 }
 
+/// What a self-attention lends to the same one of another pass.
+#[derive(Debug, Clone)]
+pub(crate) struct Lent {
+    /// Queries and keys, `(batch, tokens, width)`.
+    pub(crate) q: Tensor,
+    pub(crate) k: Tensor,
+    /// (height, width) of the map whose pixels they are.
+    pub(crate) size: (usize, usize),
+}
+
 /// Queries and keys of self-attentions, by site, on their way from one pass to another.
 pub(crate) enum Tape {
     /// Nothing is lent.
     Off,
-    /// Kept for another pass.
-    Record(Mutex<Vec<Option<(Tensor, Tensor)>>>),
-    /// Taken in place of the pass's own.
-    Play(Vec<(Tensor, Tensor)>),
+    /// Kept for another pass at the sites that it asks for.
+    Record(Vec<bool>, Mutex<Vec<Option<Lent>>>),
+    /// Lent by another pass.
+    Play(Vec<Option<Lent>>),
 }
 
 impl Tape {
-    fn recorder(sites: usize) -> Self {
-        Self::Record(Mutex::new(vec![None; sites]))
+    /// For what `borrowers` ask for; off if there are none.
+    fn recorder<'a>(borrowers: impl Iterator<Item = &'a Pass>) -> Self {
+        let mut wanted: Vec<bool> = Vec::new();
+        for pass in borrowers {
+            wanted.resize(pass.plan.attentions.len(), false);
+            wanted.iter_mut().zip(&pass.plan.attentions).for_each(|(wanted, action)| *wanted |= action.lent > 0.0);
+        }
+        let kept = Mutex::new(vec![None; wanted.len()]);
+        if wanted.is_empty() { Self::Off } else { Self::Record(wanted, kept) }
     }
 
-    /// For a batch of `n` times as many.
-    fn repeated(self, n: usize) -> Result<Self> {
-        let Self::Play(kept) = self else { return Ok(self) };
-        let repeat = |t: &Tensor| Tensor::cat(&vec![t; n], 0);
-        Ok(Self::Play(kept.iter().map(|(q, k)| Ok((repeat(q)?, repeat(k)?))).collect::<Result<_>>()?))
+    /// Whether what happens at `site` is kept.
+    pub(crate) fn wants(&self, site: usize) -> bool {
+        matches!(self, Self::Record(wanted, _) if wanted[site])
     }
 
-    /// The queries and keys that an attention at `site` goes on with in place of its own.
-    pub(crate) fn pass(&self, site: usize, q: Tensor, k: Tensor) -> (Tensor, Tensor) {
-        match self {
-            Self::Off => (q, k),
-            Self::Record(kept) => {
-                kept.lock().unwrap_or_else(std::sync::PoisonError::into_inner)[site] = Some((q.clone(), k.clone()));
-                (q, k)
-            }
-            Self::Play(lent) => lent[site].clone(),
+    pub(crate) fn keep(&self, site: usize, lent: Lent) {
+        if let Self::Record(_, kept) = self {
+            kept.lock().unwrap_or_else(std::sync::PoisonError::into_inner)[site] = Some(lent);
         }
     }
 
-    /// Rows `from..from + n` of what was recorded.
-    fn rows(&self, from: usize, n: usize) -> Result<Self> {
-        let Self::Record(kept) = self else { return Err(Error::method("", "takes queries of a pass that comes later")) };
+    /// What another pass lends at `site`.
+    pub(crate) fn lent(&self, site: usize) -> Result<&Lent> {
+        match self {
+            Self::Play(lent) => lent[site].as_ref(),
+            _ => None,
+        }
+        .ok_or_else(|| Error::method("", "has a self-attention that borrows from no pass"))
+    }
+
+    /// Rows `from..from + n` of what was recorded, `times` over.
+    fn rows(&self, from: usize, n: usize, times: usize) -> Result<Self> {
+        let Self::Record(_, kept) = self else { return Err(Error::method("", "takes queries of a pass that lends none")) };
         let kept = kept.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let narrow = |t: &Tensor| Ok::<_, Error>(t.narrow(0, from, n)?.contiguous()?);
-        let rows = kept.iter().flatten().map(|(q, k)| Ok((narrow(q)?, narrow(k)?)));
-        Ok(Self::Play(rows.collect::<Result<_>>()?))
+        let narrow = |t: &Tensor| Ok::<_, Error>(Tensor::cat(&vec![t.narrow(0, from, n)?.contiguous()?; times], 0)?);
+        let rows = |lent: &Option<Lent>| match lent {
+            None => Ok(None),
+            Some(Lent { q, k, size }) => Ok(Some(Lent { q: narrow(q)?, k: narrow(k)?, size: *size })),
+        };
+        Ok(Self::Play(kept.iter().map(rows).collect::<Result<_>>()?))
     }
 }
+
+/// The latents that the network is shown.
+pub(crate) struct Shown<'a> {
+    /// As they are now, `(images, c, h, w)`.
+    pub(crate) now: &'a Tensor,
+    /// As the stage before had them at the same step, of its own height and width.
+    pub(crate) before: Option<&'a Tensor>,
+}
+
+/// Says what a batch of passes with these conditionings is told, all images of the first before those of the second; of the stage
+/// before, if its latents are shown.
+pub(crate) type Telling<'a> = dyn FnMut(bool, &[Conditioning]) -> Result<Told> + 'a;
 
 impl Context<'_> {
     fn conv(&self, conv: &SiteConv) -> &ConvAction {
@@ -304,7 +340,7 @@ impl UNet {
     pub(crate) fn open(folder: &Path, options: &LoadOptions) -> Result<Self> {
         let config = UNetConfig::open(&folder.join("config.json"))?;
         let weights = Weights::open(folder, "diffusion_pytorch_model", options)?.multiplied_in(options.dtype);
-        let mut build = Build { config, sites: SiteTable::default() };
+        let mut build = Build { config, sites: SiteTable::default(), halvings: 0 };
         let unet = Self::load(&mut build, &weights.root())?;
         weights.finish()?;
         Ok(unet)
@@ -312,7 +348,7 @@ impl UNet {
 
     /// The network of a `config.json` on random weights, multiplying in `dtype`.
     pub(crate) fn random(config: &Path, dtype: Dtype, device: &Device) -> Result<Self> {
-        let mut build = Build { config: UNetConfig::open(config)?, sites: SiteTable::default() };
+        let mut build = Build { config: UNetConfig::open(config)?, sites: SiteTable::default(), halvings: 0 };
         Self::load(&mut build, &Weights::random(device).multiplied_in(dtype).root())
     }
 
@@ -332,6 +368,7 @@ impl UNet {
         let mut c = channels[0];
         for (level, &out) in channels.iter().enumerate() {
             let at = root.pp("down_blocks").pp(level);
+            build.halvings = level;
             let (mut resnets, mut attentions, mut layers) = (Vec::new(), Vec::new(), Vec::new());
             for i in 0..config.layers_per_block {
                 let mut layer = at.pp("resnets").pp(i);
@@ -363,6 +400,7 @@ impl UNet {
         for i in 0..n {
             let level = n - 1 - i;
             let (at, out) = (root.pp("up_blocks").pp(i), channels[level]);
+            build.halvings = level;
             let (mut resnets, mut attentions, mut joins) = (Vec::new(), Vec::new(), Vec::new());
             for j in 0..=config.layers_per_block {
                 let skip = skips.pop().expect("one skip per up layer");
@@ -374,6 +412,8 @@ impl UNet {
                 }
                 c = out;
             }
+            // It sees what is enlarged already.
+            build.halvings = level.saturating_sub(1);
             let resampler = if i + 1 < n { Some(SiteConv::load(build, &at.pp("upsamplers.0.conv"), c, c, 1)?) } else { None };
             up_blocks.push(Stage { resnets, attentions, joins, layers: Vec::new(), resampler });
         }
@@ -397,59 +437,56 @@ impl UNet {
         })
     }
 
-    /// The prediction of each pass, `(images, c, h, w)` each, from the same `latents` of that shape; passes with equal
-    /// plans run as one batch, after the pass whose queries they take. `told` says what a batch with these conditionings is told, all images of the first before
-    /// those of the second.
-    pub(crate) fn predict(
-        &self,
-        latents: &Tensor,
-        timestep: f64,
-        passes: &[Pass],
-        told: &mut dyn FnMut(&[Conditioning]) -> Result<Told>,
-    ) -> Result<Vec<Tensor>> {
-        Ok(self.predict_keeping(latents, timestep, passes, told, &mut MapStore::default(), &[])?.0)
+    /// The prediction of each pass from what is `shown`, in the shape of that; passes with equal plans run as one batch, after the
+    /// pass whose queries they take.
+    pub(crate) fn predict(&self, shown: &Shown<'_>, timestep: f64, passes: &[Pass], told: &mut Telling<'_>) -> Result<Vec<Tensor>> {
+        Ok(self.predict_keeping(shown, timestep, passes, told, &mut MapStore::default(), &[])?.0)
     }
 
     /// [`predict`](Self::predict) with a store of the maps that passes keep; and how the last pass with the prompt attends to it beside
     /// the self-attentions `sites`, which run on maps of one size: the mean over these sites and their heads, `(images, pixels, tokens)`.
     pub(crate) fn predict_keeping(
         &self,
-        latents: &Tensor,
+        shown: &Shown<'_>,
         timestep: f64,
         passes: &[Pass],
-        told: &mut dyn FnMut(&[Conditioning]) -> Result<Told>,
+        told: &mut Telling<'_>,
         store: &mut MapStore,
         sites: &[usize],
     ) -> Result<(Vec<Tensor>, Option<Tensor>)> {
-        let images = latents.dim(0)?;
+        let images = shown.now.dim(0)?;
         let mut kept = None;
         let mut predictions: Vec<Option<Tensor>> = vec![None; passes.len()];
         // Which passes ran together, and what they lend.
         let mut tapes: Vec<(Vec<usize>, Tape)> = Vec::new();
-        for first in 0..passes.len() {
+        // Who lends comes first.
+        let (borrowers, lenders): (Vec<usize>, Vec<usize>) = (0..passes.len()).partition(|&j| passes[j].queries_of.is_some());
+        for first in lenders.into_iter().chain(borrowers) {
+            let pass = &passes[first];
             if predictions[first].is_some() {
                 continue;
             }
-            let key = |j: usize| (&passes[j].plan, passes[j].queries_of, passes[j].maps);
-            let alike = |j: usize| key(j) == key(first);
-            let same: Vec<usize> = (first..passes.len()).filter(|&j| predictions[j].is_none() && alike(j)).collect();
-            let tape = match passes[first].queries_of {
-                Some(lender) => match tapes.iter().find_map(|(group, tape)| Some((tape, group.iter().position(|&j| j == lender)?))) {
-                    Some((tape, row)) => tape.rows(row * images, images)?.repeated(same.len())?,
-                    None => return Err(Error::method("", "takes queries of a pass that comes later")),
-                },
-                None if same.iter().any(|&j| passes.iter().any(|pass| pass.queries_of == Some(j))) => {
-                    Tape::recorder(self.sites.attentions.len())
-                }
-                None => Tape::Off,
+            let latents = match pass.before {
+                None => shown.now,
+                Some(_) => shown.before.ok_or_else(|| Error::method("", "looks back at a stage that did not make this step"))?,
             };
-            let told = told(&same.iter().map(|&j| passes[j].conditioning).collect::<Vec<_>>())?;
-            let batch = Tensor::cat(&vec![latents; same.len()], 0)?;
+            let key = |pass: &Pass| (pass.queries_of, pass.before, pass.maps);
+            let alike = |other: &Pass| other.plan == pass.plan && key(other) == key(pass);
+            let same: Vec<usize> = (0..passes.len()).filter(|&j| predictions[j].is_none() && alike(&passes[j])).collect();
+            let tape = match pass.queries_of {
+                Some(lender) => match tapes.iter().find_map(|(group, tape)| Some((tape, group.iter().position(|&j| j == lender)?))) {
+                    Some((tape, row)) => tape.rows(row * images, images, same.len())?,
+                    None => return Err(Error::method("", "takes queries of a pass that takes them itself")),
+                },
+                None => Tape::recorder(passes.iter().filter(|other| other.queries_of.is_some_and(|lender| same.contains(&lender)))),
+            };
             let conditionings: Vec<Conditioning> = same.iter().map(|&j| passes[j].conditioning).collect();
+            let told = told(pass.before.is_some(), &conditionings)?;
+            let batch = Tensor::cat(&vec![latents; same.len()], 0)?;
             let text = conditionings.iter().position(|c| *c == Conditioning::Text);
-            let maps = store.lend(passes[first].maps, &conditionings)?;
+            let maps = store.lend(pass.maps, &conditionings)?;
             let prompt = PromptMaps::of(if text.is_some() { sites } else { &[] });
-            let out = self.forward_taped(&batch, timestep, &told, &passes[first].plan, (&tape, &maps, &prompt), &mut |_, _| {})?;
+            let out = self.forward_taped(&batch, timestep, &told, &pass.plan, (&tape, &maps, &prompt), &mut |_, _| {})?;
             store.keep(maps, &conditionings)?;
             if let Some(row) = text {
                 kept = prompt.mean(row * images, images)?;

@@ -1,6 +1,6 @@
 //! The transformer block: self-attention, cross-attention, feed-forward.
 
-use super::{Build, Context, MapTape, Tape};
+use super::{Build, Context, Lent, MapTape, Tape};
 use crate::error::Result;
 use crate::layers::{GroupNorm, IntoMap, IntoTokens, LayerNorm, Linear};
 use crate::plan::{AttentionAction, AttentionShape};
@@ -45,14 +45,28 @@ impl Attention {
 
     /// Attention among the pixels of a map of `size` (height, width), under `action`.
     fn own(&self, x: &Tensor, size: (usize, usize), action: &AttentionAction, site: usize, tape: &Tape) -> Result<Tensor> {
-        let (q, k) = tape.pass(site, self.to_q.forward(x)?, self.to_k.forward(x)?);
         let v = self.to_v.forward(x)?;
         let attend = |q: &Tensor, k: &Tensor, v: &Tensor| self.attend(q, k, v, action.temperature);
-        let found = match &action.shape {
-            AttentionShape::Full => attend(&q, &k, &v)?,
-            AttentionShape::Windows(windows) => super::windows::shifted(windows, size, [&q, &k, &v], attend)?,
+        let own = || -> Result<Tensor> {
+            let (q, k) = (self.to_q.forward(x)?, self.to_k.forward(x)?);
+            if tape.wants(site) {
+                tape.keep(site, Lent { q: q.clone(), k: k.clone(), size });
+            }
+            match &action.shape {
+                AttentionShape::Full => self.to_out.forward(&attend(&q, &k, &v)?),
+                AttentionShape::Windows(windows) => self.to_out.forward(&super::windows::shifted(windows, size, [&q, &k, &v], attend)?),
+                AttentionShape::Fused(fusion) => {
+                    let [local, global] = super::fusion::both(fusion, size, [&q, &k, &v], attend)?;
+                    super::fusion::fused(fusion, size, &self.to_out.forward(&local)?, &self.to_out.forward(&global)?)
+                }
+            }
         };
-        self.to_out.forward(&found)
+        let theirs = || self.to_out.forward(&borrowed(tape.lent(site)?, &v, size, attend)?);
+        match action.lent {
+            0.0 => own(),
+            1.0 => theirs(),
+            share => Ok(((own()? * (1.0 - share))? + (theirs()? * share)?)?),
+        }
     }
 
     /// How much each of `x` attends to each of `context`, `(batch, n, m)`: the mean over heads, on the CPU, f32.
@@ -70,6 +84,25 @@ impl Attention {
     fn attend(&self, q: &Tensor, k: &Tensor, v: &Tensor, temperature: f64) -> Result<Tensor> {
         Ok(kernels::attention(q, k, v, self.heads, self.scale * temperature, self.precision)?)
     }
+}
+
+/// Attention to `v` `(batch, tokens, width)` of a map of `size` by lent queries and keys. Those of a smaller map are those of all
+/// pixels that one of its own stands for: keys see the mean of their values, queries share what they find.
+fn borrowed(
+    lent: &Lent,
+    v: &Tensor,
+    (h, w): (usize, usize),
+    attend: impl Fn(&Tensor, &Tensor, &Tensor) -> Result<Tensor>,
+) -> Result<Tensor> {
+    if lent.size == (h, w) {
+        return attend(&lent.q, &lent.k, v);
+    }
+    let (batch, _, c) = v.dims3()?;
+    let (rows, columns) = lent.size;
+    let map = v.transpose(1, 2)?.contiguous()?.reshape((batch, c, h, w))?;
+    let means = kernels::area_mean(&map, rows, columns)?.reshape((batch, c, rows * columns))?.transpose(1, 2)?.contiguous()?;
+    let found = attend(&lent.q, &lent.k, &means)?.transpose(1, 2)?.contiguous()?.reshape((batch, c, rows, columns))?;
+    Ok(kernels::upsample_nearest(&found, h, w)?.reshape((batch, c, h * w))?.transpose(1, 2)?.contiguous()?)
 }
 
 #[derive(Debug)]

@@ -41,7 +41,10 @@ builtin![
     "hidiffusion",
     "deep-shrink",
     "demofusion",
-    "accdiffusion"
+    "accdiffusion",
+    "fouriscale",
+    "freescale",
+    "fam"
 ];
 
 /// Names of the built-in methods.

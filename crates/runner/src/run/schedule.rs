@@ -44,7 +44,7 @@ impl StageSchedule {
             Start::Noise => "noise".to_owned(),
             Start::Enlarged(enlarge) => match enlarge.through {
                 Through::Latents => "the enlarged latents".to_owned(),
-                Through::Pixels => "the enlarged image".to_owned(),
+                Through::Pixels | Through::UnclampedPixels => "the enlarged image".to_owned(),
             },
         };
         let mut views = Vec::new();
@@ -180,12 +180,13 @@ impl PassSchedule {
     fn push(&mut self, step: usize, pass: &Pass) {
         push(&mut self.weight, step, Some(pass.weight));
         for (track, action) in self.convolutions.iter_mut().zip(&pass.plan.convs) {
-            let ConvAction { kernel, dilation, .. } = action;
+            let ConvAction { kernel, dilation, geometry, .. } = action;
             let kernel = match kernel {
                 Kernel::Trained => None,
                 Kernel::Dispersed(dispersion) => Some(dispersion.large),
             };
-            let changed = Convolution { dilation: dilation.map(|d| d.get()), kernel };
+            let dilation = geometry.map(|g| g.dilation as f64).or_else(|| dilation.map(|d| d.get()));
+            let changed = Convolution { dilation, kernel };
             push(&mut track.runs, step, (*action != ConvAction::default()).then_some(changed));
         }
         for (track, action) in self.attentions.iter_mut().zip(&pass.plan.attentions) {
@@ -346,7 +347,7 @@ pub(crate) mod tests {
     use scalebench_generation::site::{AttentionSite, ConvSite, SkipSite};
 
     fn sites() -> SiteTable {
-        let conv = |path: &str| ConvSite { path: path.into(), stride: 1 };
+        let conv = |path: &str| ConvSite { path: path.into(), stride: 1, halvings: 0 };
         SiteTable {
             convs: vec![conv("conv_in"), conv("down_blocks.1.resnets.0.conv1"), conv("mid_block.resnets.0.conv1")],
             attentions: vec![AttentionSite { path: "mid_block.attentions.0.transformer_blocks.0.attn1".into(), halvings: 1 }],
