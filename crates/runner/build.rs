@@ -16,6 +16,27 @@ fn main() {
     }
     println!("cargo::rustc-env=SCALEBENCH_COMMIT={commit}");
     println!("cargo::rustc-env=SCALEBENCH_VERSION={version}");
+    if std::env::var("CARGO_CFG_TARGET_OS").is_ok_and(|os| os == "linux") {
+        // Symbols are a third of the program. Not `strip` in the profile: that is part of every crate's identity.
+        println!("cargo::rustc-link-arg-bins=-Wl,--strip-all");
+        if links_with_lld() {
+            // polars is compiled without optimisation and repeats itself: functions of equal code become one.
+            println!("cargo::rustc-link-arg-bins=-Wl,--icf=all");
+        }
+    }
+}
+
+/// Whether the compiler brings its own linker, as it does for this target since 1.90, and nobody chose another one.
+fn links_with_lld() -> bool {
+    let is = |name: &str, value: &str| std::env::var(name).is_ok_and(|found| found == value);
+    let is_usual = is("CARGO_CFG_TARGET_ARCH", "x86_64") && is("CARGO_CFG_TARGET_ENV", "gnu") && is("HOST", "x86_64-unknown-linux-gnu");
+    let chosen = ["CARGO_ENCODED_RUSTFLAGS", "CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_LINKER", "RUSTC_LINKER"];
+    let is_chosen =
+        chosen.into_iter().any(|name| std::env::var(name).is_ok_and(|value| value.contains("link") || name.ends_with("LINKER")));
+    let version = std::env::var("RUSTC").ok().and_then(|rustc| Command::new(rustc).arg("--version").output().ok());
+    let version = version.and_then(|output| String::from_utf8(output.stdout).ok()).unwrap_or_default();
+    let minor = version.strip_prefix("rustc 1.").and_then(|rest| rest.split('.').next()?.parse::<u32>().ok());
+    is_usual && !is_chosen && minor.is_some_and(|minor| minor >= 90)
 }
 
 /// The commit that is checked out, if this is a clone and git is there. A repository further up is another project's.

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use zip::ZipArchive;
 
 use crate::image::is_image;
-use crate::{Error, Image, Result};
+use crate::{Error, Image, ImageSet, Result};
 
 /// Deflate makes at most 258 bytes of 2 bits; no other method that is built in makes more.
 const LARGEST_RATIO: u64 = 1032;
@@ -57,31 +57,9 @@ impl ImageArchive {
         Ok(Self { path: path.to_owned(), archive, entries })
     }
 
-    /// Number of images; at least one.
-    #[expect(clippy::len_without_is_empty, reason = "an archive without images does not open")]
-    pub fn len(&self) -> usize {
-        self.entries.len()
-    }
-
     /// Names of the images inside the archive, sorted by their bytes.
     pub fn names(&self) -> impl ExactSizeIterator<Item = &str> {
         self.entries.iter().map(|(name, _)| name.as_str())
-    }
-
-    /// Decodes the image at `place` of [`ImageArchive::names`], as [`Image::open`] does a file.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Decode`] names the archive and the entry, as `archive.zip/entry.png`.
-    ///
-    /// # Panics
-    ///
-    /// If there is no such place.
-    pub fn image(&self, place: usize) -> Result<Image> {
-        let (name, index) = &self.entries[place];
-        let path = self.path.join(name);
-        let bytes = self.read(*index).map_err(|message| Error::Decode { path: path.clone(), message })?;
-        Image::decode(Cursor::new(bytes), &path)
     }
 
     /// The whole entry, so that its checksum is compared even where a decoder would stop early.
@@ -100,6 +78,23 @@ impl ImageArchive {
             return Err(format!("the archive's directory announces {size} bytes, found {}", bytes.len()));
         }
         Ok(bytes)
+    }
+}
+
+impl ImageSet for ImageArchive {
+    fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    fn name(&self, place: usize) -> &str {
+        &self.entries[place].0
+    }
+
+    fn image(&self, place: usize) -> Result<Image> {
+        let (name, index) = &self.entries[place];
+        let path = self.path.join(name);
+        let bytes = self.read(*index).map_err(|message| Error::Decode { path: path.clone(), message })?;
+        Image::decode(Cursor::new(bytes), &path)
     }
 }
 
@@ -142,14 +137,7 @@ mod tests {
     use zip::{CompressionMethod, ZipWriter};
 
     use super::*;
-    use crate::test_data::formula_image;
-
-    fn png(image: &Image) -> Vec<u8> {
-        let pixels = image::RgbImage::from_raw(image.width as u32, image.height as u32, image.rgb.clone()).unwrap();
-        let mut bytes = Cursor::new(Vec::new());
-        pixels.write_to(&mut bytes, image::ImageFormat::Png).unwrap();
-        bytes.into_inner()
-    }
+    use crate::test_data::{formula_image, png};
 
     fn zip(path: &Path, method: CompressionMethod, entries: &[(&str, &[u8])]) {
         let mut writer = ZipWriter::new(File::create(path).unwrap());

@@ -108,7 +108,21 @@ pub enum Error {
         /// How one can tell, and what to use.
         message: String,
     },
-    /// A zip archive cannot be read or written.
+    /// A folder holds two kinds of image sets.
+    #[error("{path} holds both images and tar shards; expected one of them")]
+    MixedFolder {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// A pattern of file names makes no sense.
+    #[error("bad pattern {pattern}: {message}")]
+    Pattern {
+        /// As it was written.
+        pattern: String,
+        /// What is wrong.
+        message: String,
+    },
+    /// A zip or tar archive cannot be read or written.
     #[error("bad archive {path}: {message}")]
     Archive {
         /// The file.

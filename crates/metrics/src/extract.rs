@@ -14,6 +14,7 @@ use crate::clip::{Clip, clip_score};
 use crate::dinov2::Dinov2;
 use crate::inception::{Inception, Taps};
 use crate::preprocess::Input;
+use crate::shards::{Shards, is_shards};
 use crate::{Error, FeatureSet, Image, Preprocess, Profile, Provenance, Result, list_images};
 
 /// Images in flight between two calls of the progress callback.
@@ -35,10 +36,28 @@ pub struct Sample {
 pub enum Source {
     /// In a file, decoded when its turn comes.
     File(PathBuf),
-    /// An entry of an archive, by its place among the images.
-    Archive(Arc<ImageArchive>, usize),
+    /// One of a set, by its place.
+    Set(Arc<dyn ImageSet>, usize),
     /// In memory.
     Memory(Image),
+}
+
+/// Images that are read by their place, in an order of their own: archives, and what other crates add.
+#[expect(clippy::len_without_is_empty, reason = "a set without images does not open")]
+pub trait ImageSet: std::fmt::Debug + Send + Sync {
+    /// Number of images; at least one.
+    fn len(&self) -> usize;
+
+    /// Id of the image at `place`; there must be such a place.
+    fn name(&self, place: usize) -> &str;
+
+    /// Decodes the image at `place`, as [`Image::open`] does a file; there must be such a place. Called by several threads at
+    /// a time.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Decode`] for an image that may be left out; it names the set and the image, as `archive.zip/entry.png`.
+    fn image(&self, place: usize) -> Result<Image>;
 }
 
 impl Sample {
@@ -47,15 +66,27 @@ impl Sample {
         Self { name: name.into(), group, source: Source::Memory(image) }
     }
 
-    /// All images under a folder or in a zip archive, in sorted order: names are relative paths, groups 0, 1, 2, ….
+    /// All images under a folder, in a zip archive or in tar shards (see [`Shards::images`]), in order: groups are 0, 1, 2, ….
+    ///
+    /// A folder with both images and `.tar` files is an error: either may be meant.
     pub fn all(path: &Path) -> Result<Vec<Self>> {
-        if path.is_dir() {
-            return Self::folder(path);
+        match (path.is_dir(), is_shards(path)) {
+            (true, true) if list_images(path).is_ok() => Err(Error::MixedFolder { path: path.to_owned() }),
+            (_, true) => Ok(Self::set(Arc::new(Shards::images(path)?))),
+            (true, false) => Self::folder(path),
+            (false, false) => Ok(Self::set(Arc::new(ImageArchive::open(path)?))),
         }
-        let archive = Arc::new(ImageArchive::open(path)?);
-        let sample =
-            |(i, name): (usize, &str)| Self { name: name.to_owned(), group: i as u32, source: Source::Archive(Arc::clone(&archive), i) };
-        Ok(archive.names().enumerate().map(sample).collect())
+    }
+
+    /// Whether a path is one for [`all`](Self::all), by its name or as a folder; other files may hold features or statistics.
+    pub fn is_set(path: &Path) -> bool {
+        path.is_dir() || is_shards(path) || path.extension().is_some_and(|e| e.eq_ignore_ascii_case("zip"))
+    }
+
+    /// All images of a set: groups are 0, 1, 2, ….
+    pub fn set(images: Arc<dyn ImageSet>) -> Vec<Self> {
+        let sample = |i| Self { name: images.name(i).to_owned(), group: i as u32, source: Source::Set(Arc::clone(&images), i) };
+        (0..images.len()).map(sample).collect()
     }
 
     /// All images under a folder in sorted order: names are relative paths, groups 0, 1, 2, ….
@@ -69,12 +100,17 @@ impl Sample {
         Ok(paths.into_iter().enumerate().map(sample).collect())
     }
 
-    fn decode(&self) -> Result<std::borrow::Cow<'_, Image>> {
+    /// The pixels.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Io`] and [`Error::Decode`].
+    pub fn decode(&self) -> Result<std::borrow::Cow<'_, Image>> {
         use std::borrow::Cow::{Borrowed, Owned};
         Ok(match &self.source {
             Source::Memory(image) => Borrowed(image),
             Source::File(path) => Owned(Image::open(path)?),
-            Source::Archive(archive, index) => Owned(archive.image(*index)?),
+            Source::Set(images, place) => Owned(images.image(*place)?),
         })
     }
 }
@@ -280,6 +316,7 @@ impl Extractor {
         let mut data = vec![Vec::new(); taps.len()];
         let mut skipped = Vec::new();
         let mut samples = samples.into_iter();
+        let (announced, _) = samples.size_hint();
         let mut take = || samples.by_ref().take(BATCH).collect::<Vec<Sample>>();
         let (mut next, mut done) = (take(), 0);
         let mut ready = None;
@@ -319,6 +356,10 @@ impl Extractor {
                 }));
                 groups.extend((0..n_rows).map(|_| sample.group));
                 for (data, rows) in data.iter_mut().zip(rows) {
+                    if data.is_empty() {
+                        // Growth by doubling would hold up to three times the features.
+                        data.reserve_exact(announced * rows.iter().map(Vec::len).sum::<usize>());
+                    }
                     data.extend(rows.into_iter().flatten());
                 }
             }

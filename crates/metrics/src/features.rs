@@ -1,13 +1,14 @@
 //! Feature files: what an extractor said about a set of images, with how it was made.
 
+use std::io::Write;
 use std::path::Path;
 
 use faer::Mat;
-use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 use serde::{Deserialize, Serialize};
+use serde_json::json;
 
-use crate::files::{read, write_atomically};
+use crate::files::{read, write_through};
 use crate::{Error, Preprocess, Result};
 
 /// Version of the feature file format.
@@ -84,21 +85,28 @@ impl FeatureSet {
             preprocess_id: self.provenance.preprocess.id(),
             provenance: self.provenance.clone(),
         };
-        let invalid = |message: String| Error::Container { path: path.to_owned(), message };
-        let json = |e: serde_json::Error| invalid(e.to_string());
-        let header = serde_json::to_string(&header).map_err(json)?;
-        let names = serde_json::to_vec(&self.names).map_err(json)?;
-        let data: Vec<u8> = self.data.iter().flat_map(|v| v.to_le_bytes()).collect();
-        let groups: Vec<u8> = self.groups.iter().flat_map(|v| v.to_le_bytes()).collect();
-        let view = |dtype, shape, bytes| TensorView::new(dtype, shape, bytes).map_err(|e| invalid(e.to_string()));
-        let tensors = [
-            ("features", view(Dtype::F32, vec![self.len(), self.dim], &data)?),
-            ("groups", view(Dtype::U32, vec![self.len()], &groups)?),
-            ("names", view(Dtype::U8, vec![names.len()], &names)?),
+        let text = |e: serde_json::Error| Error::Container { path: path.to_owned(), message: e.to_string() };
+        let header = serde_json::to_string(&serde_json::to_string(&header).map_err(text)?).map_err(text)?;
+        let names = serde_json::to_vec(&self.names).map_err(text)?;
+        // Written value by value: a second copy of the features would be most of what extraction holds.
+        let [features, groups] = [4 * self.data.len(), 4 * (self.data.len() + self.groups.len())];
+        let entries = [
+            ("features", "F32", vec![self.len(), self.dim], [0, features]),
+            ("groups", "U32", vec![self.len()], [features, groups]),
+            ("names", "U8", vec![names.len()], [groups, groups + names.len()]),
         ];
-        let metadata = Some([(METADATA_KEY.to_owned(), header)].into());
-        let bytes = safetensors::serialize(tensors, metadata).map_err(|e| invalid(e.to_string()))?;
-        write_atomically(path, &bytes)
+        let entries = entries.map(|(key, dtype, shape, offsets)| {
+            format!("\"{key}\":{{\"dtype\":\"{dtype}\",\"shape\":{},\"data_offsets\":{}}}", json!(shape), json!(offsets))
+        });
+        let mut start = format!("{{\"__metadata__\":{{\"{METADATA_KEY}\":{header}}},{}}}", entries.join(","));
+        start += &" ".repeat(start.len().next_multiple_of(8) - start.len());
+        write_through(path, |file| {
+            file.write_all(&(start.len() as u64).to_le_bytes())?;
+            file.write_all(start.as_bytes())?;
+            self.data.iter().try_for_each(|value| file.write_all(&value.to_le_bytes()))?;
+            self.groups.iter().try_for_each(|group| file.write_all(&group.to_le_bytes()))?;
+            file.write_all(&names)
+        })
     }
 
     /// Reads a file written by [`FeatureSet::save`].
@@ -135,14 +143,13 @@ impl FeatureSet {
             }
             Ok(view.data())
         };
-        let words = |bytes: &[u8]| bytes.as_chunks::<4>().0.to_vec();
-        let data = words(tensor("features", Dtype::F32, Some(&[n, dim]))?);
-        let groups = words(tensor("groups", Dtype::U32, Some(&[n]))?);
+        let (data, _) = tensor("features", Dtype::F32, Some(&[n, dim]))?.as_chunks::<4>();
+        let (groups, _) = tensor("groups", Dtype::U32, Some(&[n]))?.as_chunks::<4>();
         let names = serde_json::from_slice(tensor("names", Dtype::U8, None)?).map_err(|e| config(format!("names: {e}")))?;
         Self::new(
             names,
-            groups.into_iter().map(u32::from_le_bytes).collect(),
-            data.into_iter().map(f32::from_le_bytes).collect(),
+            groups.iter().copied().map(u32::from_le_bytes).collect(),
+            data.iter().copied().map(f32::from_le_bytes).collect(),
             dim,
             provenance,
         )
@@ -195,6 +202,8 @@ fn same<T: PartialEq + ToString>(what: &'static str, left: &T, right: &T) -> Res
 
 #[cfg(test)]
 mod tests {
+    use safetensors::tensor::TensorView;
+
     use super::*;
     use crate::test_data::formula_features;
 
@@ -209,6 +218,10 @@ mod tests {
         set.save(&path).unwrap();
         assert_eq!(std::fs::read(&path).unwrap(), bytes);
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "no temporary file is left");
+        // As the library writes it.
+        let (_, metadata) = SafeTensors::read_metadata(&bytes).unwrap();
+        let tensors = SafeTensors::deserialize(&bytes).unwrap();
+        assert_eq!(safetensors::serialize(tensors.tensors(), metadata.metadata().clone()).unwrap(), bytes);
     }
 
     #[test]

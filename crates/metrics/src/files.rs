@@ -1,6 +1,8 @@
 //! Whole files in and out.
 
 use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{BufWriter, Write};
 use std::path::Path;
 
 use serde_json::json;
@@ -14,12 +16,22 @@ pub(crate) fn read(path: &Path) -> Result<Vec<u8>> {
 
 /// Writes to a temporary name in the same folder, then renames, so that a reader never sees half a file.
 pub(crate) fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
+    write_through(path, |file| file.write_all(bytes))
+}
+
+/// As [`write_atomically`], for what is never in memory as a whole.
+pub(crate) fn write_through(path: &Path, write: impl FnOnce(&mut BufWriter<File>) -> std::io::Result<()>) -> Result<()> {
     let mut name = std::ffi::OsString::from(".");
     name.push(path.file_name().unwrap_or_default());
     name.push(format!(".tmp-{}", std::process::id()));
     let temporary = path.with_file_name(name);
-    let result = std::fs::write(&temporary, bytes).and_then(|()| std::fs::rename(&temporary, path));
-    result.map_err(|source| {
+    let all = || {
+        let mut file = BufWriter::new(File::create(&temporary)?);
+        write(&mut file)?;
+        file.flush()?;
+        std::fs::rename(&temporary, path)
+    };
+    all().map_err(|source| {
         // Best effort: the first error is the one to report.
         let _ = std::fs::remove_file(&temporary);
         Error::Io { action: "write", path: path.to_owned(), source }

@@ -57,6 +57,14 @@ impl Image {
         Self::new(width as usize, height as usize, rgb)
     }
 
+    /// Width and height of a file, from its header alone.
+    pub fn size(path: &Path) -> Result<(usize, usize)> {
+        let read = |source| Error::Io { action: "read", path: path.to_owned(), source };
+        let reader = ImageReader::open(path).map_err(read)?.with_guessed_format().map_err(read)?;
+        let size = reader.into_dimensions().map_err(|e| Error::Decode { path: path.to_owned(), message: e.to_string() });
+        size.map(|(width, height)| (width as usize, height as usize))
+    }
+
     /// Copies the `size` × `size` square whose top left corner is at `(left, top)`.
     ///
     /// The caller has checked that it lies inside.
@@ -120,6 +128,8 @@ mod tests {
         let deep = image::ImageBuffer::<image::Luma<u16>, _>::from_raw(1, 1, vec![0x12ffu16]);
         deep.unwrap().save(&path).unwrap();
         assert_eq!(Image::open(&path).unwrap().rgb, [0x12; 3]);
+        image::GrayImage::from_raw(3, 2, vec![0; 6]).unwrap().save(&path).unwrap();
+        assert_eq!(Image::size(&path).unwrap(), (3, 2));
     }
 
     #[test]

@@ -79,7 +79,7 @@ impl RandomState {
 ///
 /// A keyed draw, unlike a stream, does not depend on what was drawn before, so a sharded or resumed
 /// run sees the same crops.
-pub(crate) fn keyed(words: &[u64]) -> u64 {
+pub fn keyed(words: &[u64]) -> u64 {
     words.iter().fold(0, |state, &word| {
         let mut z = (state ^ word).wrapping_add(0x9e37_79b9_7f4a_7c15);
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);

@@ -150,6 +150,14 @@ pub(crate) fn formula_image(seed: u64, height: usize, width: usize) -> Image {
     Image::new(width, height, (0..3 * width * height).map(value).collect()).unwrap()
 }
 
+/// The image as a PNG file.
+pub(crate) fn png(image: &Image) -> Vec<u8> {
+    let pixels = image::RgbImage::from_raw(image.width as u32, image.height as u32, image.rgb.clone()).unwrap();
+    let mut bytes = std::io::Cursor::new(Vec::new());
+    pixels.write_to(&mut bytes, image::ImageFormat::Png).unwrap();
+    bytes.into_inner()
+}
+
 /// The folder of a stored tiny network.
 pub(crate) fn network_folder(name: &str) -> PathBuf {
     path("networks").join(name)

@@ -33,6 +33,8 @@ pub(crate) enum Command {
     Status(Status),
     /// Run an experiment on a cluster: an array of shards, and a job that merges them
     Submit(Submit),
+    /// List what another program has to make for its images to stand in an experiment's table
+    Jobs(Jobs),
     /// Make one image
     Generate(Generate),
     /// Extract features of a folder of images
@@ -47,6 +49,10 @@ pub(crate) enum Command {
     Disperse(Disperse),
     /// Rebuild the report of a finished run from its files
     Report(Report),
+    /// Join the results of finished runs of one protocol into one table
+    Results(Results),
+    /// Write out what travels in this program: the pocket checkpoint, its Inception and the experiments on it
+    Unpack(Unpack),
     /// List the built-in methods
     #[command(after_help = METHODS_HELP)]
     Methods,
@@ -93,7 +99,7 @@ Example: two processes on one machine, then the results
 Example: what was made, as it is made
   scalebench sweep experiments/quick.yaml --log json 2>&1 >/dev/null | jq -c 'select(.event == \"image\")'")]
 pub(crate) struct Sweep {
-    /// The experiment file; see experiments/README.md
+    /// The experiment file, see experiments/README.md; or the name of a built-in one: emoji, nightly, pocket, quick, repetition
     pub(crate) experiment: PathBuf,
     /// Run directory [default: runs/<name of the experiment file>]
     #[arg(long, value_name = "DIR")]
@@ -408,8 +414,9 @@ Example: once for the real images, then used as often as wanted
 Example: ten crops of every generated image at their own size
   scalebench features --images generated --extractor inception --crops 10x299,native --out crops.safetensors")]
 pub(crate) struct Features {
-    /// Images: a folder (png, jpeg, webp; recursive) or a zip archive
-    #[arg(long, value_name = "DIR|ZIP")]
+    /// Images: a folder (png, jpeg, webp; recursive), a zip archive, or tar shards (a file, a folder of them, or a pattern such
+    /// as '{00000..00010}.tar')
+    #[arg(long, value_name = "IMAGES")]
     pub(crate) images: PathBuf,
     #[command(flatten)]
     pub(crate) look: Look,
@@ -468,7 +475,7 @@ Example: FID against statistics that pytorch-fid or clean-fid wrote, looked at a
 Example: what a paper measures, crops and all
   scalebench score --protocol accdiffusion --real photos --fake generated --base-size 1024 --extractor inception --clip clip-vit-large-patch14 --captions captions.txt")]
 pub(crate) struct Score {
-    /// Real side: a folder or zip archive of images, a feature file, or statistics (.npz with mu and sigma, .safetensors)
+    /// Real side: images (a folder, a zip archive, tar shards), a feature file, or statistics (.npz with mu and sigma, .safetensors)
     #[arg(long, value_name = "A")]
     pub(crate) real: Option<PathBuf>,
     /// Generated side, likewise
@@ -654,6 +661,63 @@ Example: after an update of the program, or of what a report shows
 pub(crate) struct Report {
     /// Run directory
     pub(crate) dir: PathBuf,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+One row for each image of each cell and of the base-resolution set: cell, model, scale, method, index, file, prompt,
+negative_prompt, seed, width, height, base_width, base_height, steps, guidance_scale, sampler, eta. Where the experiment has
+{images: PATTERN, name: mine}, `file` is where it will look for the image, from the folder in front of the pattern's first
+placeholder on.
+
+Example: somebody's method in the same table
+  scalebench jobs mine.yaml --out jobs.csv
+  python scripts/diffusers_jobs.py jobs.csv --method mine --checkpoint DIR --out mine
+  scalebench sweep mine.yaml")]
+pub(crate) struct Jobs {
+    /// The experiment file, or the name of a built-in one
+    pub(crate) experiment: PathBuf,
+    /// File to write: .csv, .parquet or .jsonl [default: CSV on stdout]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) out: Option<PathBuf>,
+    /// Replace a value of the experiment file, for example images=4 or sampler.steps=10
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub(crate) set: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Runs of different protocols, references or feature networks are refused: their numbers do not compare.
+
+Example: all runs of a paper's table in one
+  scalebench results runs/sd15 runs/sdxl --format latex > table.tex")]
+pub(crate) struct Results {
+    /// Run directories with results
+    #[arg(required = true, value_name = "RUN")]
+    pub(crate) runs: Vec<PathBuf>,
+    /// csv and json have every column; latex and markdown are the table that people read
+    #[arg(long, value_enum, value_name = "FORMAT", default_value = "markdown")]
+    pub(crate) format: TableFormat,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum TableFormat {
+    Csv,
+    Latex,
+    Markdown,
+    Json,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+A built-in experiment finds these without it; they are for other programs, as diffusers, and for reading.
+
+Example: the pocket checkpoint for a diffusers pipeline
+  scalebench unpack data
+  python -c 'import diffusers; diffusers.DiffusionPipeline.from_pretrained(\"data/datasets/pocket\")'")]
+pub(crate) struct Unpack {
+    /// Folder to write `datasets` and `experiments` into
+    pub(crate) folder: PathBuf,
 }
 
 #[derive(Debug, Args)]

@@ -6,10 +6,12 @@ mod completions;
 mod dataset;
 mod disperse;
 mod generate;
+mod jobs;
 mod list;
 mod man;
 mod nightly;
 mod reconstruct;
+mod results;
 mod score;
 mod status;
 mod submit;
@@ -23,6 +25,7 @@ use anyhow::Result;
 
 use crate::cli::{Cli, Command};
 use crate::experiment::schema;
+use crate::host::data;
 use crate::report::folder;
 use crate::run::shard::Shard;
 use crate::run::store::Store;
@@ -35,6 +38,9 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode> {
         Command::Status(args) => status::run(&args),
         Command::Submit(args) => submit::run(&args),
         Command::Sweep(args) => sweep::run(&args),
+        Command::Jobs(args) => jobs::run(&args),
+        Command::Results(args) => results::run(&args),
+        Command::Unpack(args) => data::unpack(&args.folder),
         Command::Generate(args) => generate::run(args),
         Command::Features(args) => score::features(&args),
         Command::Score(args) => score::run(&args),

@@ -5,12 +5,13 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
 use scalebench_metrics::{
-    Aspect, Conditioning, Corrupt, Estimate, Extractor, FeatureArray, FeatureSet, Image, InfinityOptions, Jackknife, KidOptions, Metric,
-    OtherSide, Preprocess, Provenance, ReferenceBlocks, Sample, Skipped, Source, Statistics, StatisticsFile, Stored, Tap, clip_scores,
-    estimate, fid_from_statistics, fid_infinity, kid,
+    Aspect, Conditioning, Corrupt, Estimate, Extractor, FeatureArray, FeatureSet, InfinityOptions, Jackknife, KidOptions, Metric,
+    OtherSide, Preprocess, Provenance, ReferenceBlocks, Sample, Skipped, Statistics, StatisticsFile, Stored, Tap, clip_scores, estimate,
+    fid_from_statistics, fid_infinity, kid,
 };
 
 use crate::cli::{CropSpec, Features, Look, Score, ScoreMetric, Stats};
+use crate::experiment::image_table;
 use crate::experiment::protocol::{self, Against, Comparison, Network};
 use crate::experiment::resolve::load_extractor;
 use crate::host::device;
@@ -45,7 +46,7 @@ fn extract(
     preprocess: &Preprocess,
     corrupt: Corrupt,
 ) -> Result<(Vec<FeatureSet>, Vec<Skipped>)> {
-    let samples = Sample::all(images)?;
+    let samples = image_table::all(images)?;
     let n = samples.len();
     let bar = progress::bar(n as u64, &format!("features of {}", images.display()));
     let (sets, skipped) = extractor.taps(taps, samples, preprocess, corrupt, |done| bar.set_position(done as u64))?;
@@ -91,7 +92,7 @@ pub(super) fn features(args: &Features) -> Result<()> {
 pub(super) fn stats(args: &Stats) -> Result<()> {
     device::open(args.look.on.device)?;
     let path = &args.input;
-    ensure!(path.exists(), "{}: expected images, a feature file or statistics, found nothing", path.display());
+    ensure!(is_there(path), "{}: expected images, a feature file or statistics, found nothing", path.display());
     let (file, conditioning) = match load(path)? {
         Some(Stored::Statistics(file)) => {
             let conditioning = Conditioning { n: file.n, ..Conditioning::of_statistics(&file.statistics)? };
@@ -126,10 +127,14 @@ fn is_npz(path: &Path) -> bool {
     path.extension().is_some_and(|e| e.eq_ignore_ascii_case("npz"))
 }
 
-/// What a file holds; none for a folder or an archive of images.
+/// What a file holds; none for images: a folder, an archive, tar shards or a table.
 fn load(path: &Path) -> Result<Option<Stored>> {
-    let is_zip = path.extension().is_some_and(|e| e.eq_ignore_ascii_case("zip"));
-    if path.is_dir() || is_zip { Ok(None) } else { Ok(Some(Stored::load(path)?)) }
+    if Sample::is_set(path) || image_table::is_table(path) { Ok(None) } else { Ok(Some(Stored::load(path)?)) }
+}
+
+/// Whether there is something under a path; of shards, opening them says so.
+fn is_there(path: &Path) -> bool {
+    path.exists() || Sample::is_set(path)
 }
 
 /// One number to print.
@@ -146,7 +151,7 @@ struct Measure {
 pub(super) fn run(args: &Score) -> Result<()> {
     device::open(args.look.on.device)?;
     for (name, path) in [("--real", args.real.as_deref()), ("--fake", Some(args.fake.as_path())), ("--base", args.base.as_deref())] {
-        let found = path.is_none_or(Path::exists);
+        let found = path.is_none_or(is_there);
         ensure!(found, "{name} {}: expected images, a feature file or statistics, found nothing", path.unwrap_or(Path::new("")).display());
     }
     let mut scorer = Scorer { args, extractors: BTreeMap::new(), sets: BTreeMap::new(), skipped: Vec::new() };
@@ -222,7 +227,7 @@ impl Scorer<'_> {
         let images = |flag: &str, path: &Path| -> Result<(u32, u32)> {
             ensure!(
                 load(path)?.is_none(),
-                "{flag} {}: a protocol says how images are looked at; expected a folder or zip archive",
+                "{flag} {}: a protocol says how images are looked at; expected a folder, a zip archive or tar shards",
                 path.display()
             );
             first_size(path)
@@ -414,7 +419,7 @@ impl Scorer<'_> {
         let file = self.args.captions.as_ref().context("--captions: expected a file of prompts, one a line, for clip_score")?;
         let text = std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
         let captions: Vec<&str> = text.lines().collect();
-        let n = Sample::all(&self.args.fake)?.len();
+        let n = image_table::all(&self.args.fake)?.len();
         ensure!(captions.len() == n, "{}: expected {n} lines, one for each image, found {}", file.display(), captions.len());
         let extractor = self.extractors.get(&measure.network).context("--extractor: expected CLIP")?;
         Ok(clip_scores(extractor, images, &captions)?)
@@ -450,11 +455,8 @@ enum Other {
 
 /// Width and height of the first image under a path.
 fn first_size(path: &Path) -> Result<(u32, u32)> {
-    let samples = Sample::all(path)?;
-    let image: Image = match samples.into_iter().next().map(|sample| sample.source) {
-        Some(Source::File(file)) => Image::open(&file)?,
-        Some(Source::Archive(archive, index)) => archive.image(index)?,
-        _ => bail!("{}: expected images", path.display()),
-    };
+    let samples = image_table::all(path)?;
+    let first = samples.first().with_context(|| format!("{}: expected images", path.display()))?;
+    let image = first.decode()?;
     Ok((image.width as u32, image.height as u32))
 }

@@ -10,7 +10,7 @@ use super::workers;
 use crate::cli::Sweep;
 use crate::cost::estimate;
 use crate::experiment::plan::{self, Plan};
-use crate::experiment::resolve::{self, Inputs};
+use crate::experiment::resolve::{self, Inputs, Others};
 use crate::experiment::resolved::Resolved;
 use crate::experiment::spec;
 use crate::host::device::{self, Devices};
@@ -38,16 +38,21 @@ pub(super) fn make_on_all_devices(args: &Sweep) -> Result<()> {
 pub(super) struct Prepared {
     pub(super) resolved: Resolved,
     inputs: Inputs,
-    plan: Plan,
+    pub(super) plan: Plan,
 }
 
 /// Reads an experiment file with some of its values replaced.
 pub(super) fn prepare(file: &Path, set: &[String], dtype: Option<Dtype>) -> Result<Prepared> {
+    prepare_with(file, set, dtype, Others::Find)
+}
+
+/// The same, with or without the images of other programs.
+pub(super) fn prepare_with(file: &Path, set: &[String], dtype: Option<Dtype>, others: Others) -> Result<Prepared> {
     let mut experiment = spec::read(file, set)?;
     if dtype.is_some() {
         experiment.models.values_mut().for_each(|model| model.dtype = dtype);
     }
-    let (resolved, inputs) = resolve::resolve(file, experiment)?;
+    let (resolved, inputs) = resolve::resolve(file, experiment, others)?;
     let plan = plan::plan(&resolved, &inputs).with_context(|| file.display().to_string())?;
     for pipeline in &inputs.pipelines {
         let distinct: BTreeSet<&String> = inputs.prompts.iter().collect();

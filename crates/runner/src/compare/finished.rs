@@ -6,9 +6,9 @@ use std::path::Path;
 use anyhow::{Context, Result, bail, ensure};
 use scalebench_metrics::{FeatureSet, Metric, Preprocess, Provenance, Stored, Tap};
 
-use crate::experiment::plan::{Outline, cell_name, outline};
+use crate::experiment::plan::{Outline, outline};
 use crate::experiment::protocol::{Against, Comparison as Columns};
-use crate::experiment::resolved::{Resolved, Scale};
+use crate::experiment::resolved::{Resolved, Scale, cell_name};
 use crate::run::file::{RUN_FILE, RunFile};
 use crate::run::score::{Other, feature_file, prompt_scores_identity, reference_identity};
 use crate::run::shard::Shard;
@@ -101,7 +101,7 @@ impl Run {
     /// The feature file of a cell's images for a metric; None where the cell would be compared with itself, was not asked for, or the
     /// reference cannot serve the metric.
     pub(crate) fn generated_file(&self, cell: &RunCell, columns: &Columns, metric: Metric) -> Result<Option<String>> {
-        let is_base = cell.outline.scale == Scale::BASE && cell.outline.method == self.resolved.base_method(cell.outline.seed);
+        let is_base = cell.outline.scale == Scale::BASE && cell.outline.method == self.resolved.base_of(&cell.outline.method);
         let is_absent = self.resolved.absence(columns, metric).is_some();
         if !cell.outline.asked_for || is_absent || is_base && columns.against == Against::Base {
             return Ok(None);
@@ -131,7 +131,7 @@ impl Run {
             }
             Against::Base => {
                 let model = &self.resolved.models[cell.outline.model];
-                let name = cell_name(&model.name, &Scale::BASE, &self.resolved.base_method(cell.outline.seed));
+                let name = cell_name(&model.name, &Scale::BASE, &self.resolved.base_of(&cell.outline.method));
                 let base_cell = self.find(&name).with_context(|| format!("{}: cell {name} is missing", self.shown))?;
                 let provenance = self.provenance(columns, Tap::Features, columns.other(seed, base, self.size(&base_cell.outline)?))?;
                 feature_file(&provenance, &keys(&base_cell.manifest))?

@@ -194,6 +194,8 @@ pub(crate) fn check_comparable(baseline: &Resolved, run: &Resolved) -> Result<()
     }
     match (&mut meaning.reference, &run.reference) {
         (Reference::Folder { path, .. }, Reference::Folder { path: other, .. })
+        | (Reference::Parquet { path, .. }, Reference::Parquet { path: other, .. })
+        | (Reference::Shards { path, .. }, Reference::Shards { path: other, .. })
         | (Reference::Statistics { path, .. }, Reference::Statistics { path: other, .. }) => path.clone_from(other),
         _ => (),
     }

@@ -17,6 +17,7 @@ pub(crate) fn resolved(images: usize) -> Resolved {
     let method = |name: &str| Method {
         name: name.into(),
         title: name.into(),
+        images: None,
         settings: serde_yaml::Value::Null,
         variant_of: None,
         set: Default::default(),
@@ -139,7 +140,7 @@ pub(crate) fn write(folder: &Path, resolved: &Resolved, change: &Change) {
         let line = |(index, prompt): (usize, &usize)| {
             let key = format!("{} {prompt} {} {} {}", cell.name, resolved.seed, change.draw, shift(&cell.name));
             let blake3 = blake3::hash(key.as_bytes()).to_string();
-            ManifestLine { index, prompt: format!("prompt {prompt}"), seed: resolved.seed + index as u64, key, blake3 }
+            ManifestLine { index, prompt: format!("prompt {prompt}"), seed: resolved.seed + index as u64, key, blake3, brought: None }
         };
         let lines: Vec<ManifestLine> = prompts.iter().enumerate().map(line).collect();
         store.write_lines(&manifest_file(&cell.name), &lines).unwrap();

@@ -121,7 +121,14 @@ fn more_memory_is_caught_and_named() {
 
 #[test]
 fn images_are_paired_as_far_as_they_can_be() {
-    let line = |prompt: &str, seed| ManifestLine { index: 0, prompt: prompt.into(), seed, key: String::new(), blake3: String::new() };
+    let line = |prompt: &str, seed| ManifestLine {
+        index: 0,
+        prompt: prompt.into(),
+        seed,
+        key: String::new(),
+        blake3: String::new(),
+        brought: None,
+    };
     let a = [line("cat", 0), line("dog", 1), line("cat", 0), line("owl", 3)];
     // What repeats is matched in order; what only one side has is left out.
     let b = [line("owl", 3), line("cat", 0), line("cat", 0)];

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use crate::cost::flops::Flops;
-use crate::experiment::plan::{Cell, Plan};
+use crate::experiment::plan::{Cell, Plan, Work};
 use crate::experiment::resolve::Inputs;
 use crate::experiment::resolved::Resolved;
 use crate::host::machine::{self, Machine};
@@ -79,6 +79,27 @@ struct Speed {
     seconds_per_pass: f64,
     seconds_to_decode: f64,
     peak_memory_bytes: Option<u64>,
+}
+
+impl CellCost {
+    /// Of images that another program made: they cost nothing here.
+    fn of_brought(cell: &Cell, images: usize, to_do: usize) -> CellCost {
+        CellCost {
+            cell: cell.name.clone(),
+            width: cell.width,
+            height: cell.height,
+            images,
+            done: images - to_do,
+            to_do,
+            steps: 0,
+            passes: 0,
+            flops_per_image: 0.0,
+            seconds_per_image: None,
+            hours: Some(0.0),
+            peak_memory_bytes: None,
+            extrapolated: false,
+        }
+    }
 }
 
 /// Counts and calibrates.
@@ -159,12 +180,13 @@ struct Calibrator<'a> {
 
 impl Calibrator<'_> {
     fn cell(&mut self, cell: &Cell, images: usize, to_do: usize) -> Result<CellCost> {
+        let Work::Sample(method) = &cell.work else { return Ok(CellCost::of_brought(cell, images, to_do)) };
         let pipeline = &self.inputs.pipelines[cell.model];
         let folder = &self.inputs.folders[cell.model];
         let unet = Flops::unet(&folder.join("unet").join("config.json"))?;
         let decoder = Flops::decoder(&folder.join("vae").join("config.json"))?;
         let request = &cell.jobs[0].request;
-        let run = pipeline.outline(request, &cell.method)?;
+        let run = pipeline.outline(request, method)?;
         let (last, before) = run.split_last().context("a run without stages")?;
         let steps = &last.steps;
         let factor = pipeline.vae_factor() as usize;
@@ -224,7 +246,7 @@ impl Calibrator<'_> {
             }
             _ => {
                 let plain = self.speed(cell, &Method::direct(pipeline.sites()), PLAIN_STEPS, None)?;
-                let acting = active.map(|step| self.speed(cell, &cell.method, 1, Some(step))).transpose()?;
+                let acting = active.map(|step| self.speed(cell, method, 1, Some(step))).transpose()?;
                 self.largest.insert(cell.model, (plain, of_pass, of_decoder));
                 found.peak_memory_bytes = plain.peak_memory_bytes.max(acting.and_then(|speed| speed.peak_memory_bytes));
                 (plain, acting.unwrap_or(plain))

@@ -72,13 +72,15 @@ pub(crate) fn models(models: BTreeMap<String, Model>, matrix: &Matrix) -> Result
     Ok(found)
 }
 
-/// The methods of an experiment, by their built-in names or files.
-pub(crate) fn methods(entries: &[Entry], matrix: &Matrix) -> Result<Vec<Variant<String>>> {
-    let names: Vec<String> = entries.iter().map(|entry| stem(&entry.method)).collect();
+/// The methods of an experiment. Images that were brought are what they are: only another seed makes others of them.
+pub(crate) fn methods<'a>(entries: &'a [Entry], matrix: &Matrix) -> Result<Vec<Variant<&'a Entry>>> {
+    let names: Vec<String> = entries.iter().map(|entry| stem(entry.written())).collect();
     let mut axes: Vec<(Option<&str>, String, &Axis)> = Vec::new();
     for (key, axis) in &matrix.0 {
         if let Some((name, key)) = part_of(key, "methods") {
             ensure!(names.iter().any(|known| known == name), "matrix.methods.{name}: {}", none_of(name, "methods", &names));
+            let brought = entries.iter().any(|entry| entry.images.is_some() && entry.written() == name);
+            ensure!(!brought, "matrix.methods.{name}: expected a method of this program, whose settings can be varied");
             axes.push((Some(name), key.to_owned(), axis));
         } else if key.starts_with("sampler.") || key == SEED {
             axes.push((None, key.clone(), axis));
@@ -88,10 +90,12 @@ pub(crate) fn methods(entries: &[Entry], matrix: &Matrix) -> Result<Vec<Variant<
     }
     let mut found = Vec::new();
     for (entry, name) in entries.iter().zip(&names) {
-        let changes = changes(entry).with_context(|| format!("methods: {}", entry.method))?;
+        entry.check().with_context(|| format!("methods: {}", entry.written()))?;
+        let changes = changes(entry).with_context(|| format!("methods: {}", entry.written()))?;
         let label = entry.label.clone().or_else(|| label(&changes));
-        let concerned = axes.iter().filter(|(of, ..)| of.is_none_or(|of| of == name)).map(|(_, key, axis)| (key.clone(), *axis));
-        found.extend(multiply(Variant { of: entry.method.clone(), label, changes }, concerned)?);
+        let concerns = |of: &Option<&str>, key: &str| of.is_none_or(|of| of == name) && (entry.images.is_none() || key == SEED);
+        let concerned = axes.iter().filter(|(of, key, _)| concerns(of, key)).map(|(_, key, axis)| (key.clone(), *axis));
+        found.extend(multiply(Variant { of: entry, label, changes }, concerned)?);
     }
     Ok(found)
 }
@@ -224,7 +228,10 @@ mod tests {
         let entries: Vec<Entry> = crate::experiment::yaml::from_value(serde_yaml::from_str(methods_yaml).unwrap())?;
         let matrix: Matrix = crate::experiment::yaml::from_value(serde_yaml::from_str(matrix).unwrap())?;
         let found = methods(&entries, &matrix).map_err(|error| format!("{error:#}"))?;
-        Ok(found.into_iter().map(|variant| format!("{} {}", variant.of, variant.label.unwrap_or_default()).trim().to_owned()).collect())
+        Ok(found
+            .into_iter()
+            .map(|variant| format!("{} {}", variant.of.written(), variant.label.unwrap_or_default()).trim().to_owned())
+            .collect())
     }
 
     #[test]

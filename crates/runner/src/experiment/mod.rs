@@ -1,8 +1,13 @@
 //! What was asked: the experiment file, as written ([`spec`]) and as it will run ([`resolved`], [`plan`]).
 
+pub(crate) mod brought;
+pub(crate) mod captions;
+pub(crate) mod image_table;
+pub(crate) mod jobs;
 pub(crate) mod keys;
 pub(crate) mod matrix;
 pub(crate) mod methods;
+pub(crate) mod pattern;
 pub(crate) mod plan;
 pub(crate) mod prompts;
 pub(crate) mod protocol;

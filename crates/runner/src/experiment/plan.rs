@@ -5,9 +5,11 @@ use std::collections::BTreeSet;
 use anyhow::{Context, Result};
 use scalebench_generation::{Dtype, Method, Pipeline, Request, Seeding};
 use serde::Serialize;
+use serde_json::json;
 
+use crate::experiment::brought::File;
 use crate::experiment::resolve::Inputs;
-use crate::experiment::resolved::{Resolved, Sampler, Scale};
+use crate::experiment::resolved::{self, Resolved, Sampler, Scale, base_name, cell_name};
 
 /// Everything that a run makes, in order.
 pub(crate) struct Plan {
@@ -22,15 +24,21 @@ pub(crate) struct Cell {
     pub(crate) model: usize,
     pub(crate) scale: Scale,
     pub(crate) method_name: String,
-    pub(crate) method: Method,
+    pub(crate) work: Work,
     pub(crate) sampler: Sampler,
-    /// The first image's; see [`Resolved::seed_of`].
-    pub(crate) seed: u64,
     pub(crate) width: u32,
     pub(crate) height: u32,
     /// Whether it is a row of the results, or only made because `_b` scores need it.
     pub(crate) asked_for: bool,
     pub(crate) jobs: Vec<Job>,
+}
+
+/// Where a cell's images come from.
+pub(crate) enum Work {
+    /// They are sampled.
+    Sample(Box<Method>),
+    /// Another program made them: a file for each, none where they are named alone.
+    Bring(Vec<File>),
 }
 
 /// One image.
@@ -53,8 +61,8 @@ pub(crate) struct Outline {
     pub(crate) asked_for: bool,
 }
 
-/// Every cell of an experiment, in order. Base-resolution images of every seed are always among them, since `_b` scores need
-/// them.
+/// Every cell of an experiment of which there are or will be images, in order. Base-resolution images of every seed are always
+/// among them, since `_b` scores need them; of methods that bring their own, those.
 pub(crate) fn outline(resolved: &Resolved) -> Vec<Outline> {
     let mut cells = Vec::new();
     for (model, described) in resolved.models.iter().enumerate() {
@@ -68,21 +76,17 @@ pub(crate) fn outline(resolved: &Resolved) -> Vec<Outline> {
         };
         let asked: Vec<(&Scale, &str)> =
             resolved.scales.iter().flat_map(|scale| resolved.methods.iter().map(move |method| (scale, method.name.as_str()))).collect();
-        let seeds: BTreeSet<u64> = resolved.methods.iter().map(|method| resolved.seed_of(&method.name)).collect();
-        for seed in seeds {
-            let base = resolved.base_method(seed);
+        let bases: BTreeSet<(u64, String)> =
+            resolved.methods.iter().map(|method| (resolved.seed_of(&method.name), resolved.base_of(&method.name))).collect();
+        for (seed, base) in bases {
             if !asked.iter().any(|(scale, method)| **scale == Scale::BASE && *method == base) {
                 cells.push(cell(&Scale::BASE, &base, seed, false));
             }
         }
         cells.extend(asked.into_iter().map(|(scale, method)| cell(scale, method, resolved.seed_of(method), true)));
     }
+    cells.retain(|cell| !resolved.is_missing(&cell.name));
     cells
-}
-
-/// Folder name of a cell.
-pub(crate) fn cell_name(model: &str, scale: &Scale, method: &str) -> String {
-    format!("{model}/{}-{method}", scale.label())
 }
 
 /// Plans and checks every cell; nothing is made yet, so that no error comes late.
@@ -95,9 +99,13 @@ pub(crate) fn plan(resolved: &Resolved, inputs: &Inputs) -> Result<Plan> {
         let sampler = if asked_for { resolved.sampler_of(&method_name) } else { &resolved.sampler };
         let cell = || -> Result<Cell> {
             let (width, height) = described.size(&scale).context("scales")?;
-            let method = match configured {
-                Some(configured) => configured.resolve(&described.family, scale.factor, pipeline.sites())?,
-                None => inputs.baseline.resolve(&described.family, scale.factor, pipeline.sites())?,
+            let brought = inputs.brought.get(&name).cloned().or_else(|| is_brought(resolved, &method_name).then(Vec::new));
+            let work = match (brought, configured) {
+                (Some(files), _) => Work::Bring(files),
+                (None, Some(configured)) => {
+                    Work::Sample(Box::new(configured.resolve(&described.family, scale.factor, pipeline.sites())?))
+                }
+                (None, None) => Work::Sample(Box::new(inputs.baseline.resolve(&described.family, scale.factor, pipeline.sites())?)),
             };
             let request = |i: usize| -> Result<Request> {
                 Ok(Request {
@@ -111,10 +119,7 @@ pub(crate) fn plan(resolved: &Resolved, inputs: &Inputs) -> Result<Plan> {
                     guidance_rescale: sampler.guidance_rescale,
                     schedule: sampler.schedule,
                     eta: sampler.eta,
-                    seed: match sampler.seed_once_per_batch_of {
-                        None => seed.wrapping_add(i as u64),
-                        Some(_) => seed,
-                    },
+                    seed: sampler.seed_of_image(seed, i),
                     size_conditioning: sampler.size_conditioning,
                     vae_decode: sampler.vae_decode,
                     seeding: match sampler.seed_once_per_batch_of {
@@ -126,12 +131,17 @@ pub(crate) fn plan(resolved: &Resolved, inputs: &Inputs) -> Result<Plan> {
             let mut jobs = Vec::with_capacity(resolved.images);
             for i in 0..resolved.images {
                 let request = request(i)?;
-                pipeline.check(&request, &method)?;
-                let key = key(pipeline, &method, &request, sampler.jpeg_quality)?;
+                let key = match &work {
+                    Work::Sample(method) => {
+                        pipeline.check(&request, method)?;
+                        key(pipeline, method, &request, sampler.jpeg_quality)?
+                    }
+                    Work::Bring(files) => brought_key(files.get(i), &request),
+                };
                 jobs.push(Job { request, key });
             }
             let (name, method_name, sampler) = (name.clone(), method_name.clone(), sampler.clone());
-            Ok(Cell { name, model, scale, method_name, method, sampler, seed, width, height, asked_for, jobs })
+            Ok(Cell { name, model, scale, method_name, work, sampler, width, height, asked_for, jobs })
         };
         cells.push(cell().with_context(|| format!("cell {name}"))?);
     }
@@ -152,6 +162,20 @@ fn key(pipeline: &Pipeline, method: &Method, request: &Request, jpeg_quality: Op
     // Through a value: its maps are sorted, so the key does not depend on the order of fields.
     let canonical = serde_json::to_value(identity)?.to_string();
     Ok(blake3::hash(canonical.as_bytes()).to_string())
+}
+
+/// The same of an image that was brought: the file, and what it is taken to show.
+fn brought_key(file: Option<&File>, request: &Request) -> String {
+    let digest = file.map(|file| file.digest.as_str());
+    let identity = json!({ "brought": digest, "prompt": request.prompt, "seed": request.seed, "size": [request.width, request.height] });
+    blake3::hash(identity.to_string().as_bytes()).to_string()
+}
+
+/// Whether a method's images, or the base-resolution images of that name, are another program's.
+fn is_brought(resolved: &Resolved, name: &str) -> bool {
+    let own_base =
+        |method: &resolved::Method| method.images.as_ref().is_some_and(|brought| brought.base.is_some()) && base_name(&method.name) == name;
+    resolved.methods.iter().any(|method| method.images.is_some() && method.name == name || own_base(method))
 }
 
 impl Plan {

@@ -1,4 +1,4 @@
-//! Where prompts come from: the embedded set, a text file with one a line, or a column of a table.
+//! Where prompts come from: the embedded set, a text file with one a line, a column of a table, or [`captions`].
 
 use std::io::Cursor;
 use std::path::Path;
@@ -8,8 +8,8 @@ use polars::prelude::{CsvParseOptions, CsvReadOptions, DataFrame, DataType, Parq
 use scalebench_emoji::{emojis, prompt_order};
 
 use crate::experiment::resolved::Prompts;
-use crate::experiment::spec;
 use crate::experiment::yaml::did_you_mean;
+use crate::experiment::{captions, spec};
 
 /// What prompts are, and one for each of `n_images` images; relative paths start at `folder`.
 pub(crate) fn resolve(written: &spec::Prompts, n_images: usize, folder: &Path) -> Result<(Prompts, Vec<String>)> {
@@ -21,17 +21,28 @@ pub(crate) fn resolve(written: &spec::Prompts, n_images: usize, folder: &Path) -
         let list = (0..n_images).map(|i| emojis()[order[i % order.len()]].name.clone()).collect();
         return Ok((Prompts::Emoji { seed }, list));
     };
-    ensure!(source.is_none() && seed.is_none(), "expected either source and seed, or file");
     let file = folder.join(path);
-    let bytes = std::fs::read(&file).with_context(|| format!("cannot read {}", file.display()))?;
-    let digest = blake3::hash(&bytes).to_string();
-    let found = match (Format::of(path), column) {
-        (Some(format), column) => format.read(bytes, column.as_deref()).with_context(|| file.display().to_string())?,
-        (None, None) => lines(&bytes).with_context(|| file.display().to_string())?,
-        (None, Some(_)) => bail!("column: expected a table to take it from, .csv, .tsv or .parquet, found {}", file.display()),
+    let ends = |ending: &str| path.extension().is_some_and(|e| e.eq_ignore_ascii_case(ending));
+    let (coco, shown) = (ends("json"), || file.display().to_string());
+    ensure!(source.is_none() && (seed.is_none() || coco), "expected either source and seed, or file");
+    let (found, digest) = if ends("tar") {
+        captions::shards(&file, column.as_deref()).with_context(shown)?
+    } else {
+        let bytes = std::fs::read(&file).with_context(|| format!("cannot read {}", file.display()))?;
+        let digest = blake3::hash(&bytes).to_string();
+        let found = match (Format::of(path), column) {
+            (Some(format), column) => format.read(bytes, column.as_deref()),
+            (None, column) if ends("jsonl") => captions::json_lines(&bytes, column.as_deref()),
+            (None, None) if coco => captions::coco(&bytes, seed.unwrap_or(0)),
+            (None, None) => lines(&bytes),
+            (None, Some(_)) => {
+                bail!("column: expected a table to take it from, .csv, .tsv, .parquet or .jsonl, or .tar shards, found {}", shown())
+            }
+        };
+        (found.with_context(shown)?, digest)
     };
     let list = (0..n_images).map(|i| found[i % found.len()].clone()).collect();
-    Ok((Prompts::File { path: path.clone(), column: column.clone(), digest }, list))
+    Ok((Prompts::File { path: path.clone(), column: column.clone(), seed: coco.then_some(seed.unwrap_or(0)), digest }, list))
 }
 
 fn lines(bytes: &[u8]) -> Result<Vec<String>> {

@@ -2,18 +2,22 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use scalebench_generation::{FAMILIES, LoadOptions, MethodSpec, Pipeline, ScheduleOptions, locate};
-use scalebench_metrics::{Extractor, Metric, Preprocess, Provenance, StatisticsFile, Tap, list_images};
+use scalebench_metrics::{Extractor, ImageSet, Metric, Preprocess, Provenance, Sample, Shards, Source, StatisticsFile, Tap, list_images};
 
+use crate::experiment::brought::{self, File};
 use crate::experiment::matrix::{self, Change, SEED};
 use crate::experiment::methods::{self, Configured};
 use crate::experiment::protocol::{self, Network};
-use crate::experiment::resolved::{FeatureNetwork, Method, Metrics, Model, Reference, Resolved, Sampler, Scale, comparisons_of_fid};
+use crate::experiment::resolved::{
+    Brought, FeatureNetwork, Method, Metrics, Model, Reference, Resolved, Sampler, Scale, comparisons_of_fid,
+};
 use crate::experiment::yaml::from_value;
-use crate::experiment::{prompts, spec};
-use crate::host::device;
+use crate::experiment::{image_table, prompts, spec};
+use crate::host::{data, device};
 
 /// Fewest images per cell that FID with a jackknife interval can be computed from.
 const MIN_IMAGES: usize = 3;
@@ -24,8 +28,10 @@ pub(crate) struct Inputs {
     pub(crate) pipelines: Vec<Pipeline>,
     /// Where they were loaded from.
     pub(crate) folders: Vec<PathBuf>,
-    /// One per method.
+    /// One per method whose images this program makes.
     pub(crate) methods: Vec<Configured>,
+    /// Files of the others, by cell.
+    pub(crate) brought: BTreeMap<String, Vec<File>>,
     /// What base-resolution images are made with.
     pub(crate) baseline: MethodSpec,
     /// One per feature network of the protocol.
@@ -35,15 +41,24 @@ pub(crate) struct Inputs {
     pub(crate) reference: ReferenceInputs,
 }
 
+/// What is done about images that other programs make.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Others {
+    /// They are looked at, and must be there.
+    Find,
+    /// They are named alone, for those who will make them.
+    Name,
+}
+
 /// The reference, as far as it is given as files.
 #[derive(Default)]
 pub(crate) struct ReferenceInputs {
-    pub(crate) images: Vec<PathBuf>,
+    pub(crate) images: Vec<Sample>,
     pub(crate) statistics: Option<StatisticsFile>,
 }
 
 /// Loads and checks everything that an experiment file refers to.
-pub(crate) fn resolve(file: &Path, experiment: spec::Experiment) -> Result<(Resolved, Inputs)> {
+pub(crate) fn resolve(file: &Path, experiment: spec::Experiment, others: Others) -> Result<(Resolved, Inputs)> {
     let at = |key: &str| format!("{}: {key}", file.display());
     let folder = file.parent().unwrap_or(Path::new(""));
     let name = file.file_stem().unwrap_or_default().to_string_lossy().into_owned();
@@ -57,7 +72,7 @@ pub(crate) fn resolve(file: &Path, experiment: spec::Experiment) -> Result<(Reso
     let scales = scales(&experiment.scales).with_context(|| at("scales"))?;
     let sampler = Sampler::resolve(experiment.sampler.clone(), &at)?;
 
-    let (methods, configured) = resolve_methods(&experiment, &sampler, file)?;
+    let (mut methods, configured) = resolve_methods(&experiment, &sampler, file)?;
     let variants = matrix::models(experiment.models, &experiment.matrix).with_context(|| file.display().to_string())?;
     let names: Vec<String> = variants.iter().map(variant_name).collect();
     check_names(&names.iter().map(String::as_str).collect::<Vec<_>>()).with_context(|| at("models"))?;
@@ -74,6 +89,19 @@ pub(crate) fn resolve(file: &Path, experiment: spec::Experiment) -> Result<(Reso
         models.push(model);
         pipelines.push(pipeline);
         folders.push(found);
+    }
+
+    let mut brought = BTreeMap::new();
+    for method in methods.iter_mut().filter(|method| others == Others::Find && method.images.is_some()) {
+        let of = method.variant_of.as_ref().unwrap_or(&method.name);
+        let entry = experiment.methods.iter().find(|entry| entry.images.is_some() && entry.written() == of);
+        let entry = entry.with_context(|| at("methods"))?;
+        let seed = method.seed.or(experiment.seed).unwrap_or(0);
+        let seeds: Vec<u64> = (0..experiment.images).map(|i| sampler.seed_of_image(seed, i)).collect();
+        let (found, files) = brought::find(entry, folder, &models, &scales, &seeds, &method.name)
+            .with_context(|| at(&format!("methods: {}", method.name)))?;
+        method.images = Some(found);
+        brought.extend(files);
     }
 
     let resolved = Resolved {
@@ -97,8 +125,8 @@ pub(crate) fn resolve(file: &Path, experiment: spec::Experiment) -> Result<(Reso
         ensure!(reasons.is_none(), "{}: {}", at("reference.statistics"), reasons.unwrap_or_default().join("; "));
     }
     let baseline = methods::find(methods::BASELINE, folder)?;
-    let inputs =
-        Inputs { pipelines, folders, methods: configured, baseline, extractors, prompts: prompt_list, reference: reference_inputs };
+    let reference = reference_inputs;
+    let inputs = Inputs { pipelines, folders, methods: configured, brought, baseline, extractors, prompts: prompt_list, reference };
     Ok((resolved, inputs))
 }
 
@@ -108,7 +136,23 @@ fn resolve_methods(experiment: &spec::Experiment, sampler: &Sampler, file: &Path
     let folder = file.parent().unwrap_or(Path::new(""));
     let (mut methods, mut configured) = (Vec::new(), Vec::new());
     for variant in matrix::methods(&experiment.methods, &experiment.matrix).with_context(|| file.display().to_string())? {
-        let original = methods::find(&variant.of, folder).with_context(|| at("methods"))?;
+        if let Some(images) = &variant.of.images {
+            let (name, seed) = (variant.of.written(), own_seed(&variant.changes).with_context(|| at("methods"))?);
+            let title = variant.of.title.as_deref().unwrap_or(name);
+            let (label, set) = (variant.label.as_ref(), matrix::shown(&variant.changes));
+            methods.push(Method {
+                name: label.map_or_else(|| name.to_owned(), |label| format!("{name}_{label}")),
+                title: label.map_or_else(|| title.to_owned(), |label| format!("{title}, {label}")),
+                settings: serde_yaml::Value::Null,
+                images: Some(Brought { base: variant.of.base.clone(), ..Brought::named(images) }),
+                variant_of: label.map(|_| name.to_owned()),
+                set,
+                sampler: None,
+                seed: seed.filter(|seed| *seed != experiment.seed.unwrap_or(0)),
+            });
+            continue;
+        }
+        let original = methods::find(variant.of.written(), folder).with_context(|| at("methods"))?;
         let variant_of = variant.label.as_ref().map(|_| original.name().to_owned());
         let own = own_sampler(&experiment.sampler, sampler, &variant.changes, &at)?;
         let own_seed = own_seed(&variant.changes).with_context(|| at("methods"))?;
@@ -117,6 +161,7 @@ fn resolve_methods(experiment: &spec::Experiment, sampler: &Sampler, file: &Path
             name: method.spec.name().to_owned(),
             title: method.spec.title().to_owned(),
             settings: serde_yaml::to_value(&method.spec)?,
+            images: None,
             variant_of,
             set: matrix::shown(&variant.changes),
             sampler: own,
@@ -149,9 +194,10 @@ fn load_model(
     let path = path.with_context(|| format!("{at}: expected the path of a checkpoint"))?;
     let options = LoadOptions { variant: model.variant.clone(), dtype: model.dtype.unwrap_or_default(), device: device::current() };
     let load = || {
+        let path = data::located(&path)?;
         let beside = folder.join(&path);
         let found = locate(if beside.is_dir() { &beside } else { &path })?;
-        Ok::<_, scalebench_generation::Error>((Pipeline::load_with(&found, &options)?, found))
+        Ok::<_, anyhow::Error>((Pipeline::load_with(&found, &options)?, found))
     };
     let (pipeline, found) = load().with_context(|| at)?;
     let (width, height) = pipeline.native_size();
@@ -219,6 +265,8 @@ const CACHED_INCEPTION: [&str; 2] = ["pt_inception-2015-12-05-6726825d.pth", "we
 /// A feature network from a path that starts at `folder` or here; the word `inception`, where no file has this name,
 /// stands for the weights that pytorch-fid or torch-fidelity have downloaded (`$TORCH_HOME`, else `~/.cache/torch`).
 pub(crate) fn load_extractor(path: &Path, folder: &Path) -> Result<Extractor> {
+    let path = data::located(path)?;
+    let path = path.as_path();
     let beside = folder.join(path);
     if beside.exists() {
         return Ok(Extractor::load_on(&beside, &device::current())?);
@@ -303,13 +351,23 @@ fn resolve_reference(
     metrics: &Metrics,
     extractors: &BTreeMap<Network, Extractor>,
 ) -> Result<(Reference, ReferenceInputs)> {
-    let spec::Reference { source, images, folder: of_images, list, statistics } = written;
-    let (reference, inputs) = match (source, images, of_images, list, statistics) {
-        (_, Some(images), None, None, None) => (Reference::Emoji { images: *images, seed }, ReferenceInputs::default()),
-        (None, None, Some(path), None, None) => image_files(path, list_images(&folder.join(path))?)?,
-        (None, None, None, Some(path), None) => image_files(path, listed_images(&folder.join(path))?)?,
-        (None, None, None, None, Some(path)) => stored_statistics(path, &folder.join(path), metrics, extractors).context("statistics")?,
-        _ => bail!("expected {{source: emoji, images: N}}, {{folder: DIR}}, {{list: FILE}} or {{statistics: FILE}}"),
+    let spec::Reference { source, images, folder: of_images, list, parquet, column, shards, statistics } = written;
+    ensure!(column.is_none() || parquet.is_some(), "column: expected it beside parquet only");
+    if let (Some(path), None, None, None, None, None, None) = (parquet, source, images, of_images, list, shards, statistics) {
+        return image_table(path, &folder.join(path), column.as_deref());
+    }
+    ensure!(parquet.is_none(), "expected parquet alone, or with column");
+    let (reference, inputs) = match (source, images, of_images, list, shards, statistics) {
+        (_, Some(images), None, None, None, None) => (Reference::Emoji { images: *images, seed }, ReferenceInputs::default()),
+        (None, None, Some(path), None, None, None) => image_files(path, list_images(&folder.join(path))?)?,
+        (None, None, None, Some(path), None, None) => image_files(path, listed_images(&folder.join(path))?)?,
+        (None, None, None, None, Some(path), None) => image_shards(path, &folder.join(path))?,
+        (None, None, None, None, None, Some(path)) => {
+            stored_statistics(path, &folder.join(path), metrics, extractors).context("statistics")?
+        }
+        _ => bail!(
+            "expected {{source: emoji, images: N}}, {{folder: DIR}}, {{list: FILE}}, {{shards: PATTERN}}, {{parquet: FILE}} or {{statistics: FILE}}"
+        ),
     };
     let n = reference.n_images();
     ensure!(n.is_none_or(|n| n >= 2), "expected at least 2 images, found {}", n.unwrap_or_default());
@@ -356,7 +414,26 @@ fn image_files(path: &Path, images: Vec<PathBuf>) -> Result<(Reference, Referenc
         hasher.update(blake3::hash(&bytes).as_bytes());
     }
     let reference = Reference::Folder { path: path.to_owned(), images: images.len(), digest: hasher.finalize().to_string() };
-    Ok((reference, ReferenceInputs { images, ..ReferenceInputs::default() }))
+    let sample = |(i, file)| Sample { name: format!("{i:06}"), group: i as u32, source: Source::File(file) };
+    Ok((reference, ReferenceInputs { images: images.into_iter().enumerate().map(sample).collect(), ..ReferenceInputs::default() }))
+}
+
+fn image_table(path: &Path, place: &Path, column: Option<&str>) -> Result<(Reference, ReferenceInputs)> {
+    let samples = image_table::open(place, column)?;
+    let column = column.map(str::to_owned);
+    ensure!(samples.len() >= 2, "expected at least 2 images, found {}", samples.len());
+    let reference = Reference::Parquet { path: path.to_owned(), column, images: samples.len(), digest: brought::digest(place)? };
+    Ok((reference, ReferenceInputs { images: samples, ..ReferenceInputs::default() }))
+}
+
+fn image_shards(path: &Path, place: &Path) -> Result<(Reference, ReferenceInputs)> {
+    let shards = Shards::images(place)?;
+    let mut hasher = blake3::Hasher::new();
+    for file in shards.files() {
+        hasher.update(brought::digest(file)?.as_bytes());
+    }
+    let reference = Reference::Shards { path: path.to_owned(), images: shards.len(), digest: hasher.finalize().to_string() };
+    Ok((reference, ReferenceInputs { images: Sample::set(Arc::new(shards)), ..ReferenceInputs::default() }))
 }
 
 /// The image files that a text file names, one a line, relative to itself.

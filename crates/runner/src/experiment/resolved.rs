@@ -3,7 +3,7 @@
 //! Every default is explicit and every input named by its digest. Paths are kept as they were written, so that a run directory can
 //! be published.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 use anyhow::{Result, anyhow, ensure};
@@ -58,6 +58,9 @@ pub(crate) struct Method {
     pub(crate) name: String,
     pub(crate) title: String,
     pub(crate) settings: Value,
+    /// Where its images come from, if this program does not make them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) images: Option<Brought>,
     /// The method that it is a variant of.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) variant_of: Option<String>,
@@ -70,6 +73,41 @@ pub(crate) struct Method {
     /// Its own seed, if that is not the experiment's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) seed: Option<u64>,
+}
+
+/// A method whose images come from elsewhere.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Brought {
+    /// Pattern of the files.
+    pub(crate) images: String,
+    /// Pattern of base-resolution images by the same program, against which its `_b` scores are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) base: Option<String>,
+    /// Where the method comes from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) source: Option<String>,
+    /// Cells of which there are no images, where that is allowed.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub(crate) missing: BTreeSet<String>,
+    /// Of all files.
+    pub(crate) digest: String,
+}
+
+impl Brought {
+    /// Images that are not there yet.
+    pub(crate) fn named(images: &str) -> Brought {
+        Brought { images: images.to_owned(), base: None, source: None, missing: BTreeSet::new(), digest: String::new() }
+    }
+}
+
+/// Name of the cell with a method's own base-resolution images.
+pub(crate) fn base_name(method: &str) -> String {
+    format!("{method}-base")
+}
+
+/// Folder name of a cell.
+pub(crate) fn cell_name(model: &str, scale: &Scale, method: &str) -> String {
+    format!("{model}/{}-{method}", scale.label())
 }
 
 /// A pixel factor, and its linear multiples of the training size.
@@ -85,11 +123,14 @@ pub(crate) struct Scale {
 pub(crate) enum Prompts {
     /// Image `i` asks for the name of emoji `prompt_order(seed)[i % n]`.
     Emoji { seed: u64 },
-    /// Image `i` asks for line `i % n` of a file, or for that row's entry in a column of a table.
+    /// Image `i` asks for prompt `i % n` of a file: a line, the entry of a row, a caption.
     File {
         path: PathBuf,
         #[serde(default, skip_serializing_if = "Option::is_none")]
         column: Option<String>,
+        /// Of the choice among captions, where there is one.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        seed: Option<u64>,
         digest: String,
     },
 }
@@ -121,8 +162,18 @@ pub(crate) struct Sampler {
 pub(crate) enum Reference {
     /// Rendered at each cell's size, in the order of the prompts with this seed.
     Emoji { images: usize, seed: u64 },
-    /// The images of a folder, as they are.
+    /// The images of a folder or list, as they are.
     Folder { path: PathBuf, images: usize, digest: String },
+    /// The images of a table's column, as they are.
+    Parquet {
+        path: PathBuf,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        column: Option<String>,
+        images: usize,
+        digest: String,
+    },
+    /// The images of tar shards, as they are.
+    Shards { path: PathBuf, images: usize, digest: String },
     /// Mean and covariance of the features of images that are not at hand.
     Statistics {
         path: PathBuf,
@@ -269,6 +320,36 @@ impl Resolved {
         }
     }
 
+    /// What was brought for a method.
+    pub(crate) fn brought(&self, method: &str) -> Option<&Brought> {
+        self.methods.iter().find(|known| known.name == method)?.images.as_ref()
+    }
+
+    /// The method whose images at the training size a method's `_b` scores compare with: its own, if they were brought, else
+    /// [`base_method`](Self::base_method).
+    pub(crate) fn base_of(&self, method: &str) -> String {
+        match self.brought(method).and_then(|brought| brought.base.as_ref()) {
+            Some(_) => base_name(method),
+            None => self.base_method(self.seed_of(method)),
+        }
+    }
+
+    /// Cells that are left empty, since no images were brought.
+    pub(crate) fn is_missing(&self, cell: &str) -> bool {
+        self.methods.iter().filter_map(|method| method.images.as_ref()).any(|brought| brought.missing.contains(cell))
+    }
+
+    /// The same, but for which images were brought.
+    pub(crate) fn with_images_of(&self, other: &Resolved) -> Resolved {
+        let mut same = self.clone();
+        for method in &mut same.methods {
+            if let (Some(here), Some(there)) = (&mut method.images, other.brought(&method.name)) {
+                (here.digest, here.missing) = (there.digest.clone(), there.missing.clone());
+            }
+        }
+        same
+    }
+
     /// Why a column is empty, where the reference is a file of statistics that cannot fill it.
     pub(crate) fn absence(&self, comparison: &Comparison, metric: Metric) -> Option<String> {
         let Reference::Statistics { path, provenance, .. } = &self.reference else { return None };
@@ -298,6 +379,14 @@ impl Resolved {
 }
 
 impl Sampler {
+    /// The seed of image `i` where that of the first is `seed`.
+    pub(crate) fn seed_of_image(&self, seed: u64, i: usize) -> u64 {
+        match self.seed_once_per_batch_of {
+            None => seed.wrapping_add(i as u64),
+            Some(_) => seed,
+        }
+    }
+
     /// The sampler that the name stands for.
     pub(crate) fn kind(&self) -> Result<scalebench_generation::Sampler> {
         self.name.parse().map_err(|error: String| anyhow!(error))
@@ -319,7 +408,10 @@ impl Reference {
     /// None where nobody knows.
     pub(crate) fn n_images(&self) -> Option<usize> {
         match self {
-            Reference::Emoji { images, .. } | Reference::Folder { images, .. } => Some(*images),
+            Reference::Emoji { images, .. }
+            | Reference::Folder { images, .. }
+            | Reference::Shards { images, .. }
+            | Reference::Parquet { images, .. } => Some(*images),
             Reference::Statistics { images, .. } => *images,
         }
     }

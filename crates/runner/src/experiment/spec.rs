@@ -14,7 +14,9 @@ use serde::de::value::MapAccessDeserializer;
 use serde::de::{self, Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_yaml::{Mapping, Value};
 
-use crate::experiment::yaml::{from_value, is_file_name};
+use crate::experiment::pattern::names_each;
+use crate::experiment::yaml::{did_you_mean, from_value, is_file_name};
+use crate::host::data;
 
 /// One experiment: a question, and the matrix of cells that answers it.
 #[derive(Debug, serde::Deserialize, JsonSchema)]
@@ -91,18 +93,69 @@ impl<'de> Deserialize<'de> for Model {
     }
 }
 
-/// A method of the experiment: `{method, label, set}`, or the method alone.
-#[derive(Debug, Clone, serde::Deserialize, JsonSchema)]
+/// A method of the experiment: `{method, label, set}`, or the method alone; or images that another program made.
+#[derive(Debug, Clone, Default, serde::Deserialize, JsonSchema)]
 #[serde(remote = "Self", deny_unknown_fields)]
 pub(crate) struct Entry {
     /// A built-in name or the path of a YAML file.
-    pub(crate) method: String,
+    pub(crate) method: Option<String>,
+    /// Files of another program: a pattern with {model}, {scale}, {width}, {height}, {index} or {seed} in it, or without the last two
+    /// a folder, whose sorted files are the images.
+    pub(crate) images: Option<String>,
+    /// What the method of `images` is called.
+    pub(crate) name: Option<String>,
+    /// The same in tables and charts. Default: the name.
+    pub(crate) title: Option<String>,
+    /// Where the method of `images` comes from.
+    pub(crate) source: Option<String>,
+    /// Base-resolution images by the same program, as a pattern, for its `_b` scores. Default: ours.
+    pub(crate) base: Option<String>,
+    /// Leave cells empty of which there are no images.
+    #[serde(default)]
+    pub(crate) partial: bool,
     /// What its name is followed by. Default: what `set` says.
     pub(crate) label: Option<String>,
     /// What differs from the method, and from the experiment's sampler and seed: dotted keys of ingredients, sampler.KEY or seed.
     #[serde(default)]
     #[schemars(schema_with = "crate::experiment::keys::set")]
     pub(crate) set: Pairs<Value>,
+}
+
+impl Entry {
+    /// How the experiment calls it: a built-in name, a file, or the name of what was brought.
+    pub(crate) fn written(&self) -> &str {
+        self.method.as_deref().or(self.name.as_deref()).unwrap_or_default()
+    }
+
+    /// Checks what types cannot say.
+    pub(crate) fn check(&self) -> Result<()> {
+        let entry = self;
+        let Some(images) = &entry.images else {
+            let alone = [("name", entry.name.is_some()), ("title", entry.title.is_some()), ("source", entry.source.is_some())];
+            let alone = alone.into_iter().chain([("base", entry.base.is_some()), ("partial", entry.partial)]);
+            if let Some((key, _)) = alone.into_iter().find(|(_, there)| *there) {
+                bail!("{key}: expected it beside `images` only, the files of another program");
+            }
+            ensure!(entry.method.is_some(), "expected `method`, a name or a file, or `images`, the files of another program");
+            return Ok(());
+        };
+        ensure!(entry.method.is_none(), "expected either `method` or `images`");
+        ensure!(entry.name.is_some(), "images {images}: expected a `name` for their method beside them");
+        ensure!(
+            entry.set.0.is_empty() && entry.label.is_none(),
+            "images {images}: `set` and `label` change a method of this program; expected neither"
+        );
+        for pattern in [Some(images), entry.base.as_ref()].into_iter().flatten() {
+            let image = ["png", "jpg", "jpeg", "webp"].iter().any(|e| pattern.to_ascii_lowercase().ends_with(&format!(".{e}")));
+            let each = names_each(pattern);
+            ensure!(!image || each, "{pattern}: all images would be this one file; expected {{index}} or {{seed}} in it");
+            ensure!(
+                !each || image,
+                "{pattern}: expected the name of an image, ending in .png, .jpg or .webp, or a folder without {{index}} and {{seed}}"
+            );
+        }
+        Ok(())
+    }
 }
 
 impl<'de> Deserialize<'de> for Entry {
@@ -112,11 +165,11 @@ impl<'de> Deserialize<'de> for Entry {
             type Value = Entry;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a method's name or file, or {method, label, set}")
+                f.write_str("a method's name or file, {method, label, set}, or {images, name, title, source, base, partial}")
             }
 
             fn visit_str<E: de::Error>(self, method: &str) -> Result<Entry, E> {
-                Ok(Entry { method: method.to_owned(), label: None, set: Pairs::default() })
+                Ok(Entry { method: Some(method.to_owned()), ..Entry::default() })
             }
 
             fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Entry, A::Error> {
@@ -254,11 +307,12 @@ pub(crate) enum Source {
 pub(crate) struct Prompts {
     /// Names of the embedded set (default).
     pub(crate) source: Option<Source>,
-    /// Keys their order. Default: 0.
+    /// Keys their order, and which of an image's captions is taken. Default: 0.
     pub(crate) seed: Option<u64>,
-    /// One prompt a line; or a table, .csv, .tsv or .parquet, with one a row.
+    /// One prompt a line; a table, .csv, .tsv, .parquet or .jsonl, with one a row; COCO's captions, .json; or tar shards, a file or a
+    /// pattern such as {00000..00010}.tar.
     pub(crate) file: Option<PathBuf>,
-    /// The column of a table that holds the prompts.
+    /// The column or key that holds the prompts. Default for shards: their .txt files.
     pub(crate) column: Option<String>,
 }
 
@@ -314,6 +368,12 @@ pub(crate) struct Reference {
     pub(crate) folder: Option<PathBuf>,
     /// A file with the path of an image on each line.
     pub(crate) list: Option<PathBuf>,
+    /// A table whose rows hold the bytes of image files, .parquet.
+    pub(crate) parquet: Option<PathBuf>,
+    /// Its column with them. Default: the one that holds bytes.
+    pub(crate) column: Option<String>,
+    /// The images of tar shards: a file, a folder of them, or a pattern such as {00000..00010}.tar.
+    pub(crate) shards: Option<PathBuf>,
     /// Mean and covariance of the features of images that are not at hand, .npz or .safetensors: for FID alone.
     pub(crate) statistics: Option<PathBuf>,
 }
@@ -333,14 +393,26 @@ pub(crate) struct Metrics {
 
 /// Reads an experiment file: what its base says, then what it says itself, then the `key=value` overrides.
 pub(crate) fn read(file: &Path, overrides: &[String]) -> Result<Experiment> {
-    let mut value = load(file)?;
+    let builtin = |name: &Path| if name.components().count() == 1 && !name.exists() { data::experiment(name.to_str()?) } else { None };
+    let mut value = match builtin(file) {
+        Some(text) => serde_yaml::from_str(&text)?,
+        None if !file.exists() && !is_file_name(&file.to_string_lossy()) => bail!("{}: {}", file.display(), names_nothing(file)),
+        None => load(file)?,
+    };
     if let Some(base) = value.as_mapping_mut().and_then(|map| map.remove("base")) {
         let at = || format!("{}: base", file.display());
         let base = base.as_str().with_context(|| format!("{}: expected the path of an experiment file", at()))?.to_owned();
-        let mut merged = load(&file.parent().unwrap_or(Path::new("")).join(&base)).with_context(at)?;
+        let beside = file.parent().unwrap_or(Path::new("")).join(&base);
+        let of_program = if beside.exists() { None } else { builtin(Path::new(&base)) };
+        let mut merged = match &of_program {
+            Some(text) => serde_yaml::from_str(text)?,
+            None => load(&beside).with_context(at)?,
+        };
         ensure!(merged.get("base").is_none(), "{}: {base} has a base itself, expected a file without one", at());
         let folder = Path::new(&base).parent().unwrap_or(Path::new(""));
-        relocate(&mut merged, folder, file.parent().unwrap_or(Path::new("")));
+        if of_program.is_none() {
+            relocate(&mut merged, folder, file.parent().unwrap_or(Path::new("")));
+        }
         merge(&mut merged, value);
         value = merged;
     }
@@ -348,6 +420,14 @@ pub(crate) fn read(file: &Path, overrides: &[String]) -> Result<Experiment> {
         set(&mut value, text).with_context(|| format!("--set {text}"))?;
     }
     from_value(value).map_err(|message| anyhow!("{}: {message}", file.display()))
+}
+
+/// What else an experiment's name may have been meant to be.
+fn names_nothing(file: &Path) -> String {
+    let name = file.to_string_lossy();
+    let names: Vec<&str> = data::experiments().collect();
+    let hint = did_you_mean(&name, names.iter().copied());
+    format!("expected an experiment file or one of {}{hint}", names.join(", "))
 }
 
 fn load(file: &Path) -> Result<Value> {
@@ -383,7 +463,7 @@ fn relocate(experiment: &mut Value, folder: &Path, here: &Path) {
     let always = |_: &str| true;
     // What is not there may be the name of something on the hub or in a cache.
     let if_there = |text: &str| here.join(folder).join(text).exists();
-    for key in ["file", "folder", "list", "statistics"] {
+    for key in ["file", "folder", "list", "parquet", "shards", "statistics"] {
         move_if(experiment.get_mut("prompts").and_then(|map| map.get_mut(key)), &always);
         move_if(experiment.get_mut("reference").and_then(|map| map.get_mut(key)), &always);
     }
@@ -401,7 +481,11 @@ fn relocate(experiment: &mut Value, folder: &Path, here: &Path) {
     let methods = experiment.get_mut("methods").and_then(Value::as_sequence_mut);
     for method in methods.into_iter().flatten() {
         match method {
-            Value::Mapping(entry) => move_if(entry.get_mut("method"), &is_file_name),
+            Value::Mapping(entry) => {
+                move_if(entry.get_mut("method"), &is_file_name);
+                move_if(entry.get_mut("images"), &always);
+                move_if(entry.get_mut("base"), &always);
+            }
             method => move_if(Some(method), &is_file_name),
         }
     }
@@ -507,7 +591,7 @@ mod tests {
         std::fs::write(dir.path().join("sub/derived.yaml"), derived).unwrap();
         let experiment = read(&dir.path().join("sub/derived.yaml"), &[]).map_err(|e| format!("{e:#}"))?;
         let paths: Vec<String> = experiment.models.values().map(|m| m.path.as_ref().unwrap().display().to_string()).collect();
-        let methods: Vec<String> = experiment.methods.into_iter().map(|entry| entry.method).collect();
+        let methods: Vec<String> = experiment.methods.into_iter().map(|entry| entry.written().to_owned()).collect();
         let file = |path: Option<PathBuf>| path.map(|path| path.display().to_string());
         let found =
             (paths, methods, experiment.images, experiment.sampler, file(experiment.prompts.file), file(experiment.metrics.extractor));

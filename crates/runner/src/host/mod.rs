@@ -1,5 +1,6 @@
 //! This machine and this process: device, memory, interruptions.
 
+pub(crate) mod data;
 pub(crate) mod device;
 pub(crate) mod interrupt;
 pub(crate) mod machine;

@@ -307,6 +307,7 @@ mod tests {
         let method = |name: &str, of: Option<&str>, title: &str| Method {
             name: name.into(),
             title: title.into(),
+            images: None,
             settings: serde_yaml::Value::Null,
             variant_of: of.map(str::to_owned),
             set: Default::default(),

@@ -9,8 +9,7 @@ use anyhow::{Context, Result, ensure};
 use scalebench_metrics::Image;
 
 use crate::experiment::matrix::SEED;
-use crate::experiment::plan::cell_name;
-use crate::experiment::resolved::{Model, Prompts, Reference, Resolved, Scale};
+use crate::experiment::resolved::{Model, Prompts, Reference, Resolved, Scale, cell_name};
 use crate::report::page::{self, Column, Page, SampleRow, Samples, ScheduleMap, Tile};
 use crate::report::{figures, grid, heatmap, latex, tables};
 use crate::run::file::RunFile;
@@ -55,6 +54,11 @@ pub(crate) fn write(store: &Store) -> Result<()> {
     for (column, reason) in resolved.absences() {
         write!(markdown, "\n{} is empty: {reason}.\n", label(&column).0)?;
     }
+    for method in &resolved.methods {
+        for cell in method.images.iter().flat_map(|brought| &brought.missing) {
+            write!(markdown, "\ncell {cell} is empty: no images were brought for it.\n")?;
+        }
+    }
     if !note.is_empty() {
         write!(markdown, "\n{note}\n")?;
     }
@@ -93,6 +97,9 @@ fn sample(store: &Store, resolved: &Resolved, model: &Model, scale: &Scale, seed
     }
     for method in resolved.methods.iter().filter(|method| resolved.seed_of(&method.name) == seed) {
         let cell = cell_name(&model.name, scale, &method.name);
+        if resolved.is_missing(&cell) {
+            continue;
+        }
         let manifest: Vec<ManifestLine> = store.read_lines(&format!("cells/{cell}/manifest.jsonl"))?;
         ensure!(!manifest.is_empty(), "cell {cell}: no manifest, expected a finished run");
         let mut images = manifest.iter().take(n_columns).map(|line| -> Result<Image> {

@@ -250,6 +250,8 @@ impl Page<'_> {
         let reference = match &resolved.reference {
             Reference::Emoji { images, .. } => format!("{images} images rendered at the same size"),
             Reference::Folder { images, .. } => format!("the {images} images of the reference folder"),
+            Reference::Parquet { images, .. } => format!("the {images} images of the reference table"),
+            Reference::Shards { images, .. } => format!("the {images} images of the reference shards"),
             Reference::Statistics { path, .. } => format!("{}, mean and covariance of features", escape(&path.display().to_string())),
         };
         writeln!(
@@ -396,15 +398,22 @@ impl Page<'_> {
             "Prompts",
             match &resolved.prompts {
                 Prompts::Emoji { seed } => format!("names of the embedded emoji set, in an order keyed by seed {seed}"),
-                Prompts::File { path, column: None, digest } => format!("{}, {digest}", path.display()),
-                Prompts::File { path, column: Some(column), digest } => format!("column {column} of {}, {digest}", path.display()),
+                Prompts::File { path, column, seed, digest } => {
+                    let column = column.as_ref().map_or_else(String::new, |column| format!("column {column} of "));
+                    let seed = seed.map_or_else(String::new, |seed| format!(", one caption an image, chosen by seed {seed}"));
+                    format!("{column}{}{seed}, {digest}", path.display())
+                }
             },
         );
         fact(
             "Reference",
             match &resolved.reference {
                 Reference::Emoji { images, seed } => format!("{images} renders of the embedded emoji set, order keyed by seed {seed}"),
-                Reference::Folder { path, images, digest } => format!("{}, {images} images, {digest}", path.display()),
+                Reference::Folder { path, images, digest }
+                | Reference::Shards { path, images, digest }
+                | Reference::Parquet { path, images, digest, .. } => {
+                    format!("{}, {images} images, {digest}", path.display())
+                }
                 Reference::Statistics { path, images, provenance, stated, digest } => {
                     let n = images.map_or_else(|| "an unknown number of".to_owned(), |n| n.to_string());
                     let says = if *stated { "made with" } else { "taken to be made with" };

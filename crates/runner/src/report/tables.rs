@@ -7,9 +7,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context, Result};
-use polars::prelude::{Column, CsvWriter, DataFrame, ParquetReader, ParquetWriter, SerReader, SerWriter};
+use polars::prelude::{Column, CsvWriter, DataFrame, DataType, ParquetReader, ParquetWriter, SerReader, SerWriter};
 use scalebench_metrics::Verdict;
+use serde_json::json;
 
+use crate::experiment::jobs::Row as Job;
 use crate::experiment::methods::BASELINE;
 use crate::run::numbers::{figure, value_and_half_width};
 use crate::run::results::{Difference, Interval, Row, Score, Standing, label};
@@ -100,16 +102,96 @@ fn meaning<T: Copy>(words: &[(T, &'static str)], word: Option<String>) -> Option
 /// Writes `results.csv`, `results.parquet` and `timings.csv`.
 pub(crate) fn write(store: &Store, rows: &[Row]) -> Result<()> {
     let mut all = frame(rows)?;
-    let csv = |mut part: DataFrame| -> Result<Vec<u8>> {
-        let mut bytes = Vec::new();
-        CsvWriter::new(&mut bytes).finish(&mut part)?;
-        Ok(bytes)
-    };
     let mut parquet = Vec::new();
     ParquetWriter::new(&mut parquet).finish(&mut all)?;
     store.write("timings.csv", &csv(all.select(CELL.into_iter().chain(COSTS))?)?)?;
     store.write(PARQUET, &parquet)?;
     store.write("results.csv", &csv(all.drop_many(COSTS))?)
+}
+
+fn csv(mut frame: DataFrame) -> Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    CsvWriter::new(&mut bytes).finish(&mut frame)?;
+    Ok(bytes)
+}
+
+/// Rows of several runs, each behind the run that it is of.
+fn joined(rows: &[(String, Row)]) -> Result<DataFrame> {
+    let mut all = frame(&rows.iter().map(|(_, row)| row.clone()).collect::<Vec<_>>())?;
+    all.insert_column(0, Column::new("run".into(), rows.iter().map(|(run, _)| run.as_str()).collect::<Vec<_>>()))?;
+    Ok(all)
+}
+
+/// Rows of several runs with every column.
+pub(crate) fn joined_csv(rows: &[(String, Row)]) -> Result<Vec<u8>> {
+    csv(joined(rows)?)
+}
+
+/// The same as a list of JSON objects; what is empty is null.
+pub(crate) fn joined_json(rows: &[(String, Row)]) -> Result<String> {
+    let all = joined(rows)?;
+    let object = |i: usize| -> Result<serde_json::Value> {
+        let value = |column: &Column| -> Result<(String, serde_json::Value)> {
+            let value = match column.dtype() {
+                DataType::String => json!(column.str()?.get(i)),
+                DataType::Float64 => json!(column.f64()?.get(i)),
+                DataType::UInt32 => json!(column.u32()?.get(i)),
+                _ => json!(column.u64()?.get(i)),
+            };
+            Ok((column.name().to_string(), value))
+        };
+        Ok(serde_json::Value::Object(all.columns().iter().map(value).collect::<Result<_>>()?))
+    };
+    Ok(serde_json::Value::Array((0..all.height()).map(object).collect::<Result<_>>()?).to_string())
+}
+
+/// Rows of several runs as one table: a method that several runs have at one model and size is followed by its run.
+pub(crate) fn told_apart(rows: &[(String, Row)]) -> Vec<Row> {
+    let cell = |row: &Row| (row.model.clone(), row.width, row.height, row.method.clone());
+    let name = |(run, row): &(String, Row)| match rows.iter().filter(|(_, other)| cell(other) == cell(row)).count() {
+        1 => row.clone(),
+        _ => Row { method: format!("{} ({run})", row.method), ..row.clone() },
+    };
+    rows.iter().map(name).collect()
+}
+
+fn jobs(rows: &[Job]) -> Result<DataFrame> {
+    let text = |name: &str, of: fn(&Job) -> &str| Column::new(name.into(), rows.iter().map(of).collect::<Vec<_>>());
+    let count = |name: &str, of: fn(&Job) -> u64| Column::new(name.into(), rows.iter().map(of).collect::<Vec<_>>());
+    let side = |name: &str, of: fn(&Job) -> u32| Column::new(name.into(), rows.iter().map(of).collect::<Vec<_>>());
+    let float = |name: &str, of: fn(&Job) -> f64| Column::new(name.into(), rows.iter().map(of).collect::<Vec<_>>());
+    let columns = vec![
+        text("cell", |job| &job.cell),
+        text("model", |job| &job.model),
+        float("scale", |job| job.scale),
+        text("method", |job| &job.method),
+        count("index", |job| job.index),
+        text("file", |job| &job.file),
+        text("prompt", |job| &job.prompt),
+        text("negative_prompt", |job| &job.negative_prompt),
+        count("seed", |job| job.seed),
+        side("width", |job| job.width),
+        side("height", |job| job.height),
+        side("base_width", |job| job.base_width),
+        side("base_height", |job| job.base_height),
+        count("steps", |job| job.steps),
+        float("guidance_scale", |job| job.guidance_scale),
+        text("sampler", |job| &job.sampler),
+        float("eta", |job| job.eta),
+    ];
+    Ok(DataFrame::new(rows.len(), columns)?)
+}
+
+/// What other programs have to make, as CSV.
+pub(crate) fn jobs_csv(rows: &[Job]) -> Result<Vec<u8>> {
+    csv(jobs(rows)?)
+}
+
+/// The same as Parquet.
+pub(crate) fn jobs_parquet(rows: &[Job]) -> Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    ParquetWriter::new(&mut bytes).finish(&mut jobs(rows)?)?;
+    Ok(bytes)
 }
 
 /// Reads the rows back from `results.parquet`.

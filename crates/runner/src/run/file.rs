@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::experiment::resolved::{Resolved, difference};
 use crate::host::machine::Machine;
+use crate::run::progress::{self, Event};
 use crate::run::store::Store;
 
 /// Name of the run's description in its directory.
@@ -33,7 +34,17 @@ impl RunFile {
 
 /// Describes a run that is new; one that goes on is of the same experiment.
 pub(crate) fn begin(store: &Store, resolved: &Resolved, command: String) -> Result<()> {
-    if !check_same_experiment(store, resolved)? {
+    let stored = store.read(RUN_FILE)?.is_some().then(|| RunFile::read(store)).transpose()?;
+    if check_same_experiment(store, resolved)?
+        && let Some(stored) = stored
+    {
+        // Images that others made may have been replaced; then the run is of the new ones.
+        if stored.experiment != *resolved {
+            progress::say(&Event::Note { text: "images of another program have changed since this run began: it takes the new ones" });
+            let file = RunFile { experiment: resolved.clone(), ..stored };
+            store.write(RUN_FILE, serde_yaml::to_string(&file)?.as_bytes())?;
+        }
+    } else {
         let file = RunFile { command, machine: Some(Machine::here()), experiment: resolved.clone() };
         store.write(RUN_FILE, serde_yaml::to_string(&file)?.as_bytes())?;
     }
@@ -45,7 +56,7 @@ pub(crate) fn check_same_experiment(store: &Store, resolved: &Resolved) -> Resul
     let Some(bytes) = store.read(RUN_FILE)? else { return Ok(false) };
     let path = store.path(RUN_FILE);
     let stored: RunFile = serde_yaml::from_slice(&bytes).with_context(|| format!("{}: not a run description", path.display()))?;
-    if let Some(difference) = difference(&stored.experiment, resolved)? {
+    if let Some(difference) = difference(&stored.experiment.with_images_of(resolved), resolved)? {
         bail!("{}: another experiment: {difference}; expected the same one or an unused --out", path.display());
     }
     Ok(true)

@@ -1,15 +1,17 @@
 //! Making the images of a plan.
 
 use std::fmt::Write as _;
+use std::io::Cursor;
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use cpu_time::ProcessTime;
-use scalebench_generation::{Pipeline, Rgb, on_gpu};
+use scalebench_generation::{Method, Pipeline, Rgb, on_gpu};
 use scalebench_metrics::{Image, jpeg};
 
-use crate::experiment::plan::{Cell, Plan};
+use crate::experiment::brought::File;
+use crate::experiment::plan::{Cell, Plan, Work};
 use crate::experiment::resolve::Inputs;
 use crate::host::{device, interrupt, memory};
 use crate::run::progress::{self, Event};
@@ -41,10 +43,10 @@ fn usual_batch(cell: &Cell, pipeline: &Pipeline) -> usize {
     if on_gpu(&device::current()) { (8 * 64 * 64 / latents.max(1)).clamp(1, 64) } else { 1 }
 }
 
-/// Images on their way to their files.
+/// Images on their way to their files, each with its index and what it cost, where that is known.
 struct Made<'a> {
     cell: &'a Cell,
-    images: Vec<(Image, Timing)>,
+    images: Vec<(usize, Image, Option<Timing>)>,
 }
 
 /// Makes what is missing of this shard's images.
@@ -66,7 +68,9 @@ pub(crate) fn make_images(inputs: &Inputs, plan: &Plan, store: &Store, shard: Sh
             let (cell_start, pipeline) = (Instant::now(), &inputs.pipelines[cell.model]);
             let batch = batch_size.map_or_else(|| usual_batch(cell, pipeline), usize::from);
             for ahead in missing.chunks(EMBEDDED_AHEAD.next_multiple_of(batch)) {
-                pipeline.embed_ahead(ahead.iter().map(|&i| &cell.jobs[i].request))?;
+                if let Work::Sample(_) = cell.work {
+                    pipeline.embed_ahead(ahead.iter().map(|&i| &cell.jobs[i].request))?;
+                }
                 for batch in ahead.chunks(batch) {
                     interrupt::check()?;
                     let mut message = format!("{done}/{n_todo} images");
@@ -75,7 +79,10 @@ pub(crate) fn make_images(inputs: &Inputs, plan: &Plan, store: &Store, shard: Sh
                         write!(message, ", {rate:.2} images/s").expect("writing to a string");
                     }
                     bar.set_message(format!("{message}, {}", cell.name));
-                    let images = make(inputs, cell, batch)?;
+                    let images = match &cell.work {
+                        Work::Sample(method) => make(inputs, cell, method, batch)?,
+                        Work::Bring(files) => bring(cell, files, batch)?,
+                    };
                     done += images.len();
                     if send.send(Made { cell, images }).is_err() {
                         // The writer's own error says why.
@@ -106,13 +113,17 @@ fn write_images(made: Receiver<Made<'_>>, store: &Store, n_todo: usize, written:
             Some((name, timings)) if *name == cell.name => timings,
             _ => &mut of_cell.insert((&cell.name, store.read_lines(&store.timings(&cell.name))?)).1,
         };
-        for (_, timing) in &images {
-            timings.retain(|known| known.index != timing.index);
-            timings.push(*timing);
+        for (index, _, timing) in &images {
+            timings.retain(|known| known.index != *index);
+            timings.extend(timing);
         }
-        store.write_lines(&store.timings(&cell.name), timings)?;
-        for (mut image, Timing { index, seconds, .. }) in images {
-            if let Some(quality) = cell.sampler.jpeg_quality {
+        if !timings.is_empty() {
+            store.write_lines(&store.timings(&cell.name), timings)?;
+        }
+        for (index, mut image, timing) in images {
+            let seconds = timing.map_or(0.0, |timing| timing.seconds);
+            // What was brought is measured as it is.
+            if let (Some(quality), Work::Sample(_)) = (cell.sampler.jpeg_quality, &cell.work) {
                 image = jpeg::round_trip(&image, quality)?;
             }
             store.write_image(&cell.name, index, &cell.jobs[index].key, &image)?;
@@ -125,32 +136,47 @@ fn write_images(made: Receiver<Made<'_>>, store: &Store, n_todo: usize, written:
 }
 
 /// Makes some images of a cell together, and says what each cost: its share.
-fn make(inputs: &Inputs, cell: &Cell, indices: &[usize]) -> Result<Vec<(Image, Timing)>> {
+fn make(inputs: &Inputs, cell: &Cell, method: &Method, indices: &[usize]) -> Result<Vec<(usize, Image, Option<Timing>)>> {
     memory::reset_peak();
     let (start, processor_start) = (Instant::now(), ProcessTime::now());
     let requests: Vec<_> = indices.iter().map(|&i| &cell.jobs[i].request).collect();
-    let images = inputs.pipelines[cell.model].generate_batch(&requests, &cell.method);
+    let images = inputs.pipelines[cell.model].generate_batch(&requests, method);
     let share = |elapsed: Duration| elapsed.as_secs_f64() / indices.len() as f64;
     let (seconds, processor_seconds) = (share(start.elapsed()), Some(share(processor_start.elapsed())));
     let peak_memory_bytes = memory::peak();
     let images = images.with_context(|| format!("cell {}, images {indices:?}", cell.name))?;
     let one = |(image, &index): (Rgb, &usize)| {
         let timing = Timing { index, seconds, processor_seconds, peak_memory_bytes };
-        Ok((Image::new(image.width as usize, image.height as usize, image.data)?, timing))
+        Ok((index, Image::new(image.width as usize, image.height as usize, image.data)?, Some(timing)))
     };
     images.into_iter().zip(indices).map(one).collect()
+}
+
+/// Takes over some images that another program made.
+fn bring(cell: &Cell, files: &[File], indices: &[usize]) -> Result<Vec<(usize, Image, Option<Timing>)>> {
+    let one = |&index: &usize| -> Result<_> {
+        let file = &files[index];
+        let bytes = std::fs::read(&file.path).with_context(|| format!("cannot read {}", file.path.display()))?;
+        let is_same = blake3::hash(&bytes).to_string() == file.digest;
+        ensure!(is_same, "{}: was replaced while the sweep ran; expected what it was when it began", file.path.display());
+        let image = Image::decode(Cursor::new(bytes), &file.path)?;
+        let timing = file.seconds.map(|seconds| Timing { index, seconds, processor_seconds: None, peak_memory_bytes: None });
+        Ok((index, image, timing))
+    };
+    indices.iter().map(one).collect::<Result<_>>().with_context(|| format!("cell {}", cell.name))
 }
 
 /// Makes the images of a cell once more, for their times alone, and keeps each one's best: what else the machine did can
 /// only have added to them.
 pub(crate) fn time_again(inputs: &Inputs, cell: &Cell, store: &Store) -> Result<()> {
+    let Work::Sample(method) = &cell.work else { return Ok(()) };
     let mut timings: Vec<Timing> = store.read_lines(&store.timings(&cell.name))?;
     for i in 0..cell.jobs.len() {
         if i % EMBEDDED_AHEAD == 0 {
             inputs.pipelines[cell.model].embed_ahead(cell.jobs[i..].iter().take(EMBEDDED_AHEAD).map(|job| &job.request))?;
         }
-        let (_, again) = make(inputs, cell, &[i])?.remove(0);
-        for timing in timings.iter_mut().filter(|timing| timing.index == i) {
+        let (_, _, again) = make(inputs, cell, method, &[i])?.remove(0);
+        for (timing, again) in timings.iter_mut().filter(|timing| timing.index == i).zip(again) {
             timing.seconds = timing.seconds.min(again.seconds);
             timing.processor_seconds = timing.processor_seconds.zip(again.processor_seconds).map(|(first, second)| first.min(second));
         }
@@ -171,6 +197,10 @@ pub(crate) fn write_manifests(plan: &Plan, store: &Store) -> Result<usize> {
                     seed: job.request.seed,
                     key: job.key.clone(),
                     blake3: blake3::hash(&bytes).to_string(),
+                    brought: match &cell.work {
+                        Work::Sample(_) => None,
+                        Work::Bring(files) => files.get(index).map(|file| file.digest.clone()),
+                    },
                 });
             }
         }

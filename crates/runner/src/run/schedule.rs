@@ -11,7 +11,7 @@ use scalebench_generation::step::{Conditioning, Pass, Region, Step};
 use scalebench_generation::{Pipeline, SiteTable, StageSteps};
 use serde::{Deserialize, Serialize};
 
-use crate::experiment::plan::Cell;
+use crate::experiment::plan::{Cell, Work};
 use crate::run::store::Store;
 
 /// The actions of one cell. Steps count from 1, the noisiest.
@@ -210,8 +210,8 @@ fn path(cell: &str) -> String {
 
 /// Writes the schedule of a cell. Seeds and prompts have no say in it, so the first image stands for all.
 pub(crate) fn write(store: &Store, cell: &Cell, pipeline: &Pipeline) -> Result<()> {
-    let Some(job) = cell.jobs.first() else { return Ok(()) };
-    let schedule = Schedule::of_run(pipeline.sites(), &pipeline.outline(&job.request, &cell.method)?);
+    let (Some(job), Work::Sample(method)) = (cell.jobs.first(), &cell.work) else { return Ok(()) };
+    let schedule = Schedule::of_run(pipeline.sites(), &pipeline.outline(&job.request, method)?);
     store.write(&path(&cell.name), &serde_json::to_vec(&schedule)?)
 }
 

@@ -17,7 +17,7 @@ use crate::experiment::methods::BASELINE;
 use crate::experiment::plan::{Cell, Plan};
 use crate::experiment::protocol::{Against, Comparison, Network, published};
 use crate::experiment::resolve::Inputs;
-use crate::experiment::resolved::{Reference, Resolved, Scale};
+use crate::experiment::resolved::{Model, Reference, Resolved, Scale, cell_name};
 use crate::host::interrupt;
 use crate::run::progress::{self, Event};
 use crate::run::results::{Difference, Row, Score, Standing};
@@ -43,6 +43,7 @@ pub(crate) fn score(resolved: &Resolved, inputs: &Inputs, plan: &Plan, store: &S
                 let scores = scorer.compare(comparison, &cells).with_context(|| format!("{} {}", described.name, scale.label()))?;
                 columns.iter_mut().zip(scores).for_each(|(all, new)| all.extend(new));
             }
+            let mut of_cells = Vec::new();
             for (cell, mut scores) in cells.into_iter().zip(columns) {
                 // Figures are published for the factor's usual shape.
                 if let Some(table) = resolved.metrics.protocol.published.as_ref().filter(|_| *scale == Scale::from_factor(scale.factor)) {
@@ -51,7 +52,7 @@ pub(crate) fn score(resolved: &Resolved, inputs: &Inputs, plan: &Plan, store: &S
                     }
                 }
                 let timings = store.all_timings(&cell.name)?;
-                rows.push(Row {
+                of_cells.push(Row {
                     model: described.name.clone(),
                     scale: cell.scale.factor,
                     width: cell.width,
@@ -67,9 +68,40 @@ pub(crate) fn score(resolved: &Resolved, inputs: &Inputs, plan: &Plan, store: &S
                     peak_memory_bytes: timings.iter().filter_map(|t| t.peak_memory_bytes).max(),
                 });
             }
+            for method in &resolved.methods {
+                rows.push(match of_cells.iter().position(|row| row.method == method.name) {
+                    Some(i) => of_cells.remove(i),
+                    None => empty_row(resolved, described, scale, &method.name)?,
+                });
+            }
         }
     }
     Ok(rows)
+}
+
+/// The row of a cell of which no images were brought.
+fn empty_row(resolved: &Resolved, described: &Model, scale: &Scale, method: &str) -> Result<Row> {
+    let (width, height) = described.size(scale)?;
+    let cell = cell_name(&described.name, scale, method);
+    progress::say(&Event::Note { text: &format!("cell {cell} is empty: no images were brought for it") });
+    let scores = resolved.metrics.protocol.scores().into_iter();
+    Ok(Row {
+        model: described.name.clone(),
+        scale: scale.factor,
+        width,
+        height,
+        method: method.to_owned(),
+        protocol: resolved.metrics.protocol.name.clone(),
+        n_images: 0,
+        n_reference: resolved.reference.n_images().map(|n| n as u64),
+        baseline: resolved.baseline_of(method).unwrap_or(BASELINE).to_owned(),
+        set: described.set.iter().chain(resolved.set_of(method)).map(|(k, v)| (k.clone(), v.clone())).collect(),
+        scores: scores
+            .map(|score| Score { column: score.column, value: None, difference: None, standing: None, published: None })
+            .collect(),
+        seconds_per_image: None,
+        peak_memory_bytes: None,
+    })
 }
 
 pub(crate) fn mean_seconds(timings: &[Timing]) -> Option<f64> {
@@ -135,7 +167,7 @@ impl Scorer<'_> {
         let mut taps: Vec<Tap> = comparison.metrics.iter().map(|metric| metric.tap()).collect();
         taps.sort();
         taps.dedup();
-        let mut others: BTreeMap<u64, Other> = BTreeMap::new();
+        let mut others: BTreeMap<&str, Other> = BTreeMap::new();
         // By metric and cell; differences need all cells, and no features.
         let mut found: Vec<Vec<Option<Jackknifed>>> = comparison.metrics.iter().map(|_| Vec::new()).collect();
         for cell in cells {
@@ -143,9 +175,9 @@ impl Scorer<'_> {
                 found.iter_mut().for_each(|column| column.push(None));
                 continue;
             }
-            // Only base-resolution images depend on the seed.
-            let seed = if comparison.against == Against::Base { cell.seed } else { 0 };
-            let other = match others.entry(seed) {
+            // Only base-resolution images depend on the method: by its seed, or since it brings its own.
+            let other_name = if comparison.against == Against::Base { &self.base_cell(cell).name } else { "" };
+            let other = match others.entry(other_name) {
                 Entry::Occupied(other) => other.into_mut(),
                 Entry::Vacant(place) => place.insert(self.other(comparison, cell)?),
             };
@@ -189,7 +221,7 @@ impl Scorer<'_> {
 
     /// The base-resolution images that a cell's are compared with.
     fn base_cell(&self, cell: &Cell) -> &Cell {
-        let name = self.resolved.base_method(cell.seed);
+        let name = self.resolved.base_of(&cell.method_name);
         self.plan.find(cell.model, &Scale::BASE, &name).expect("the planner adds the base cells")
     }
 
@@ -283,12 +315,8 @@ impl Scorer<'_> {
                 });
                 self.features(&format!("reference {width}x{height}"), network, taps, &identity, samples, preprocess)
             }
-            Reference::Folder { .. } | Reference::Statistics { .. } => {
-                let samples = self.inputs.reference.images.iter().enumerate().map(|(i, file)| Sample {
-                    name: format!("{i:06}"),
-                    group: i as u32,
-                    source: Source::File(file.clone()),
-                });
+            Reference::Folder { .. } | Reference::Shards { .. } | Reference::Parquet { .. } | Reference::Statistics { .. } => {
+                let samples = self.inputs.reference.images.iter().cloned();
                 self.features("reference", network, taps, &identity, samples, preprocess)
             }
         }
@@ -348,6 +376,8 @@ pub(crate) fn reference_identity(resolved: &Resolved, width: u32, height: u32) -
     match &resolved.reference {
         Reference::Emoji { images, seed } => json!([resolved.tool, "emoji", seed, images, width, height]),
         Reference::Folder { digest, .. } => json!(["folder", digest]),
+        Reference::Parquet { digest, column, .. } => json!(["parquet", digest, column]),
+        Reference::Shards { digest, .. } => json!(["shards", digest]),
         Reference::Statistics { digest, .. } => json!(["statistics", digest]),
     }
 }

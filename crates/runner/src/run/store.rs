@@ -42,6 +42,9 @@ pub(crate) struct ManifestLine {
     pub(crate) key: String,
     /// Digest of the PNG file.
     pub(crate) blake3: String,
+    /// Digest of the file that another program wrote, if it was one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) brought: Option<String>,
 }
 
 /// What making one image cost. Kept apart from everything that is compared byte for byte.

@@ -1,0 +1,155 @@
+//! Images in a column of a Parquet file, as img2dataset writes them: the bytes of an image file in each row.
+
+use std::fs::File;
+use std::io::Cursor;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use anyhow::{Context, Result, bail, ensure};
+use polars::prelude::{ArrowDataType, BinaryChunked, DataType, ParquetReader, SerReader};
+use scalebench_metrics::{Error, Image, ImageSet, Sample};
+
+use crate::experiment::yaml::did_you_mean;
+
+/// Rows that are read together, and held until others are asked for.
+const ROWS: usize = 128;
+
+/// Columns that hold the images where nothing is said and several could.
+const USUAL: [&str; 6] = ["image", "jpg", "png", "webp", "jpeg", "bytes"];
+
+/// The images of one file, in the order of its rows.
+#[derive(Debug)]
+struct ImageTable {
+    path: PathBuf,
+    column: String,
+    names: Vec<String>,
+    /// Number of the rows in memory, and their bytes.
+    held: Mutex<Option<(usize, BinaryChunked)>>,
+}
+
+/// Whether a path is a table of images.
+pub(crate) fn is_table(path: &Path) -> bool {
+    path.extension().is_some_and(|e| e.eq_ignore_ascii_case("parquet"))
+}
+
+/// All images under a path, in the order of [`Sample::all`], or of a table's rows.
+pub(crate) fn all(path: &Path) -> Result<Vec<Sample>> {
+    if is_table(path) { open(path, None) } else { Ok(Sample::all(path)?) }
+}
+
+/// The images of a table's column; without a name, of the one that holds bytes.
+pub(crate) fn open(path: &Path, column: Option<&str>) -> Result<Vec<Sample>> {
+    let shown = || path.display().to_string();
+    let reader =
+        || -> Result<ParquetReader<File>> { Ok(ParquetReader::new(File::open(path).with_context(|| format!("cannot read {}", shown()))?)) };
+    let schema = reader()?.schema().with_context(shown)?;
+    let names: Vec<&str> = schema.iter_names().map(|name| name.as_str()).collect();
+    let bytes: Vec<&str> = schema
+        .iter()
+        .filter(|(_, field)| matches!(field.dtype(), ArrowDataType::Binary | ArrowDataType::LargeBinary | ArrowDataType::BinaryView))
+        .map(|(name, _)| name.as_str())
+        .collect();
+    let column = match column {
+        Some(column) if names.contains(&column) && !bytes.contains(&column) => {
+            bail!(
+                "{}: column {column}: expected the bytes of image files, found {:?}",
+                shown(),
+                schema.get(column).map(|field| field.dtype())
+            )
+        }
+        Some(column) if !names.contains(&column) => {
+            bail!("{}: no column `{column}`, expected one of {}{}", shown(), names.join(", "), did_you_mean(column, names.iter().copied()))
+        }
+        Some(column) => column.to_owned(),
+        None => match (bytes.as_slice(), USUAL.into_iter().find(|name| bytes.contains(name))) {
+            ([only], _) => (*only).to_owned(),
+            (_, Some(usual)) => usual.to_owned(),
+            ([], None) => bail!("{}: expected a column with the bytes of image files, found {}", shown(), names.join(", ")),
+            (several, None) => bail!("{}: expected `column`, one of {}", shown(), several.join(", ")),
+        },
+    };
+    let n = reader()?.num_rows().with_context(shown)?;
+    ensure!(n > 0, "{}: expected an image in each row, found no rows", shown());
+    let names = (0..n).map(|i| format!("{i:06}")).collect();
+    Ok(Sample::set(Arc::new(ImageTable { path: path.to_owned(), column, names, held: Mutex::new(None) })))
+}
+
+impl ImageTable {
+    /// The bytes of a row; none if it is empty.
+    fn bytes(&self, row: usize) -> Result<Option<Vec<u8>>> {
+        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        let part = row / ROWS;
+        if held.as_ref().is_none_or(|(number, _)| *number != part) {
+            // What was held goes first: two parts at a time would be twice the memory.
+            *held = None;
+            let reader = ParquetReader::new(File::open(&self.path)?).with_columns(Some(vec![self.column.clone()]));
+            let rows = reader.with_slice(Some((part * ROWS, ROWS))).finish()?;
+            *held = Some((part, rows.column(&self.column)?.cast(&DataType::Binary)?.binary()?.clone()));
+        }
+        Ok(held.as_ref().and_then(|(_, bytes)| bytes.get(row % ROWS)).map(<[u8]>::to_vec))
+    }
+}
+
+impl ImageSet for ImageTable {
+    fn len(&self) -> usize {
+        self.names.len()
+    }
+
+    fn name(&self, place: usize) -> &str {
+        &self.names[place]
+    }
+
+    fn image(&self, place: usize) -> scalebench_metrics::Result<Image> {
+        let path = self.path.join(format!("row {}", place + 1));
+        match self.bytes(place) {
+            Ok(Some(bytes)) => Image::decode(Cursor::new(bytes), &path),
+            Ok(None) => Err(Error::Decode { path, message: format!("column {} is empty here", self.column) }),
+            Err(error) => Err(Error::Archive { path: self.path.clone(), message: format!("{error:#}") }),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use polars::prelude::{Column, DataFrame, ParquetWriter};
+
+    use super::*;
+
+    fn png(value: u8) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        let mut encoder = png::Encoder::new(&mut bytes, 4, 3);
+        encoder.set_color(png::ColorType::Grayscale);
+        encoder.write_header().unwrap().write_image_data(&[value; 12]).unwrap();
+        bytes
+    }
+
+    #[test]
+    fn rows_are_images_in_their_order() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("photos.parquet");
+        let files: Vec<Option<Vec<u8>>> =
+            (0..300).map(|i| (i != 299).then(|| if i == 7 { b"no image".to_vec() } else { png(i as u8) })).collect();
+        let ids: Vec<i64> = (0..300).collect();
+        let columns =
+            vec![Column::new("key".into(), ids), Column::new("jpg".into(), files), Column::new("mask".into(), vec![b"x".to_vec(); 300])];
+        let mut table = DataFrame::new(300, columns).unwrap();
+        ParquetWriter::new(File::create(&path).unwrap()).with_row_group_size(Some(50)).finish(&mut table).unwrap();
+        for samples in [all(&path).unwrap(), open(&path, Some("jpg")).unwrap()] {
+            assert_eq!((samples.len(), samples[130].name.as_str(), samples[130].group), (300, "000130", 130));
+            for i in [0usize, 255, 127, 128, 129, 298, 3] {
+                assert_eq!(samples[i].decode().unwrap().rgb, [i as u8; 36], "{i}");
+            }
+            let message = samples[7].decode().unwrap_err().to_string();
+            assert!(message.contains("photos.parquet") && message.contains("row 8"), "{message}");
+            assert!(samples[299].decode().unwrap_err().to_string().contains("column jpg is empty here"));
+        }
+        for (column, fragments) in
+            [(Some("jgp"), &["no column `jgp`", "did you mean `jpg`?"][..]), (Some("key"), &["column key", "bytes of image files"])]
+        {
+            let message = format!("{:#}", open(&path, column).unwrap_err());
+            assert!(fragments.iter().all(|fragment| message.contains(fragment)), "{message}");
+        }
+        std::fs::write(&path, "no table").unwrap();
+        assert!(format!("{:#}", all(&path).unwrap_err()).contains("photos.parquet"));
+    }
+}
