@@ -6,6 +6,7 @@
 //! those of 512.
 
 use crate::product::{Left, PANEL, Precision, Product, Right};
+use crate::share::tasks_of;
 use crate::simd::{dispatch, exp2_simd};
 use crate::view::{SharedMut, Unwritten, with_slice};
 use crate::words;
@@ -73,7 +74,8 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize, scale: f64, p
     with_slice(q, |q| {
         let mut output = Unwritten::new(batch * n * width);
         let out = output.shared();
-        (0..batch * heads * tiles).into_par_iter().for_each(|task| {
+        let cycles = QUERY_TILE * m * (2 * d + 8) / 16;
+        (0..batch * heads * tiles).into_par_iter().with_min_len(tasks_of(cycles)).for_each(|task| {
             let (head, tile) = (task / tiles, task % tiles);
             let first = tile * QUERY_TILE;
             let start = (head / heads * n + first) * width + head % heads * d;
@@ -112,7 +114,7 @@ impl Context {
             (Unwritten::new(batch * heads * m * depth), Unwritten::new(parts * d * row), Unwritten::new(parts));
         let (to_keys, to_values, to_norms): (SharedMut<u32>, SharedMut<u32>, SharedMut<f32>) =
             (keys.shared(), values.shared(), norms.shared());
-        (0..parts).into_par_iter().for_each(|part| {
+        (0..parts).into_par_iter().with_min_len(tasks_of(2 * KEY_TILE * d)).for_each(|part| {
             let (head, first) = (part / tiles, part % tiles * KEY_TILE);
             let columns = KEY_TILE.min(m - first);
             let start = (head / heads * m + first) * width + head % heads * d;

@@ -7,6 +7,7 @@
 //! Winograd's way from there.
 
 use crate::product::{DEPTH, PANEL, Precision, Product, Right};
+use crate::share::tasks_of;
 use crate::simd::dispatch;
 use crate::view::{SharedMut, Unwritten, with_optional, with_slice};
 use crate::weight::ConvWeight;
@@ -188,7 +189,8 @@ impl Band<'_> {
         let tiles = strips * self.images.len();
         let parts = TILES.div_ceil(tiles.max(1)).clamp(c_out.div_ceil(CHANNELS.end), c_out.div_ceil(CHANNELS.start));
         let channels = c_out.div_ceil(parts).next_multiple_of(6);
-        (0..tiles * parts).into_par_iter().for_each(|task| {
+        let cycles = channels * width * self.weight.row() / 16;
+        (0..tiles * parts).into_par_iter().with_min_len(tasks_of(cycles)).for_each(|task| {
             let (tile, part) = (task / parts, task % parts);
             let (image, strip) = (tile / strips, tile % strips);
             let channels = part * channels..c_out.min((part + 1) * channels);
@@ -218,7 +220,7 @@ impl Band<'_> {
         let len = images.len() * channels * plane + CHUNK;
         let mut padded = Unwritten::new(len);
         let to = padded.shared();
-        (0..images.len() * channels).into_par_iter().for_each(|task| {
+        (0..images.len() * channels).into_par_iter().with_min_len(tasks_of(plane / 2)).for_each(|task| {
             let (image, word) = (task / channels, task % channels);
             let channel = |c: usize| if c < c_in { &input[((images.start + image) * c_in + c) * h * w..][..h * w] } else { &[] };
             let (low, high) = (channel(word * per_word), channel(word * per_word + 1));

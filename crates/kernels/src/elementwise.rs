@@ -1,5 +1,6 @@
 //! SiLU, GELU and GEGLU.
 
+use crate::share::tasks_of;
 use crate::simd::{dispatch, erf, silu as silu_scalar};
 use crate::view::{tensor, with_slice};
 use candle_core::{Result, Tensor, bail};
@@ -17,7 +18,8 @@ macro_rules! elementwise {
             }
             with_slice(x, |data| {
                 let mut output = vec![0f32; data.len()];
-                output.par_chunks_mut(BLOCK).zip(data.par_chunks(BLOCK)).for_each(|(out, data)| {
+                let blocks = output.par_chunks_mut(BLOCK).zip(data.par_chunks(BLOCK));
+                blocks.with_min_len(tasks_of(2 * BLOCK)).for_each(|(out, data)| {
                     dispatch(
                         #[inline(always)]
                         || out.iter_mut().zip(data).for_each(|(o, &v)| *o = $f(v)),
@@ -86,7 +88,8 @@ pub fn geglu(x: &Tensor) -> Result<Tensor> {
     with_slice(x, |data| {
         let mut output = vec![0f32; data.len() / 2];
         let rows = (BLOCK / c).max(1);
-        output.par_chunks_mut(rows * c).zip(data.par_chunks(rows * 2 * c)).for_each(|(out, data)| {
+        let blocks = output.par_chunks_mut(rows * c).zip(data.par_chunks(rows * 2 * c));
+        blocks.with_min_len(tasks_of(4 * rows * c)).for_each(|(out, data)| {
             dispatch(
                 #[inline(always)]
                 || {

@@ -27,6 +27,7 @@ mod norm;
 mod pool;
 mod product;
 mod resize;
+mod share;
 mod simd;
 mod view;
 mod wavelet;

@@ -1,6 +1,7 @@
 //! Linear layers, between token sequences and to and from feature maps without a transposed copy.
 
 use crate::product::{Left, PANEL, Precision, Product, Right};
+use crate::share::tasks_of;
 use crate::view::{SharedMut, Unwritten, with_optional, with_slice};
 use crate::weight::{ConvWeight, LinearWeight, transpose};
 use crate::words;
@@ -33,13 +34,14 @@ thread_local! {
 }
 
 /// Calls `f` for all tiles of `tokens` × `outputs`, cut evenly into pieces of at most `most`; those that share
-/// weights follow each other.
-fn for_each_tile(batch: usize, tokens: usize, outputs: usize, most: (usize, usize), f: impl Fn(Tile, &mut Scratch) + Sync) {
+/// weights follow each other. `k` inputs are summed for each output.
+fn for_each_tile(batch: usize, tokens: usize, (outputs, k): (usize, usize), most: (usize, usize), f: impl Fn(Tile, &mut Scratch) + Sync) {
     let piece = |n: usize, most: usize| n.div_ceil(n.div_ceil(most).max(1)).max(1);
     // Whole panels, if there are several.
     let (height, width) = (piece(tokens, most.0), piece(outputs, most.1).next_multiple_of(PANEL));
     let (rows, columns) = (tokens.div_ceil(height), outputs.div_ceil(width));
-    (0..columns * batch * rows).into_par_iter().for_each(|task| {
+    let cycles = height * width * k / 16;
+    (0..columns * batch * rows).into_par_iter().with_min_len(tasks_of(cycles)).for_each(|task| {
         let (column, rest) = (task / (batch * rows), task % (batch * rows));
         let (image, row) = (rest / rows, rest % rows);
         let part = |i: usize, size: usize, all: usize| i * size..all.min((i + 1) * size);
@@ -114,7 +116,7 @@ pub fn linear(x: &Tensor, weight: &LinearWeight, bias: Option<&Tensor>) -> Resul
             let tokens = x.len() / k;
             let mut output = Unwritten::new(tokens * n);
             let out = output.shared();
-            for_each_tile(1, tokens, n, (TOKENS, OUTPUTS), |tile, Scratch { words, sums }| {
+            for_each_tile(1, tokens, (n, k), (TOKENS, OUTPUTS), |tile, Scratch { words, sums }| {
                 let rows = &x[tile.tokens.start * k..tile.tokens.end * k];
                 let left = match precision {
                     Precision::F32 => rows.as_ptr().cast(),
@@ -152,7 +154,7 @@ pub fn map_to_tokens(x: &Tensor, weight: &LinearWeight, bias: &Tensor) -> Result
         with_slice(bias, |bias| {
             let mut output = Unwritten::new(batch * tokens * n);
             let out = output.shared();
-            for_each_tile(batch, tokens, n, (TOKENS, OUTPUTS), |tile, Scratch { words, sums }| {
+            for_each_tile(batch, tokens, (n, k), (TOKENS, OUTPUTS), |tile, Scratch { words, sums }| {
                 words.resize(tile.tokens.len() * depth, 0);
                 let channel = |c: usize| &x[(tile.image * k + c) * tokens..][tile.tokens.clone()];
                 for p in 0..depth {
@@ -199,33 +201,39 @@ pub fn tokens_to_map(x: &Tensor, weight: &ConvWeight, bias: &Tensor, residual: &
             with_slice(residual, |residual| {
                 let mut output = Unwritten::new(batch * n * tokens);
                 let out = output.shared();
-                for_each_tile(batch, tokens, n, (OUTPUTS, TOKENS), |Tile { image, tokens: strip, outputs }, Scratch { words, sums }| {
-                    let width = strip.len();
-                    words.resize(width.div_ceil(PANEL) * depth * PANEL, 0);
-                    let rows = &x[(image * tokens + strip.start) * k..][..width * k];
-                    for (rows, panel) in rows.chunks(PANEL * k).zip(words.chunks_exact_mut(depth * PANEL)) {
-                        transpose(rows.chunks_exact(k), precision, panel);
-                    }
-                    sums.resize(outputs.len() * width, 0.0);
-                    let product = Product {
-                        m: outputs.len(),
-                        n: width,
-                        depth,
-                        left: weight.left(outputs.start, 0),
-                        right: Right { ptr: words.as_ptr(), panel: depth * PANEL },
-                        out: sums.as_mut_ptr(),
-                        out_row: width,
-                        accumulate: false,
-                    };
-                    // SAFETY: the operands are those of the tile, and `sums` has room for it.
-                    unsafe { product.run(precision) };
-                    for (c, sums) in outputs.zip(sums.chunks_exact(width)) {
-                        let first = (image * n + c) * tokens + strip.start;
-                        let sums = sums.iter().zip(&residual[first..]);
-                        // SAFETY: this task owns these pixels of channel `c`.
-                        sums.zip(unsafe { out.part(first, width) }).for_each(|((s, r), o)| _ = o.write(s + bias[c] + r));
-                    }
-                });
+                for_each_tile(
+                    batch,
+                    tokens,
+                    (n, k),
+                    (OUTPUTS, TOKENS),
+                    |Tile { image, tokens: strip, outputs }, Scratch { words, sums }| {
+                        let width = strip.len();
+                        words.resize(width.div_ceil(PANEL) * depth * PANEL, 0);
+                        let rows = &x[(image * tokens + strip.start) * k..][..width * k];
+                        for (rows, panel) in rows.chunks(PANEL * k).zip(words.chunks_exact_mut(depth * PANEL)) {
+                            transpose(rows.chunks_exact(k), precision, panel);
+                        }
+                        sums.resize(outputs.len() * width, 0.0);
+                        let product = Product {
+                            m: outputs.len(),
+                            n: width,
+                            depth,
+                            left: weight.left(outputs.start, 0),
+                            right: Right { ptr: words.as_ptr(), panel: depth * PANEL },
+                            out: sums.as_mut_ptr(),
+                            out_row: width,
+                            accumulate: false,
+                        };
+                        // SAFETY: the operands are those of the tile, and `sums` has room for it.
+                        unsafe { product.run(precision) };
+                        for (c, sums) in outputs.zip(sums.chunks_exact(width)) {
+                            let first = (image * n + c) * tokens + strip.start;
+                            let sums = sums.iter().zip(&residual[first..]);
+                            // SAFETY: this task owns these pixels of channel `c`.
+                            sums.zip(unsafe { out.part(first, width) }).for_each(|((s, r), o)| _ = o.write(s + bias[c] + r));
+                        }
+                    },
+                );
                 // SAFETY: the tiles cover all channels and pixels.
                 unsafe { output.tensor((batch, n, h, w)) }
             })

@@ -1,5 +1,6 @@
 //! Group norm (with SiLU fused) and layer norm.
 
+use crate::share::tasks_of;
 use crate::simd::{LANES, dispatch, silu};
 use crate::view::{tensor, with_slice};
 use candle_core::{Result, Tensor, bail};
@@ -66,7 +67,8 @@ pub fn group_norm(x: &Tensor, groups: usize, weight: &Tensor, bias: &Tensor, eps
             with_slice(bias, |bias| {
                 let mut output = vec![0f32; batch * channels * plane];
                 let size = per_group * plane;
-                output.par_chunks_mut(size).zip(x.par_chunks(size)).enumerate().for_each(|(g, (out, x))| {
+                let maps = output.par_chunks_mut(size).zip(x.par_chunks(size)).enumerate();
+                maps.with_min_len(tasks_of(2 * size)).for_each(|(g, (out, x))| {
                     let first = g % groups * per_group;
                     dispatch(
                         #[inline(always)]
@@ -99,6 +101,7 @@ pub fn channel_sums(x: &Tensor) -> Result<Vec<(f64, f64)>> {
     with_slice(x, |x| {
         Ok((0..channels)
             .into_par_iter()
+            .with_min_len(tasks_of(batch * plane))
             .map(|c| {
                 let mut total = (0f64, 0f64);
                 for b in 0..batch {
@@ -128,7 +131,8 @@ pub fn channel_affine(x: &Tensor, factors: &[(f32, f32)], with_silu: bool) -> Re
     let plane = h * w;
     with_slice(x, |x| {
         let mut output = vec![0f32; batch * channels * plane];
-        output.par_chunks_mut(plane).zip(x.par_chunks(plane)).enumerate().for_each(|(i, (out, x))| {
+        let maps = output.par_chunks_mut(plane).zip(x.par_chunks(plane)).enumerate();
+        maps.with_min_len(tasks_of(plane)).for_each(|(i, (out, x))| {
             let (a, b) = factors[i % channels];
             dispatch(
                 #[inline(always)]
@@ -155,7 +159,8 @@ pub fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Resul
                 let mut output = vec![0f32; data.len()];
                 // Many short rows to a task, or scheduling costs more than the sums.
                 let block = channels * 64;
-                output.par_chunks_mut(block).zip(data.par_chunks(block)).for_each(|(out, data)| {
+                let blocks = output.par_chunks_mut(block).zip(data.par_chunks(block));
+                blocks.with_min_len(tasks_of(block)).for_each(|(out, data)| {
                     dispatch(
                         #[inline(always)]
                         || {

@@ -1,5 +1,6 @@
 //! Resizing of feature maps, and the separable filters that are made like it.
 
+use crate::share::tasks_of;
 use crate::view::{tensor, with_slice};
 use candle_core::{Result, Tensor, bail};
 use rayon::prelude::*;
@@ -35,7 +36,8 @@ pub fn resize_bilinear(x: &Tensor, height: usize, width: usize) -> Result<Tensor
     let (rows, columns) = (taps(h, height), taps(w, width));
     with_slice(x, |data| {
         let mut output = vec![0f32; batch * channels * height * width];
-        output.par_chunks_mut(height * width).zip(data.par_chunks(h * w)).for_each(|(out, plane)| {
+        let planes = output.par_chunks_mut(height * width).zip(data.par_chunks(h * w));
+        planes.with_min_len(tasks_of(2 * height * width)).for_each(|(out, plane)| {
             for (line, &(y0, y1, fy)) in out.chunks_exact_mut(width).zip(&rows) {
                 let (a, b) = (&plane[y0 * w..][..w], &plane[y1 * w..][..w]);
                 for (o, &(x0, x1, fx)) in line.iter_mut().zip(&columns) {
@@ -209,7 +211,8 @@ pub(crate) fn separable(x: &Tensor, rows: &Taps, columns: &Taps) -> Result<Tenso
     }
     with_slice(x, |data| {
         let mut output = vec![0f32; batch * channels * height * width];
-        output.par_chunks_mut(height * width).zip(data.par_chunks(h * w)).for_each(|(out, plane)| {
+        let planes = output.par_chunks_mut(height * width).zip(data.par_chunks(h * w));
+        planes.with_min_len(tasks_of(2 * height * width)).for_each(|(out, plane)| {
             let mut wide = vec![0f32; h * width];
             for (line, row) in wide.chunks_exact_mut(width).zip(plane.chunks_exact(w)) {
                 for (o, (first, weights)) in line.iter_mut().zip(columns) {
@@ -241,7 +244,8 @@ pub fn upsample_nearest(x: &Tensor, height: usize, width: usize) -> Result<Tenso
     let (rows, columns) = (index(h, height), index(w, width));
     with_slice(x, |data| {
         let mut output = vec![0f32; batch * channels * height * width];
-        output.par_chunks_mut(height * width).zip(data.par_chunks(h * w)).for_each(|(out, plane)| {
+        let planes = output.par_chunks_mut(height * width).zip(data.par_chunks(h * w));
+        planes.with_min_len(tasks_of(2 * height * width)).for_each(|(out, plane)| {
             for (line, &y) in out.chunks_exact_mut(width).zip(&rows) {
                 let from = &plane[y * w..][..w];
                 line.iter_mut().zip(&columns).for_each(|(o, &x)| *o = from[x]);
