@@ -22,7 +22,7 @@ def frecas_sd21(models, checkouts):
     drawn_posteriors(run)
     code.torch = Torch(randn_like=lambda x: run.draw(*x.shape))
     camap_wrapper(p, camap_w=0.4)
-    facfg_wrapper(p, gs=7.5, gsw=[35.0, 7.5], sizes=[(side // 8, side // 8) for side in sides])
+    facfg_wrapper(p, gs=7.5, gsw=[15.0, 7.5], sizes=[(side // 8, side // 8) for side in sides])
     schedulers = [{"endtime": end, "steps": n, "size": (side, side)} for side, n, end in zip(sides, steps, ends)]
     code.scheduler_wrapper(p, schedulers=schedulers, gamma=3.0)
 

@@ -353,7 +353,7 @@ impl<'a> Anchor<'a> {
         let eigen =
             statistics.covariance.self_adjoint_eigen(Side::Lower).map_err(|_| Error::NoConvergence { what: "eigenvalue decomposition" })?;
         let values: Vec<f64> = eigen.S().column_vector().iter().copied().collect();
-        check_positive(&values)?;
+        check_positive(&values, 0.0)?;
         let u = eigen.U();
         let scaled = Mat::from_fn(u.nrows(), u.ncols(), |i, j| u[(i, j)] * values[j].max(0.0).sqrt());
         Ok(Self { statistics, root: scaled * u.transpose() })
@@ -367,18 +367,20 @@ impl<'a> Anchor<'a> {
         let product = &self.root * &other.covariance * &self.root;
         let values =
             product.self_adjoint_eigenvalues(Side::Lower).map_err(|_| Error::NoConvergence { what: "eigenvalue decomposition" })?;
-        check_positive(&values)?;
+        // Sets that vary in different directions leave nothing but the rounding of their product.
+        check_positive(&values, 1e-12 * self.statistics.trace() * other.trace())?;
         let root = values.iter().map(|v| v.max(0.0).sqrt()).sum();
         let shift = squared_distance(&self.statistics.mean, &other.mean);
         Ok(assemble(shift, self.statistics.trace(), other.trace(), root))
     }
 }
 
-/// Negative eigenvalues of rounding size are zeros; larger ones mean that the input is no covariance.
-fn check_positive(values: &[f64]) -> Result<()> {
+/// Negative eigenvalues of rounding size are zeros; larger ones mean that the input is no covariance. `rounding` is a size that
+/// rounding is known to have besides.
+fn check_positive(values: &[f64], rounding: f64) -> Result<()> {
     let smallest = values.iter().copied().fold(f64::INFINITY, f64::min);
     let largest = values.iter().copied().fold(0.0, f64::max);
-    if smallest < -1e-7 * largest || (largest == 0.0 && smallest < 0.0) {
+    if smallest < -(1e-7 * largest).max(rounding) {
         return Err(Error::NotPositive { smallest, largest });
     }
     Ok(())
@@ -654,5 +656,19 @@ mod tests {
         assert!(matches!(fid(&f1, &other), Err(Error::Incomparable { what: "weights", .. })));
         let negative = Statistics::new(vec![0.0], &[-1.0]).unwrap();
         assert!(matches!(fid_from_statistics(&negative, &negative), Err(Error::NotPositive { .. })));
+    }
+
+    /// Two sets of three images that vary in directions at right angles: the product of their covariances is rounding, of either sign,
+    /// and the distance that of the means and the traces.
+    #[test]
+    fn sets_may_vary_in_different_directions() {
+        let angle = |i: usize| (i as f64 * 0.7).sin();
+        let d = 48;
+        let direction: Vec<f64> = (0..d).map(angle).collect();
+        let other: Vec<f64> = (0..d).map(|i| if i % 2 == 0 { -angle(i + 1) } else { angle(i - 1) }).collect();
+        let outer = |v: &[f64], scale: f64| v.iter().flat_map(|a| v.iter().map(move |b| a * b * scale)).collect::<Vec<f64>>();
+        let [x, y] = [(&direction, 1e-5), (&other, 3e-6)].map(|(v, scale)| Statistics::new(vec![0.0; d], &outer(v, scale)).unwrap());
+        let expected = x.trace() + y.trace();
+        assert!((fid_from_statistics(&x, &y).unwrap() - expected).abs() < 1e-6 * expected);
     }
 }
