@@ -168,7 +168,7 @@ fn diffuse_high() {
 #[test]
 fn frecas() {
     let stages = "stages: [{size: 1, steps: 5, end: 300}, {size: 1.5, steps: 3, end: 200}, {steps: 3, end: 0}]";
-    let guidance = "frequency_guidance: {high: 15, low: 7.5}";
+    let guidance = "frequency_guidance: {high: 4, low: 2}";
     check_rival("frecas_sd21", &format!("shifted_cascade: {{gamma: 3, {stages}}}\n{guidance}\nmap_reuse: {{weight: 0.4}}"));
 }
 
