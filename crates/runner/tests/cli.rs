@@ -284,8 +284,10 @@ fn a_cluster_makes_what_one_process_makes() {
     stand_ins(&bin);
     let path = format!("{}:{}", bin.display(), std::env::var("PATH").unwrap());
     let question = "question=Is \"it\" `$0` quoted\\?";
+    // So that a signal arrives before the last image, on a busy machine too.
+    let slowly = "sampler.steps=40";
     let submit_from = |path: &str, array: &str, out: &str, more: &[&str]| {
-        let mut command = scalebench(&["submit", "tiny.yaml", "--array", array, "--out", out, "--set", question]);
+        let mut command = scalebench(&["submit", "tiny.yaml", "--array", array, "--out", out, "--set", question, "--set", slowly]);
         command.args(more).current_dir(&here).env("PATH", path);
         command
     };
@@ -358,7 +360,7 @@ fn a_cluster_makes_what_one_process_makes() {
     assert_eq!(asked("scontrol"), "requeue 50\n");
 
     let whole = dir.path().join("whole");
-    let output = succeed(sweep(&here.join("tiny.yaml"), &whole, &["--log", "json", "--set", question]));
+    let output = succeed(sweep(&here.join("tiny.yaml"), &whole, &["--log", "json", "--set", question, "--set", slowly]));
     assert!(compared_files(&run) == compared_files(&whole), "the cluster's run differs");
     check_log(&events(&output.stderr), &whole);
     let failed = sweep(&here.join("tiny.yaml"), &whole, &["--log", "json", "--set", "images=many"]).output().unwrap();
