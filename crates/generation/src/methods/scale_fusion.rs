@@ -63,7 +63,7 @@ impl ScaleFusion {
                 corners.push((row as i64 + moved(dice, row, height, map.0, reach.0), column as i64 + right));
             }
         }
-        let divides = map.0 % times.0 == 0 && map.1 % times.1 == 0;
+        let divides = map.0.is_multiple_of(times.0) && map.1.is_multiple_of(times.1);
         let stride = if self.strided && divides { times } else { (1, 1) };
         Action { window: (height, width), corners: corners.into(), stride, taps: 2 * most - 1, sigma: self.sigma }
     }
