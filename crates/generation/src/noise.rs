@@ -3,44 +3,23 @@
 //! Drawn on the host always, so that it is independent of device, batch size and thread count.
 
 use candle_core::{Device, Result, Shape, Tensor};
-
-const N: usize = 624;
+use scalebench_kernels::MersenneTwister;
 
 /// A torch CPU generator: MT19937 and the cached second value of the scalar normal distribution.
 #[derive(Debug, Clone)]
 pub struct Generator {
-    state: [u32; N],
-    next: usize,
+    twister: MersenneTwister,
     cached: Option<f64>,
 }
 
 impl Generator {
     /// `torch.Generator().manual_seed(seed)`; like torch, only the low 32 bits count.
     pub fn new(seed: u64) -> Self {
-        let mut state = [0u32; N];
-        state[0] = seed as u32;
-        for i in 1..N {
-            let previous = state[i - 1];
-            state[i] = (previous ^ (previous >> 30)).wrapping_mul(1_812_433_253).wrapping_add(i as u32);
-        }
-        Self { state, next: N, cached: None }
+        Self { twister: MersenneTwister::new(seed as u32), cached: None }
     }
 
     fn u32(&mut self) -> u32 {
-        if self.next == N {
-            for i in 0..N {
-                let y = (self.state[i] & 0x8000_0000) | (self.state[(i + 1) % N] & 0x7fff_ffff);
-                let twist = if y & 1 == 0 { 0 } else { 0x9908_b0df };
-                self.state[i] = self.state[(i + 397) % N] ^ (y >> 1) ^ twist;
-            }
-            self.next = 0;
-        }
-        let mut y = self.state[self.next];
-        self.next += 1;
-        y ^= y >> 11;
-        y ^= (y << 7) & 0x9d2c_5680;
-        y ^= (y << 15) & 0xefc6_0000;
-        y ^ (y >> 18)
+        self.twister.next_u32()
     }
 
     /// In [0, 1), 24 bits.

@@ -1,4 +1,4 @@
-//! The hot path: convolution, attention, normalisation and resizing.
+//! The hot path: convolution, attention, normalisation and resizing; and the generator that noise and splits are drawn from.
 //!
 //! Every function takes and returns candle tensors and knows nothing else: no network, no method, no
 //! checkpoint. Shapes are written `(batch, channels, height, width)` for maps and `(batch, tokens, channels)`
@@ -23,6 +23,7 @@ mod fourier;
 mod gpu;
 mod inner;
 mod linear;
+mod mersenne;
 mod norm;
 mod pool;
 mod product;
@@ -46,6 +47,7 @@ pub use fourier::{low_pass, scale_low_frequencies};
 pub use gpu::emulated;
 pub use inner::inner_products;
 pub use linear::{linear, map_to_tokens, tokens_to_map};
+pub use mersenne::MersenneTwister;
 pub use norm::{channel_affine, channel_sums, group_norm, layer_norm};
 pub use pool::{Pool, pool3x3};
 pub use product::Precision;

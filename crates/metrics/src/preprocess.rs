@@ -238,7 +238,7 @@ pub struct Preprocess {
     #[serde(default)]
     pub profile: Profile,
     /// What happens to an image that is not square.
-    #[serde(default, skip_serializing_if = "is_default")]
+    #[serde(default, skip_serializing_if = "Aspect::is_squash")]
     pub aspect: Aspect,
     /// Pass the image through JPEG of this quality first (4:2:0), to compare with a reference of JPEG files.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -252,8 +252,10 @@ pub struct Preprocess {
     pub crops: Option<Crops>,
 }
 
-fn is_default<T: Default + PartialEq>(value: &T) -> bool {
-    *value == T::default()
+impl Aspect {
+    fn is_squash(&self) -> bool {
+        *self == Aspect::Squash
+    }
 }
 
 /// A network's input: `(3, side, side)` planes.

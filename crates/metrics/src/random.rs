@@ -1,45 +1,24 @@
 //! Random numbers that are part of a result's definition: numpy's legacy generator and keyed draws.
 
+use scalebench_kernels::MersenneTwister;
+
 /// The Mersenne Twister as `numpy.random.RandomState(seed)` runs it.
 ///
 /// Only what metrics need: [`RandomState::choice`] and [`RandomState::permutation`] give the same
 /// indices as numpy, to the last one.
 pub struct RandomState {
-    state: [u32; Self::N],
-    next: usize,
+    twister: MersenneTwister,
 }
 
 impl RandomState {
-    const N: usize = 624;
-    const M: usize = 397;
-
     /// `numpy.random.RandomState(seed)`.
     pub fn new(seed: u32) -> Self {
-        let mut state = [0; Self::N];
-        state[0] = seed;
-        for i in 1..Self::N {
-            let previous = state[i - 1] ^ (state[i - 1] >> 30);
-            state[i] = previous.wrapping_mul(1_812_433_253).wrapping_add(i as u32);
-        }
-        Self { state, next: Self::N }
+        Self { twister: MersenneTwister::new(seed) }
     }
 
     /// The next 32 bits.
     pub fn next_u32(&mut self) -> u32 {
-        if self.next == Self::N {
-            for i in 0..Self::N {
-                let y = (self.state[i] & 0x8000_0000) | (self.state[(i + 1) % Self::N] & 0x7fff_ffff);
-                let twist = (y & 1).wrapping_neg() & 0x9908_b0df;
-                self.state[i] = self.state[(i + Self::M) % Self::N] ^ (y >> 1) ^ twist;
-            }
-            self.next = 0;
-        }
-        let mut y = self.state[self.next];
-        self.next += 1;
-        y ^= y >> 11;
-        y ^= (y << 7) & 0x9d2c_5680;
-        y ^= (y << 15) & 0xefc6_0000;
-        y ^ (y >> 18)
+        self.twister.next_u32()
     }
 
     /// Uniform in `0..=max` by masked rejection, the legacy `random_interval`.

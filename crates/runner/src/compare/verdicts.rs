@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use crate::compare::judge::{Cell, Comparison, Cost, CostTest, Criteria, MEMORY, Pairing, Regression, SPEED, Verdict};
 use crate::run::numbers::{MEBIBYTE, change, number, probability};
 use crate::run::results::label;
+use crate::words::html::escape;
 use crate::words::table::aligned;
 
 impl Verdict {
@@ -151,21 +152,4 @@ pub(crate) fn junit(comparison: &Comparison) -> String {
         "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<testsuites {numbers}>\n  <testsuite name=\"{name}\" {numbers}>\n{cases}  \
          </testsuite>\n</testsuites>\n"
     )
-}
-
-/// Text as XML text or attribute value; what XML cannot hold becomes a question mark.
-fn escape(text: &str) -> String {
-    let mut escaped = String::with_capacity(text.len());
-    for c in text.chars() {
-        match c {
-            '&' => escaped += "&amp;",
-            '<' => escaped += "&lt;",
-            '>' => escaped += "&gt;",
-            '"' => escaped += "&quot;",
-            '\t' | '\n' | '\r' => escaped.push(' '),
-            c if c < ' ' || matches!(c, '\u{fffe}' | '\u{ffff}') => escaped.push('?'),
-            c => escaped.push(c),
-        }
-    }
-    escaped
 }
