@@ -65,12 +65,15 @@ pub(super) fn run(args: Generate) -> Result<()> {
 /// Where the time went, on one line.
 fn times(trace: &Trace) -> String {
     let of = |name: &str| trace.seconds.iter().filter(|(n, _)| n.starts_with(name)).map(|(_, s)| *s).collect::<Vec<_>>();
-    let (text, steps, decode) = (of("text"), of("step"), of("decode"));
+    // Of every stage.
+    let steps: Vec<f64> = trace.seconds.iter().filter(|(name, _)| name.contains("step ")).map(|(_, s)| *s).collect();
+    let (text, enlarge, decode) = (of("text"), of("enlarge"), of("decode"));
+    let enlarged = if enlarge.is_empty() { String::new() } else { format!("enlarge {:.2} s, ", enlarge.iter().sum::<f64>()) };
     let (sum, n) = (steps.iter().sum::<f64>(), steps.len());
     let peak = memory::peak().map(|bytes| format!("; peak memory {:.2} GB", bytes as f64 / 1e9)).unwrap_or_default();
     let mean = sum / n.max(1) as f64;
     format!(
-        "text {:.2} s, {n} steps {sum:.2} s ({mean:.2} s each), decode {:.2} s{peak}",
+        "text {:.2} s, {n} steps {sum:.2} s ({mean:.2} s each), {enlarged}decode {:.2} s{peak}",
         text.iter().sum::<f64>(),
         decode.iter().sum::<f64>()
     )

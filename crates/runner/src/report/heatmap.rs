@@ -1,4 +1,4 @@
-//! Heat maps of what a method does to the convolutions, layer by step, as SVG.
+//! Heat maps of what a method does to convolutions, sizes and the reach of attention, layer by step, as SVG.
 
 use std::fmt::Write as _;
 
@@ -15,6 +15,10 @@ const BLOCK: f64 = 15.0;
 /// Colours of dilations from just above 1 to the largest: light to dark, and apart for colour-blind readers.
 const RAMP: [(f64, [f64; 3]); 3] = [(0.0, [247.0, 178.0, 92.0]), (0.5, [221.0, 81.0, 130.0]), (1.0, [104.0, 56.0, 180.0])];
 const PLAIN: &str = "#e4e6ea";
+/// Of what is no dilation, apart from the ramp and from each other.
+const FILTERED: &str = "#56b4e9";
+const REACH: &str = "#009e73";
+const RESIZED: &str = "#0072b2";
 
 /// The largest dilation of a schedule: what the colours of several maps are stretched to.
 pub(crate) fn largest_dilation(schedule: &Schedule) -> f64 {
@@ -40,14 +44,14 @@ fn colour(dilation: Option<f64>, largest: f64) -> String {
     format!("#{:02x}{:02x}{:02x}", part(0), part(1), part(2))
 }
 
-/// The map of a schedule, or none if no convolution is changed. Passes that do the same share a panel.
+/// The map of a schedule, or none if there is nothing to show. Passes that do the same share a panel.
 pub(crate) fn draw(schedule: &Schedule, largest: f64) -> Option<String> {
-    if !schedule.passes.iter().any(PassSchedule::changes_convolutions) {
+    if !schedule.passes.iter().any(PassSchedule::has_a_map) {
         return None;
     }
     let mut panels: Vec<(Vec<&PassSchedule>, &PassSchedule)> = Vec::new();
     for pass in &schedule.passes {
-        match panels.iter_mut().find(|(_, first)| first.convolutions == pass.convolutions && span(first) == span(pass)) {
+        match panels.iter_mut().find(|(_, first)| is_drawn_alike(first, pass)) {
             Some((passes, _)) => passes.push(pass),
             None => panels.push((vec![pass], pass)),
         }
@@ -68,6 +72,11 @@ pub(crate) fn draw(schedule: &Schedule, largest: f64) -> Option<String> {
          font-family=\"sans-serif\" font-size=\"12\" fill=\"#000000\">\
          <rect width=\"{WIDTH}\" height=\"{top}\" fill=\"#FFFFFF\"/>{body}</svg>"
     ))
+}
+
+/// Whether two passes make the same picture.
+fn is_drawn_alike(a: &PassSchedule, b: &PassSchedule) -> bool {
+    span(a) == span(b) && a.of == b.of && a.convolutions == b.convolutions && a.reach == b.reach && a.resizes == b.resizes
 }
 
 /// First and last step in which a pass is made.
@@ -105,13 +114,19 @@ fn panel(body: &mut String, pass: &PassSchedule, n_steps: usize, largest: f64, t
                     y + at as f64 * layer,
                     right - left,
                     same as f64 * layer - bottom,
-                    colour(run.action.dilation, largest),
+                    if run.action.low_pass.is_some() { FILTERED.to_owned() } else { colour(run.action.dilation, largest) },
                     escape(&hover(&tracks[at..at + same], run.action, run.from, run.to))
                 );
             }
             at += same;
         }
         y += height;
+    }
+    for site in &pass.reach {
+        y = strip(body, "attention", site, REACH, &x, y);
+    }
+    for site in &pass.resizes {
+        y = strip(body, "size", site, RESIZED, &x, y);
     }
     // Ticks at the first step, the last one and round numbers between them.
     let every = [1, 2, 5, 10, 20, 50, 100, 200].into_iter().find(|every| n_steps / every <= 8).unwrap_or(n_steps);
@@ -126,6 +141,22 @@ fn panel(body: &mut String, pass: &PassSchedule, n_steps: usize, largest: f64, t
     y + 18.0
 }
 
+/// Draws what happens at one site that is no convolution below `top`; returns where it ends.
+fn strip(body: &mut String, name: &str, track: &Track<String>, fill: &str, x: &dyn Fn(usize) -> f64, top: f64) -> f64 {
+    let _ = write!(body, "<text x=\"{}\" y=\"{:.1}\" text-anchor=\"end\">{name}</text>", LEFT - 6.0, top + BLOCK / 2.0 + 4.0);
+    for run in &track.runs {
+        let _ = write!(
+            body,
+            "<rect x=\"{:.1}\" y=\"{top:.1}\" width=\"{:.1}\" height=\"{:.1}\" fill=\"{fill}\"><title>{}</title></rect>",
+            x(run.from),
+            x(run.to + 1) - x(run.from),
+            BLOCK - 1.0,
+            escape(&format!("{}: {}, {}", track.site, run.action, steps(run.from, run.to)))
+        );
+    }
+    top + BLOCK
+}
+
 fn hover(tracks: &[&Track<Convolution>], action: Convolution, from: usize, to: usize) -> String {
     let sites = match tracks {
         [only] => only.site.clone(),
@@ -134,6 +165,8 @@ fn hover(tracks: &[&Track<Convolution>], action: Convolution, from: usize, to: u
     let mut what = Vec::new();
     what.extend(action.dilation.map(|dilation| format!("dilation {}", number(dilation))));
     what.extend(action.kernel.map(|side| format!("kernel dispersed to {side}×{side}")));
+    what.extend(action.stride.map(|stride| format!("stride {stride}")));
+    what.extend(action.low_pass.map(|share| format!("spectrum cut to {}", number(share))));
     format!("{sites}: {}, {}", what.join(", "), steps(from, to))
 }
 
@@ -150,6 +183,16 @@ fn legend(body: &mut String, schedule: &Schedule, largest: f64, top: f64) -> f64
     let kernel = schedule.passes.iter().flat_map(|pass| &pass.convolutions).flat_map(|t| &t.runs).find_map(|run| run.action.kernel);
     if let Some(side) = kernel {
         entries.push((format!("kernel dispersed to {side}×{side}"), "none".to_owned(), " stroke=\"#000000\" stroke-width=\"1\""));
+    }
+    let all = || schedule.passes.iter().flat_map(|pass| &pass.convolutions).flat_map(|track| &track.runs);
+    for (is_there, name, fill) in [
+        (all().any(|run| run.action.low_pass.is_some()), "low-pass", FILTERED),
+        (schedule.passes.iter().any(|pass| !pass.reach.is_empty()), "reach of attention", REACH),
+        (schedule.passes.iter().any(|pass| !pass.resizes.is_empty()), "resized", RESIZED),
+    ] {
+        if is_there {
+            entries.push((name.to_owned(), fill.to_owned(), ""));
+        }
     }
     let (mut x, mut y) = (LEFT, top);
     let _ = write!(body, "<text x=\"{}\" y=\"{:.1}\" text-anchor=\"end\">dilation</text>", LEFT - 6.0, y + 10.0);
@@ -169,7 +212,7 @@ fn legend(body: &mut String, schedule: &Schedule, largest: f64, top: f64) -> f64
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::run::schedule::tests::example;
+    use crate::run::schedule::tests::{example, staged};
 
     #[test]
     fn a_map_has_a_panel_for_every_kind_of_pass_and_names_what_it_shows() {
@@ -188,6 +231,35 @@ mod tests {
             pass.convolutions.iter_mut().for_each(|track| track.runs.clear());
         }
         assert!(draw(&schedule, 4.0).is_none(), "nothing to show");
+    }
+
+    #[test]
+    fn low_pass_windows_and_sizes_are_shown() {
+        let svg = draw(&staged(), 4.0).unwrap();
+        roxmltree::Document::parse(&svg).unwrap();
+        for text in [
+            "down_blocks.1.resnets.0.conv1: spectrum cut to 0.25, steps 1–2",
+            "mid_block.resnets.0.conv1: dilation 2, stride 4, steps 1–2",
+            "transformer_blocks.0.attn1: 2×2 windows, steps 1–2",
+            "down_blocks.1.resnets.0: 1/2 a side, bicubic, its skip connection as it was, steps 1–2",
+            "Pass of the prompt on windows",
+            "and of the prompt on strided subsets",
+            ">low-pass<",
+            ">reach of attention<",
+            ">resized<",
+        ] {
+            let is_other_panel = text.starts_with("and of");
+            assert_eq!(svg.contains(text), !is_other_panel, "{text}: {svg}");
+        }
+        assert!(svg.contains("Pass of the prompt on strided subsets"));
+        // Either alone is reason enough for a map.
+        let mut windows = staged();
+        for pass in &mut windows.passes {
+            pass.convolutions.iter_mut().for_each(|track| track.runs.clear());
+            pass.resizes.clear();
+        }
+        let svg = draw(&windows, 1.0).unwrap();
+        assert!(svg.contains(">reach of attention<") && !svg.contains(">resized<") && !svg.contains(">low-pass<"));
     }
 
     #[test]
