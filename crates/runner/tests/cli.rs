@@ -11,7 +11,7 @@ const HEADER: &str = "model,scale,width,height,method,protocol,n_images,n_refere
     d_kid_r,d_kid_r_lo,d_kid_r_hi,d_kid_r_verdict,d_kid_r_n_to_decide,kid_r_standing,\
     d_fid_b,d_fid_b_lo,d_fid_b_hi,d_fid_b_verdict,d_fid_b_n_to_decide,fid_b_standing,\
     d_kid_b,d_kid_b_lo,d_kid_b_hi,d_kid_b_verdict,d_kid_b_n_to_decide,kid_b_standing,\
-    published_fid_r,published_kid_r,published_fid_b,published_kid_b";
+    published_fid_r,published_kid_r,published_fid_b,published_kid_b,unet_flops_per_image";
 
 fn crates() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
@@ -123,7 +123,7 @@ fn bad_input_is_one_line_and_status_2() {
         ("scales=[{factor: 1.015625, width: 1.015625, height: 1}]", &["tiny.yaml", "width", "260", "factor 8"]),
         ("scales=[]", &["tiny.yaml: scales", "at least one"]),
         ("images=2", &["tiny.yaml: images", "at least 3", "found 2"]),
-        ("images=many", &["tiny.yaml: images", "expected usize"]),
+        ("images=many", &["tiny.yaml: images", "expected a number of images, or a map from every scale to one"]),
         ("sampler.name=dimm", &["tiny.yaml: sampler.name", "dimm"]),
         ("reference={folder: empty}", &["tiny.yaml: reference", "empty"]),
         ("reference={source: emoji, images: 1}", &["tiny.yaml: reference", "at least 2"]),
@@ -367,6 +367,41 @@ fn a_cluster_makes_what_one_process_makes() {
     assert_eq!(failed.status.code(), Some(2));
     let failed = events(&failed.stderr);
     assert!(failed.len() == 1 && failed[0]["event"] == "error" && failed[0]["text"].as_str().unwrap().contains("tiny.yaml: images"));
+}
+
+/// A scale with a number of its own has the scores of an experiment with this number alone, whether its base images are more or are
+/// its own.
+#[test]
+fn scales_may_have_images_of_their_own() {
+    let dir = tempfile::tempdir().unwrap();
+    let experiment = write_experiment(dir.path());
+    let rows = |images: &str| -> BTreeMap<(String, String), String> {
+        let out = dir.path().join(images.replace([' ', ':', '{', '}'], "_"));
+        succeed(sweep(&experiment, &out, &["--set", "scales=[0.25, 1]", "--set", &format!("images={images}")]));
+        let csv = std::fs::read_to_string(out.join("results.csv")).unwrap();
+        let key = |line: &str| {
+            let fields: Vec<&str> = line.split(',').collect();
+            (fields[1].to_owned(), fields[4].to_owned())
+        };
+        csv.lines().skip(1).map(|line| (key(line), line.to_owned())).collect()
+    };
+    let (three, four, mixed, other) = (rows("3"), rows("4"), rows("{0.25: 3, 1: 4}"), rows("{0.25: 4, 1: 3}"));
+    assert_eq!(three.len(), 4);
+    for (key, line) in &three {
+        let is_small = key.0 == "0.25";
+        assert_eq!(&mixed[key], if is_small { line } else { &four[key] }, "{key:?}");
+        assert_eq!(&other[key], if is_small { &four[key] } else { line }, "{key:?}");
+        assert_ne!(line, &four[key]);
+    }
+    check_failure(
+        sweep(&experiment, &dir.path().join("none"), &["--set", "images={4: 3}"]),
+        &["tiny.yaml: images", "4: expected one of", "0.25x"],
+    );
+    let missing = ["--set", "scales=[0.25, 1]", "--set", "images={1: 3}"];
+    check_failure(sweep(&experiment, &dir.path().join("none"), &missing), &["tiny.yaml: images", "every scale", "0.25x"]);
+    let status = json_of(&["status", dir.path().join("_0.25__4,_1__3_").to_str().unwrap(), "--json"]);
+    let planned: Vec<u64> = status["cells"].as_array().unwrap().iter().map(|cell| cell["planned"].as_u64().unwrap()).collect();
+    assert_eq!((planned, &status["finished"]), (vec![4, 4, 4, 3], &serde_json::json!(true)), "{status}");
 }
 
 #[test]

@@ -76,7 +76,7 @@ fn look(store: &Store, now: SystemTime, window: Duration) -> Result<Found> {
     let mut images: Vec<(Duration, f64)> = Vec::new();
     for outline in outline(&resolved) {
         let (width, height) = resolved.models[outline.model].size(&outline.scale)?;
-        let ages: Vec<Duration> = store.image_times(&outline.name, resolved.images)?.into_iter().map(age).collect();
+        let ages: Vec<Duration> = store.image_times(&outline.name, outline.images)?.into_iter().map(age).collect();
         images.extend(ages.iter().map(|age| (*age, f64::from(width) * f64::from(height))));
         let mut timings: Vec<Timing> = Vec::new();
         for file in store.timing_files(&outline.name) {
@@ -94,7 +94,7 @@ fn look(store: &Store, now: SystemTime, window: Duration) -> Result<Found> {
             width,
             height,
             done: ages.len(),
-            planned: resolved.images,
+            planned: outline.images,
             seconds_per_image: (!timings.is_empty()).then(|| seconds / timings.len() as f64),
         });
     }

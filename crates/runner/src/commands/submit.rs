@@ -15,7 +15,7 @@ pub(super) fn run(args: &Submit) -> Result<()> {
     let Engine::Slurm = args.engine;
     // Errors of the experiment are told here, once, and not by every job.
     let prepared = sweep::prepare(&args.experiment, &args.set, None)?;
-    let (name, images) = (&prepared.resolved.name, prepared.resolved.images);
+    let (name, images) = (&prepared.resolved.name, prepared.resolved.images.most());
     ensure!((1..=images).contains(&args.array), "--array: expected 1 to {images}, the images of a cell; found {}", args.array);
     let out = prepared.directory(args.out.as_deref())?;
 

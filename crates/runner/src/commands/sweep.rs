@@ -122,14 +122,14 @@ fn warn_of_counts(resolved: &Resolved, plan: &Plan) {
     let protocol = &resolved.metrics.protocol;
     let counts = plan.cells.iter().filter(|cell| cell.asked_for).filter_map(|cell| {
         let n = protocol.images_at(cell.width, cell.height)?;
-        (n != resolved.images).then_some((cell.width, cell.height, n))
+        (n != cell.n_scored).then_some((cell.width, cell.height, n))
     });
     let counts: BTreeSet<(u32, u32, usize)> = counts.collect();
     if !counts.is_empty() {
         let sizes: Vec<String> = counts.into_iter().map(|(width, height, n)| format!("{n} at {width}x{height}")).collect();
-        let n = resolved.images;
+        let n = resolved.images_in_words(" images a cell");
         let (name, sizes) = (&protocol.name, sizes.join(", "));
-        let text = format!("{n} images a cell; protocol {name} was published with {sizes}: FIDs do not compare, KIDs do");
+        let text = format!("{n}; protocol {name} was published with {sizes}: FIDs do not compare, KIDs do");
         progress::say(&Event::Note { text: &text });
     }
 }

@@ -45,10 +45,10 @@ impl Run {
             let file = manifest_file(&outline.name);
             let manifest: Vec<ManifestLine> = store.read_lines(&file)?;
             ensure!(
-                manifest.len() == resolved.images,
+                manifest.len() == outline.images,
                 "{}: expected {} images of a finished run, found {}",
                 store.path(&file).display(),
-                resolved.images,
+                outline.images,
                 manifest.len()
             );
             Ok(RunCell { outline, manifest })
@@ -107,7 +107,7 @@ impl Run {
             return Ok(None);
         }
         let preprocess = columns.generated(self.resolved.seed, self.base_size(&cell.outline), self.size(&cell.outline)?);
-        let keys = keys(&cell.manifest);
+        let keys = keys(cell.scored());
         let provenance = self.provenance(columns, metric.tap(), preprocess)?;
         let file = match columns.against {
             Against::Prompts => feature_file(&provenance, &prompt_scores_identity(&keys))?,
@@ -134,7 +134,7 @@ impl Run {
                 let name = cell_name(&model.name, &Scale::BASE, &self.resolved.base_of(&cell.outline.method));
                 let base_cell = self.find(&name).with_context(|| format!("{}: cell {name} is missing", self.shown))?;
                 let provenance = self.provenance(columns, Tap::Features, columns.other(seed, base, self.size(&base_cell.outline)?))?;
-                feature_file(&provenance, &keys(&base_cell.manifest))?
+                feature_file(&provenance, &keys(&base_cell.manifest[..cell.outline.n_scored]))?
             }
         };
         Ok(Some(file))
@@ -182,6 +182,13 @@ impl Run {
             }
         }
         Ok((images.finalize().to_string(), features.finalize().to_string()))
+    }
+}
+
+impl RunCell {
+    /// The images that the cell's scores are of.
+    pub(crate) fn scored(&self) -> &[ManifestLine] {
+        &self.manifest[..self.outline.n_scored]
     }
 }
 

@@ -218,7 +218,7 @@ fn notes(baseline: &Resolved, run: &Resolved) -> Result<Vec<String>> {
     note("", Resolved { sampler: run.sampler.clone(), ..baseline.clone() })?;
     note("", Resolved { prompts: run.prompts.clone(), ..baseline.clone() })?;
     note("", Resolved { seed: run.seed, ..baseline.clone() })?;
-    note("", Resolved { images: run.images, ..baseline.clone() })?;
+    note("", Resolved { images: run.images.clone(), ..baseline.clone() })?;
     for (i, model) in baseline.models.iter().enumerate() {
         let Some(found) = run.models.iter().find(|found| found.name == model.name) else { continue };
         let mut changed = baseline.clone();
@@ -277,10 +277,11 @@ pub(crate) fn compare(baseline: &Run, run: &Run, criteria: Criteria, costs: Cost
 }
 
 fn compare_cell((baseline, a): (&Run, &RunCell), (run, b): (&Run, &RunCell), clock: Clock, costs: Costs) -> Result<Cell> {
-    let (pairing, pairs) = pair(&a.manifest, &b.manifest);
+    let (before, now) = (a.scored(), b.scored());
+    let (pairing, pairs) = pair(before, now);
     ensure!(pairs.len() >= MIN_IMAGES, "expected at least {MIN_IMAGES} images that both runs have, found {}", pairs.len());
-    let whole = pairs.len() == a.manifest.len() && pairs.len() == b.manifest.len();
-    let changed = pairs.iter().filter(|(i, j)| a.manifest[*i].blake3 != b.manifest[*j].blake3).count();
+    let whole = pairs.len() == before.len() && pairs.len() == now.len();
+    let changed = pairs.iter().filter(|(i, j)| before[*i].blake3 != now[*j].blake3).count();
     let mut scores = Vec::new();
     for columns in &baseline.resolved.metrics.protocol.compare {
         for metric in &columns.metrics {

@@ -7,7 +7,7 @@ use scalebench_metrics::{FeatureSet, Tap};
 use crate::compare::finished::{Run, manifest_file};
 use crate::experiment::plan::outline;
 use crate::experiment::protocol::{self, Against};
-use crate::experiment::resolved::{FeatureNetwork, Method, Metrics, Model, Prompts, Reference, Resolved, Sampler, Scale};
+use crate::experiment::resolved::{FeatureNetwork, Images, Method, Metrics, Model, Prompts, Reference, Resolved, Sampler, Scale};
 use crate::run::file::{RUN_FILE, RunFile};
 use crate::run::shard::Shard;
 use crate::run::store::{ManifestLine, Store, Timing};
@@ -41,7 +41,7 @@ pub(crate) fn resolved(images: usize) -> Resolved {
         }],
         methods: vec![method("direct-inf"), method("other")],
         scales: vec![Scale { factor: 4.0, width: 2.0, height: 2.0 }],
-        images,
+        images: Images::Every(images),
         prompts: Prompts::Emoji { seed: 0 },
         seed: 0,
         sampler: Sampler {
@@ -134,7 +134,7 @@ pub(crate) fn write(folder: &Path, resolved: &Resolved, change: &Change) {
     let file = RunFile { command: String::new(), machine: None, experiment: resolved.clone() };
     store.write(RUN_FILE, serde_yaml::to_string(&file).unwrap().as_bytes()).unwrap();
     std::fs::create_dir_all(store.path("features")).unwrap();
-    let prompts: Vec<usize> = (change.first_prompt..change.first_prompt + resolved.images).collect();
+    let prompts: Vec<usize> = (change.first_prompt..change.first_prompt + resolved.images.most()).collect();
     let shift = |cell: &str| change.worse.filter(|(worse, _)| *worse == cell).map_or(0.0, |(_, shift)| shift);
     for cell in outline(resolved) {
         let line = |(index, prompt): (usize, &usize)| {
@@ -142,7 +142,7 @@ pub(crate) fn write(folder: &Path, resolved: &Resolved, change: &Change) {
             let blake3 = blake3::hash(key.as_bytes()).to_string();
             ManifestLine { index, prompt: format!("prompt {prompt}"), seed: resolved.seed + index as u64, key, blake3, brought: None }
         };
-        let lines: Vec<ManifestLine> = prompts.iter().enumerate().map(line).collect();
+        let lines: Vec<ManifestLine> = prompts[..cell.images].iter().enumerate().map(line).collect();
         store.write_lines(&manifest_file(&cell.name), &lines).unwrap();
         let slower = change.slower.filter(|(slower, _)| *slower == cell.name).map_or(1.0, |(_, ratio)| ratio);
         let larger = change.larger.filter(|(larger, _)| *larger == cell.name).map_or(1.0, |(_, ratio)| ratio);
@@ -150,7 +150,7 @@ pub(crate) fn write(folder: &Path, resolved: &Resolved, change: &Change) {
         let mut noise = Normals::of(format!("{} {} {slower} times", cell.name, change.draw));
         let mut pages = Normals::of(format!("{} {} {larger} pages", cell.name, change.draw));
         let mut seconds = || 2.0 * slower * (0.04 * noise.next()).exp() * if noise.uniform() < 0.1 { 1.5 } else { 1.0 };
-        let timings: Vec<Timing> = (0..resolved.images)
+        let timings: Vec<Timing> = (0..cell.images)
             .map(|index| Timing {
                 index,
                 seconds: seconds(),
@@ -173,10 +173,11 @@ pub(crate) fn write(folder: &Path, resolved: &Resolved, change: &Change) {
                 FeatureSet::new(names, groups, data, DIM, provenance).unwrap().save(&store.path(&file)).unwrap();
             };
             let name = &cell.outline.name;
+            let scored = &prompts[..cell.outline.n_scored];
             let what = format!("{name} {}", columns.id);
-            save(run.generated_file(cell, columns, metric).unwrap(), features(&what, &prompts, crops, change.draw, shift(name)));
+            save(run.generated_file(cell, columns, metric).unwrap(), features(&what, scored, crops, change.draw, shift(name)));
             let other = match columns.against {
-                Against::Base => features("base", &prompts, 1, change.draw, 0.0),
+                Against::Base => features("base", scored, 1, change.draw, 0.0),
                 // Other prompts, and the same reference whatever the run.
                 _ => features("reference", &(1000..1064).collect::<Vec<_>>(), 1, 0, 0.2),
             };

@@ -6,7 +6,7 @@ use crate::compare::finished::{Run, manifest_file};
 use crate::compare::judge::{Clock, Comparison, CostTest, Costs, Criteria, MEMORY, Pairing, SPEED, Score, Verdict, compare, pair};
 use crate::compare::made_up::{Change, PLAIN, resolved, write};
 use crate::compare::verdicts::{junit, text};
-use crate::experiment::resolved::{Reference, Resolved};
+use crate::experiment::resolved::{Images, Reference, Resolved, Scale};
 use crate::run::store::ManifestLine;
 use anyhow::Result;
 
@@ -151,6 +151,27 @@ fn images_are_paired_as_far_as_they_can_be() {
     let fewer = check((&plain, &PLAIN), (&resolved(8), &PLAIN)).unwrap();
     assert!(fewer.cells.iter().all(|cell| (cell.images, cell.changed_images) == (8, Some(0))));
     assert!(fewer.regressions.is_empty());
+}
+
+#[test]
+fn cells_have_the_images_of_their_scale() {
+    let counts = |base: usize, four: usize| Resolved {
+        images: Images::PerScale([("1x".to_owned(), base), ("4x".to_owned(), four)].into()),
+        scales: vec![Scale::BASE, Scale::from_factor(4.0)],
+        ..resolved(four)
+    };
+    // Base images are as many as any cell needs; their own row is of those that were asked for.
+    let fewer = counts(6, 12);
+    let comparison = check((&fewer, &PLAIN), (&fewer, &PLAIN)).unwrap();
+    let images = |comparison: &Comparison| comparison.cells.iter().map(|cell| (cell.name.clone(), cell.images)).collect::<Vec<_>>();
+    let cells = ["m/1x-direct-inf", "m/1x-other", "m/4x-direct-inf", "m/4x-other"].map(str::to_owned);
+    assert_eq!(images(&comparison), cells.clone().into_iter().zip([6, 6, 12, 12]).collect::<Vec<_>>());
+    assert!(comparison.cells.iter().all(|cell| cell.changed_images == Some(0)) && comparison.regressions.is_empty());
+    // Against another number at one scale: those in common there, all of them elsewhere.
+    let other = counts(6, 9);
+    let comparison = check((&fewer, &PLAIN), (&other, &PLAIN)).unwrap();
+    assert_eq!(images(&comparison), cells.into_iter().zip([6, 6, 9, 9]).collect::<Vec<_>>());
+    assert!(comparison.notes.iter().any(|note| note.contains("images.4x is 12 there and 9 here")), "{:?}", comparison.notes);
 }
 
 #[test]

@@ -5,21 +5,21 @@
 //! asked for again and again with other numbers of images.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use scalebench_generation::journey::{Start, Through};
 use scalebench_generation::step::Step;
 use scalebench_generation::{Method, StageSteps, Trace};
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use serde_json::json;
 
-use crate::cost::flops::Flops;
+use crate::cost::calibration::{Cache, Speed};
 use crate::experiment::plan::{Cell, Plan, Work};
 use crate::experiment::resolve::Inputs;
 use crate::experiment::resolved::Resolved;
-use crate::host::machine::{self, Machine};
+use crate::host::machine::Machine;
 use crate::host::memory;
+use crate::run::flops::Flops;
 use crate::run::images::missing;
 use crate::run::shard::Shard;
 use crate::run::store::Store;
@@ -71,14 +71,6 @@ struct Total {
     passes: usize,
     flops: f64,
     hours: f64,
-}
-
-/// What a calibration found.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-struct Speed {
-    seconds_per_pass: f64,
-    seconds_to_decode: f64,
-    peak_memory_bytes: Option<u64>,
 }
 
 impl CellCost {
@@ -193,18 +185,15 @@ impl Calibrator<'_> {
         let latent = (request.height as usize / factor, request.width as usize / factor);
         let of_all = |stage: &StageSteps| -> usize { stage.steps.iter().map(|step| evaluations(step, stage.stage.latent)).sum() };
         let passes: usize = run.iter().map(of_all).sum();
-        let (of_pass, of_decoder) = (unet.at(latent, None), decoder.at(latent, None));
-        let of_step = |step: &Step, latent| -> f64 {
-            step.evaluations(latent).map(|(n, size, pass)| n as f64 * unet.at(size, Some((pipeline.sites(), &pass.plan)))).sum()
-        };
-        let of_stage = |stage: &StageSteps| -> f64 { stage.steps.iter().map(|step| of_step(step, stage.stage.latent)).sum() };
+        let (of_pass, of_decoder) = (unet.at(latent), decoder.at(latent));
+        let of_stage = |stage: &StageSteps| unet.of_stage(pipeline.sites(), stage);
         // Every stage before the last, and both ways through the autoencoder if the next starts from its image.
         let extra: f64 = before
             .iter()
             .zip(&run[1..])
             .map(|(stage, next)| {
                 let through = matches!(&next.stage.start, Start::Enlarged(enlarge) if enlarge.through == Through::Pixels);
-                let ways = if through { decoder.at(stage.stage.latent, None) + decoder.at(next.stage.latent, None) } else { 0.0 };
+                let ways = if through { decoder.at(stage.stage.latent) + decoder.at(next.stage.latent) } else { 0.0 };
                 of_stage(stage) + ways
             })
             .sum();
@@ -255,7 +244,7 @@ impl Calibrator<'_> {
         // A pass on a part of the latents is as long as its share of the operations.
         let of_step = |step: &Step| {
             let speed = if step.is_plain() { plain } else { acting };
-            step.evaluations(latent).map(|(n, size, _)| n as f64 * unet.at(size, None) / of_pass).sum::<f64>() * speed.seconds_per_pass
+            step.evaluations(latent).map(|(n, size, _)| n as f64 * unet.at(size) / of_pass).sum::<f64>() * speed.seconds_per_pass
         };
         let seconds = steps.iter().map(of_step).sum::<f64>() + plain.seconds_to_decode + extra * plain.seconds_per_pass / of_pass;
         found.seconds_per_image = Some(seconds);
@@ -279,8 +268,8 @@ impl Calibrator<'_> {
         let mut trace = Trace::of_times();
         let latent = (request.height as usize / pipeline.vae_factor() as usize, request.width as usize / pipeline.vae_factor() as usize);
         let unet = Flops::unet(&self.inputs.folders[cell.model].join("unet").join("config.json"))?;
-        let whole = unet.at(latent, None);
-        let of_step = |step: &Step| step.evaluations(latent).map(|(n, size, _)| n as f64 * unet.at(size, None) / whole).sum::<f64>();
+        let whole = unet.at(latent);
+        let of_step = |step: &Step| step.evaluations(latent).map(|(n, size, _)| n as f64 * unet.at(size) / whole).sum::<f64>();
         let run = pipeline.outline(request, method)?;
         let n_passes = run.last().and_then(|stage| stage.steps.first()).map_or(1.0, of_step);
         pipeline.first_steps(request, method, steps, Some(&mut trace))?;
@@ -301,36 +290,6 @@ impl Calibrator<'_> {
 /// How often a step evaluates the network.
 fn evaluations(step: &Step, latent: (usize, usize)) -> usize {
     step.evaluations(latent).map(|(n, _, _)| n).sum()
-}
-
-/// Calibrations of this program on this machine.
-struct Cache {
-    file: Option<PathBuf>,
-    known: BTreeMap<String, Speed>,
-}
-
-impl Cache {
-    fn open(machine: &Machine) -> Result<Cache> {
-        let folder = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from).filter(|folder| folder.is_absolute());
-        let folder = folder.or_else(|| std::env::home_dir().map(|home| home.join(".cache")));
-        let id = blake3::hash(json!([machine::build()?, machine]).to_string().as_bytes()).to_hex();
-        let file = folder.map(|folder| folder.join("scalebench").join(format!("calibration-{}.json", &id[..16])));
-        // A damaged cache is as good as none.
-        let known = file.as_ref().and_then(|file| serde_json::from_slice(&std::fs::read(file).ok()?).ok()).unwrap_or_default();
-        Ok(Cache { file, known })
-    }
-
-    /// Without a place to write to, the next dry run calibrates again: no reason to fail.
-    fn save(&self) {
-        let write = || -> Option<()> {
-            let file = self.file.as_ref()?;
-            std::fs::create_dir_all(file.parent()?).ok()?;
-            let temporary = file.with_extension(format!("{}.tmp", std::process::id()));
-            std::fs::write(&temporary, serde_json::to_vec_pretty(&self.known).ok()?).ok()?;
-            std::fs::rename(&temporary, file).ok()
-        };
-        let _ = write();
-    }
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
 //! What an experiment costs, before it is paid.
 
+pub(crate) mod calibration;
 pub(crate) mod estimate;
-pub(crate) mod flops;

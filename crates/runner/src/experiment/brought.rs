@@ -183,20 +183,22 @@ fn timings(folder: &Path) -> Result<BTreeMap<String, f64>> {
     Ok(found)
 }
 
-/// All images of a method by cell, and how it is described; `folder` is where patterns start.
+/// All images of a method by cell, and how it is described; `folder` is where patterns start. A scale has the first `count` of the seeds,
+/// base-resolution images have all.
 pub(crate) fn find(
     entry: &spec::Entry,
     folder: &Path,
     models: &[Model],
     scales: &[Scale],
-    seeds: &[u64],
+    all_seeds: &[u64],
+    count: &dyn Fn(&Scale) -> usize,
     method: &str,
 ) -> Result<(Brought, BTreeMap<String, Vec<File>>)> {
     let images = entry.images.clone().context("expected `images`")?;
     let (mut cells, mut missing) = (BTreeMap::new(), BTreeSet::new());
     for model in models {
         for scale in scales {
-            let cell = cell_name(&model.name, scale, method);
+            let (cell, seeds) = (cell_name(&model.name, scale, method), &all_seeds[..count(scale)]);
             match (Place { model, scale, seeds }).find(&images, folder).with_context(|| format!("cell {cell}"))? {
                 Some(files) => drop(cells.insert(cell, files)),
                 None if entry.partial => drop(missing.insert(cell)),
@@ -212,6 +214,7 @@ pub(crate) fn find(
         }
         if let Some(pattern) = &entry.base {
             let cell = cell_name(&model.name, &Scale::BASE, &base_name(method));
+            let seeds = all_seeds;
             let place = Place { model, scale: &Scale::BASE, seeds };
             let files = place.find(pattern, folder).with_context(|| format!("cell {cell}"))?;
             let files = files.with_context(|| format!("cell {cell}: base: expected {} images under {pattern}, found none", seeds.len()))?;
@@ -274,7 +277,7 @@ mod tests {
         let entry = entry(text);
         entry.check().map_err(|error| format!("{error:#}"))?;
         let scales = [Scale::from_factor(4.0), Scale::from_factor(16.0)];
-        find(&entry, dir, &[model("a"), model("b")], &scales, &[7, 8, 9], "mine").map_err(|error| format!("{error:#}"))
+        find(&entry, dir, &[model("a"), model("b")], &scales, &[7, 8, 9], &|_| 3, "mine").map_err(|error| format!("{error:#}"))
     }
 
     #[test]

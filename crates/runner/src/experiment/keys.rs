@@ -30,6 +30,12 @@ pub(crate) fn names<T: DeserializeOwned>(_: &mut SchemaGenerator) -> Schema {
     json_schema!({ "enum": names.into_iter().map(Value::from).chain([Value::Null]).collect::<Vec<Value>>() })
 }
 
+/// `images`: a number, or one for each scale.
+pub(crate) fn images(_: &mut SchemaGenerator) -> Schema {
+    let count = serde_json::json!({ "type": "integer", "minimum": 3 });
+    json_schema!({ "anyOf": [count, { "type": "object", "additionalProperties": count, "minProperties": 1 }] })
+}
+
 /// `matrix`: axes by their dotted keys.
 pub(crate) fn matrix(_: &mut SchemaGenerator) -> Schema {
     json_schema!({

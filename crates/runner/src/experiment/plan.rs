@@ -31,6 +31,8 @@ pub(crate) struct Cell {
     /// Whether it is a row of the results, or only made because `_b` scores need it.
     pub(crate) asked_for: bool,
     pub(crate) jobs: Vec<Job>,
+    /// The first images, which its own scores are of; the others are there for larger cells to be compared with.
+    pub(crate) n_scored: usize,
 }
 
 /// Where a cell's images come from.
@@ -59,6 +61,10 @@ pub(crate) struct Outline {
     /// The first image's.
     pub(crate) seed: u64,
     pub(crate) asked_for: bool,
+    /// Images that are made.
+    pub(crate) images: usize,
+    /// See [`Cell::n_scored`].
+    pub(crate) n_scored: usize,
 }
 
 /// Every cell of an experiment of which there are or will be images, in order. Base-resolution images of every seed are always
@@ -66,7 +72,13 @@ pub(crate) struct Outline {
 pub(crate) fn outline(resolved: &Resolved) -> Vec<Outline> {
     let mut cells = Vec::new();
     for (model, described) in resolved.models.iter().enumerate() {
-        let cell = |scale: &Scale, method: &str, seed, asked_for| Outline {
+        let cell = |scale: &Scale, method: &str, seed: u64, asked_for: bool| Outline {
+            // What others are compared with is enough for all of them.
+            images: match !asked_for || *scale == Scale::BASE && method == resolved.base_method(seed) {
+                true => resolved.images.most(),
+                false => resolved.images.at(scale),
+            },
+            n_scored: if asked_for { resolved.images.at(scale) } else { resolved.images.most() },
             name: cell_name(&described.name, scale, method),
             model,
             scale: *scale,
@@ -92,7 +104,7 @@ pub(crate) fn outline(resolved: &Resolved) -> Vec<Outline> {
 /// Plans and checks every cell; nothing is made yet, so that no error comes late.
 pub(crate) fn plan(resolved: &Resolved, inputs: &Inputs) -> Result<Plan> {
     let mut cells = Vec::new();
-    for Outline { name, model, scale, method: method_name, seed, asked_for } in outline(resolved) {
+    for Outline { name, model, scale, method: method_name, seed, asked_for, images, n_scored } in outline(resolved) {
         let (described, pipeline) = (&resolved.models[model], &inputs.pipelines[model]);
         // What `_b` scores compare with is plain sampling, whatever the experiment calls by its name.
         let configured = inputs.methods.iter().find(|known| asked_for && known.spec.name() == method_name);
@@ -128,8 +140,8 @@ pub(crate) fn plan(resolved: &Resolved, inputs: &Inputs) -> Result<Plan> {
                     },
                 })
             };
-            let mut jobs = Vec::with_capacity(resolved.images);
-            for i in 0..resolved.images {
+            let mut jobs = Vec::with_capacity(images);
+            for i in 0..images {
                 let request = request(i)?;
                 let key = match &work {
                     Work::Sample(method) => {
@@ -141,7 +153,7 @@ pub(crate) fn plan(resolved: &Resolved, inputs: &Inputs) -> Result<Plan> {
                 jobs.push(Job { request, key });
             }
             let (name, method_name, sampler) = (name.clone(), method_name.clone(), sampler.clone());
-            Ok(Cell { name, model, scale, method_name, work, sampler, width, height, asked_for, jobs })
+            Ok(Cell { name, model, scale, method_name, work, sampler, width, height, asked_for, jobs, n_scored })
         };
         cells.push(cell().with_context(|| format!("cell {name}"))?);
     }

@@ -13,7 +13,7 @@ use crate::experiment::matrix::{self, Change, SEED};
 use crate::experiment::methods::{self, Configured};
 use crate::experiment::protocol::{self, Network};
 use crate::experiment::resolved::{
-    Brought, FeatureNetwork, Method, Metrics, Model, Reference, Resolved, Sampler, Scale, comparisons_of_fid,
+    Brought, FeatureNetwork, Images, Method, Metrics, Model, Reference, Resolved, Sampler, Scale, comparisons_of_fid,
 };
 use crate::experiment::yaml::from_value;
 use crate::experiment::{image_table, prompts, spec};
@@ -63,13 +63,8 @@ pub(crate) fn resolve(file: &Path, experiment: spec::Experiment, others: Others)
     let folder = file.parent().unwrap_or(Path::new(""));
     let name = file.file_stem().unwrap_or_default().to_string_lossy().into_owned();
 
-    ensure!(
-        experiment.images >= MIN_IMAGES,
-        "{}: expected at least {MIN_IMAGES} (the interval of FID leaves some out, and two must remain), found {}",
-        at("images"),
-        experiment.images
-    );
     let scales = scales(&experiment.scales).with_context(|| at("scales"))?;
+    let images = images(&experiment.images, &scales).with_context(|| at("images"))?;
     let sampler = Sampler::resolve(experiment.sampler.clone(), &at)?;
 
     let (mut methods, configured) = resolve_methods(&experiment, &sampler, file)?;
@@ -78,7 +73,7 @@ pub(crate) fn resolve(file: &Path, experiment: spec::Experiment, others: Others)
     check_names(&names.iter().map(String::as_str).collect::<Vec<_>>()).with_context(|| at("models"))?;
 
     let prompt_seed = experiment.prompts.seed.unwrap_or(0);
-    let (prompts, prompt_list) = prompts::resolve(&experiment.prompts, experiment.images, folder).with_context(|| at("prompts"))?;
+    let (prompts, prompt_list) = prompts::resolve(&experiment.prompts, images.most(), folder).with_context(|| at("prompts"))?;
     let (metrics, extractors) = resolve_metrics(experiment.metrics, folder, &at)?;
     let (reference, reference_inputs) =
         resolve_reference(&experiment.reference, prompt_seed, folder, &metrics, &extractors).with_context(|| at("reference"))?;
@@ -97,8 +92,11 @@ pub(crate) fn resolve(file: &Path, experiment: spec::Experiment, others: Others)
         let entry = experiment.methods.iter().find(|entry| entry.images.is_some() && entry.written() == of);
         let entry = entry.with_context(|| at("methods"))?;
         let seed = method.seed.or(experiment.seed).unwrap_or(0);
-        let seeds: Vec<u64> = (0..experiment.images).map(|i| sampler.seed_of_image(seed, i)).collect();
-        let (found, files) = brought::find(entry, folder, &models, &scales, &seeds, &method.name)
+        let seeds: Vec<u64> = (0..images.most()).map(|i| sampler.seed_of_image(seed, i)).collect();
+        // Others are compared with plain images at the training size.
+        let is_base = |scale: &Scale| *scale == Scale::BASE && of == methods::BASELINE;
+        let count = |scale: &Scale| if is_base(scale) { images.most() } else { images.at(scale) };
+        let (found, files) = brought::find(entry, folder, &models, &scales, &seeds, &count, &method.name)
             .with_context(|| at(&format!("methods: {}", method.name)))?;
         method.images = Some(found);
         brought.extend(files);
@@ -111,7 +109,7 @@ pub(crate) fn resolve(file: &Path, experiment: spec::Experiment, others: Others)
         models,
         methods,
         scales,
-        images: experiment.images,
+        images,
         prompts,
         seed: experiment.seed.unwrap_or(0),
         sampler,
@@ -329,6 +327,32 @@ fn scales(written: &[spec::Scale]) -> Result<Vec<Scale>> {
     Ok(scales)
 }
 
+/// How many images cells have; every scale has its number, and every number its scale.
+fn images(written: &spec::Images, scales: &[Scale]) -> Result<Images> {
+    let check = |n: usize| {
+        let least = format!("expected at least {MIN_IMAGES} (the interval of FID leaves some out, and two must remain), found {n}");
+        if n >= MIN_IMAGES { Ok(n) } else { Err(anyhow!(least)) }
+    };
+    let written = match written {
+        spec::Images::Every(n) => return Ok(Images::Every(check(*n)?)),
+        spec::Images::PerScale(written) => written,
+    };
+    let mut counts = BTreeMap::new();
+    for (key, n) in written {
+        // A factor, or a label where shapes share one.
+        let is_it = |scale: &&Scale| *key == scale.label() || key.trim_end_matches('x').parse() == Ok(scale.factor);
+        let named: Vec<&Scale> = scales.iter().filter(is_it).collect();
+        let labels = || scales.iter().map(Scale::label).collect::<Vec<_>>().join(", ");
+        ensure!(named.len() < 2, "{key}: expected one of {}: they have a factor in common", labels());
+        let scale = named.first().with_context(|| format!("{key}: expected one of the experiment's `scales`: {}", labels()))?;
+        ensure!(counts.insert(scale.label(), check(*n).with_context(|| key.clone())?).is_none(), "{key}: stands there twice");
+    }
+    for scale in scales {
+        ensure!(counts.contains_key(&scale.label()), "expected a number for every scale, found none for {}", scale.label());
+    }
+    Ok(Images::PerScale(counts))
+}
+
 /// Names become folder names.
 fn check_names(names: &[&str]) -> Result<()> {
     ensure!(!names.is_empty(), "expected at least one");
@@ -450,6 +474,33 @@ fn listed_images(list: &Path) -> Result<Vec<PathBuf>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_scale_has_its_number() {
+        let shape = |width, height| spec::Scale::Shape(spec::Shape { factor: 4.0, width, height });
+        let per = |written: &[spec::Scale], pairs: &[(&str, usize)]| {
+            let pairs = pairs.iter().map(|(key, n)| ((*key).to_owned(), *n)).collect();
+            images(&spec::Images::PerScale(pairs), &scales(written).unwrap()).map_err(|error| format!("{error:#}"))
+        };
+        let two = [spec::Scale::Factor(4.0), spec::Scale::Factor(16.0)];
+        let found = per(&two, &[("16", 64), ("4x", 256)]).unwrap();
+        let at = |factor| found.at(&Scale::from_factor(factor));
+        assert_eq!((at(4.0), at(16.0), at(1.0), found.most()), (256, 64, 256, 256));
+        assert_eq!(serde_yaml::to_string(&found).unwrap(), "16x: 64\n4x: 256\n");
+        assert_eq!(serde_yaml::from_str::<Images>("12").unwrap(), Images::Every(12));
+        let shapes = [shape(2.0, 2.0), shape(4.0, 1.0)];
+        assert!(per(&shapes, &[("4x", 3), ("4x-4by1", 4)]).is_err() && per(&shapes, &[("4x-4by1", 4)]).is_err());
+        for (written, pairs, fragment) in [
+            (&two, &[("4", 256)][..], "expected a number for every scale, found none for 16x"),
+            (&two, &[("4", 256), ("16", 2)], "16: expected at least 3"),
+            (&two, &[("4", 9), ("16", 9), ("9", 9)], "9: expected one of the experiment's `scales`: 4x, 16x"),
+            (&two, &[("4", 9), ("16", 9), ("4.0", 9)], "4.0: stands there twice"),
+            (&shapes, &[("4", 9)], "4: expected one of 4x, 4x-4by1"),
+        ] {
+            let message = per(written, pairs).unwrap_err();
+            assert!(message.contains(fragment), "{pairs:?}: {message}");
+        }
+    }
 
     #[test]
     fn bad_scales_are_refused() {

@@ -27,13 +27,41 @@ pub(crate) struct Resolved {
     pub(crate) methods: Vec<Method>,
     pub(crate) scales: Vec<Scale>,
     /// Images per cell.
-    pub(crate) images: usize,
+    pub(crate) images: Images,
     pub(crate) prompts: Prompts,
     /// Image `i` uses `seed + i`, the same in every cell whose method has no seed of its own.
     pub(crate) seed: u64,
     pub(crate) sampler: Sampler,
     pub(crate) reference: Reference,
     pub(crate) metrics: Metrics,
+}
+
+/// How many images a cell has.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub(crate) enum Images {
+    /// As many at every scale.
+    Every(usize),
+    /// By the labels of the scales.
+    PerScale(BTreeMap<String, usize>),
+}
+
+impl Images {
+    /// Those of a cell at this scale; at one that was not asked for, as many as any cell has.
+    pub(crate) fn at(&self, scale: &Scale) -> usize {
+        match self {
+            Images::Every(n) => *n,
+            Images::PerScale(counts) => counts.get(&scale.label()).copied().unwrap_or_else(|| self.most()),
+        }
+    }
+
+    /// Those of the largest cell.
+    pub(crate) fn most(&self) -> usize {
+        match self {
+            Images::Every(n) => *n,
+            Images::PerScale(counts) => counts.values().copied().max().unwrap_or(0),
+        }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -280,6 +308,19 @@ impl Resolved {
     pub(crate) fn seed_of(&self, method: &str) -> u64 {
         let found = self.methods.iter().find(|known| known.name == method);
         found.and_then(|method| method.seed).unwrap_or(self.seed)
+    }
+
+    /// `12 a cell`, or `256 a cell at 4x, 64 at 16x`, with other words for ` a cell`.
+    pub(crate) fn images_in_words(&self, a_cell: &str) -> String {
+        match &self.images {
+            Images::Every(n) => format!("{n}{a_cell}"),
+            Images::PerScale(_) => {
+                let of = |(i, scale): (usize, &Scale)| {
+                    format!("{}{} at {}", self.images.at(scale), if i == 0 { a_cell } else { "" }, scale.label())
+                };
+                self.scales.iter().enumerate().map(of).collect::<Vec<_>>().join(", ")
+            }
+        }
     }
 
     /// What sets a method apart from the one that it is a variant of.

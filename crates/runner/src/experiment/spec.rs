@@ -34,9 +34,9 @@ pub(crate) struct Experiment {
     pub(crate) matrix: Matrix,
     /// Pixels relative to training.
     pub(crate) scales: Vec<Scale>,
-    /// Images of each cell.
-    #[schemars(range(min = 3))]
-    pub(crate) images: usize,
+    /// Images of each cell: a number, or a map with one for every scale.
+    #[schemars(schema_with = "crate::experiment::keys::images")]
+    pub(crate) images: Images,
     /// What images are asked for.
     #[serde(default)]
     pub(crate) prompts: Prompts,
@@ -291,6 +291,68 @@ impl<'de> Deserialize<'de> for Scale {
             }
         }
         deserializer.deserialize_any(ScaleVisitor)
+    }
+}
+
+/// How many images a cell has.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Images {
+    /// As many at every scale.
+    Every(usize),
+    /// By scale, as written.
+    PerScale(Vec<(String, usize)>),
+}
+
+impl<'de> Deserialize<'de> for Images {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        /// A pixel factor or a scale's label.
+        struct Key(String);
+        impl<'de> Deserialize<'de> for Key {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                struct KeyVisitor;
+                impl Visitor<'_> for KeyVisitor {
+                    type Value = Key;
+
+                    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                        f.write_str("a scale such as 4")
+                    }
+
+                    fn visit_u64<E: de::Error>(self, factor: u64) -> Result<Key, E> {
+                        Ok(Key(factor.to_string()))
+                    }
+
+                    fn visit_f64<E: de::Error>(self, factor: f64) -> Result<Key, E> {
+                        Ok(Key(factor.to_string()))
+                    }
+
+                    fn visit_str<E: de::Error>(self, label: &str) -> Result<Key, E> {
+                        Ok(Key(label.to_owned()))
+                    }
+                }
+                deserializer.deserialize_any(KeyVisitor)
+            }
+        }
+        struct ImagesVisitor;
+        impl<'de> Visitor<'de> for ImagesVisitor {
+            type Value = Images;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a number of images, or a map from every scale to one")
+            }
+
+            fn visit_u64<E: de::Error>(self, n: u64) -> Result<Images, E> {
+                Ok(Images::Every(n as usize))
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Images, A::Error> {
+                let mut counts = Vec::new();
+                while let Some((Key(scale), n)) = map.next_entry()? {
+                    counts.push((scale, n));
+                }
+                Ok(Images::PerScale(counts))
+            }
+        }
+        deserializer.deserialize_any(ImagesVisitor)
     }
 }
 
@@ -556,7 +618,7 @@ mod tests {
     #[test]
     fn a_plain_file_parses() {
         let experiment = check(&["images=5", "sampler.steps=3", "scales.0=16"]).unwrap();
-        assert_eq!((experiment.images, experiment.sampler.steps), (5, Some(3)));
+        assert_eq!((experiment.images, experiment.sampler.steps), (Images::Every(5), Some(3)));
         assert!(matches!(experiment.scales[0], Scale::Factor(16.0)));
         assert!(matches!(experiment.scales[2], Scale::Shape(Shape { factor: 8.0, .. })));
     }
@@ -567,7 +629,7 @@ mod tests {
             ("metods=[]", &["unknown field `metods`", "did you mean `methods`?"][..]),
             ("metrics.protocl=pocket", &["metrics", "did you mean `protocol`?"]),
             ("reference.source=emojy", &["reference.source", "did you mean `emoji`?"]),
-            ("images=many", &["images: invalid type", "expected usize"]),
+            ("images=many", &["images: invalid type", "expected a number of images, or a map from every scale to one"]),
             ("scales.1=big", &["scales[1]", "a pixel factor such as 4"]),
             ("scales.2.hight=1", &["scales[2]", "did you mean `height`?"]),
             ("images.x=1", &["inside a plain value"]),
@@ -583,6 +645,19 @@ mod tests {
         }
     }
 
+    #[test]
+    fn images_are_a_number_or_one_for_each_scale() {
+        let counts = |text: &str| check(&[text]).map(|experiment| experiment.images);
+        let pairs = |pairs: &[(&str, usize)]| Images::PerScale(pairs.iter().map(|(scale, n)| ((*scale).to_owned(), *n)).collect());
+        assert_eq!(counts("images={4: 256, 6.25: 64, 8x-4by2: 3}").unwrap(), pairs(&[("4", 256), ("6.25", 64), ("8x-4by2", 3)]));
+        for (text, fragment) in
+            [("images={4: many}", "expected usize"), ("images={[4]: 3}", "a scale such as 4"), ("images=-3", "images: ")]
+        {
+            let message = counts(text).unwrap_err();
+            assert!(message.contains(fragment), "{text}: {message}");
+        }
+    }
+
     fn check_base(base: &str, derived: &str) -> Result<Value, String> {
         let dir = tempfile::tempdir().unwrap();
         std::fs::create_dir_all(dir.path().join("sub")).unwrap();
@@ -592,9 +667,16 @@ mod tests {
         let experiment = read(&dir.path().join("sub/derived.yaml"), &[]).map_err(|e| format!("{e:#}"))?;
         let paths: Vec<String> = experiment.models.values().map(|m| m.path.as_ref().unwrap().display().to_string()).collect();
         let methods: Vec<String> = experiment.methods.into_iter().map(|entry| entry.written().to_owned()).collect();
+        let images = |images| if let Images::Every(n) = images { n } else { 0 };
         let file = |path: Option<PathBuf>| path.map(|path| path.display().to_string());
-        let found =
-            (paths, methods, experiment.images, experiment.sampler, file(experiment.prompts.file), file(experiment.metrics.extractor));
+        let found = (
+            paths,
+            methods,
+            images(experiment.images),
+            experiment.sampler,
+            file(experiment.prompts.file),
+            file(experiment.metrics.extractor),
+        );
         Ok(serde_yaml::to_value(found).unwrap())
     }
 

@@ -1,4 +1,4 @@
-//! Charts of the scores against scale and settings, as SVG. The only module that speaks plotters.
+//! Charts of the scores against scale and settings, as SVG.
 
 use std::collections::BTreeSet;
 
@@ -159,12 +159,6 @@ impl Line {
     }
 }
 
-impl Interval {
-    fn times(self, factor: f64) -> Interval {
-        Interval { value: self.value * factor, lo: self.lo * factor, hi: self.hi * factor }
-    }
-}
-
 /// Size of a chart. Small enough for its letters to be legible on a phone.
 const SIZE: (u32, u32) = (520, 360);
 /// Size of the letters, and the height of a line of them.
@@ -188,7 +182,7 @@ fn legend_places(titles: &[&str]) -> Vec<(i32, i32)> {
 
 /// The outline of the `i`-th line's marker around (0, 0): shapes differ as colours do, for those who cannot tell the
 /// colours apart.
-fn marker(i: usize) -> Vec<(i32, i32)> {
+pub(crate) fn marker(i: usize) -> Vec<(i32, i32)> {
     match i % PALETTE.len() {
         0 => vec![(-2, -5), (2, -5), (5, -2), (5, 2), (2, 5), (-2, 5), (-5, 2), (-5, -2)],
         1 => vec![(-4, -4), (4, -4), (4, 4), (-4, 4)],
@@ -337,6 +331,7 @@ mod tests {
                 standing: None,
                 published: None,
             }],
+            unet_flops_per_image: None,
             seconds_per_image: None,
             peak_memory_bytes: None,
         };

@@ -82,11 +82,11 @@ pub(crate) fn table(resolved: &Resolved, rows: &[Row], note: &str) -> String {
     };
     let protocol = &resolved.metrics.protocol;
     let mut caption = format!(
-        "{} Protocol {}, {} images per cell, \\(\\pm\\) 95\\,\\% intervals. Bold: best of its scale; \\(\\dagger\\): its paired \
+        "{} Protocol {}, {}, \\(\\pm\\) 95\\,\\% intervals. Bold: best of its scale; \\(\\dagger\\): its paired \
          difference to the best is undecided.",
         resolved.question.as_deref().map(escape).unwrap_or_default(),
         escape(&protocol.name),
-        resolved.images,
+        resolved.images_in_words(" images per cell"),
     );
     if rows.iter().any(|row| row.scores.iter().any(|score| score.published.is_some())) {
         caption += " In parentheses: published.";

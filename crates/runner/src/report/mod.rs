@@ -7,3 +7,4 @@ pub(crate) mod heatmap;
 pub(crate) mod latex;
 pub(crate) mod page;
 pub(crate) mod tables;
+pub(crate) mod tradeoff;

@@ -427,7 +427,7 @@ impl Page<'_> {
             Some(batch) => format!("every batch of {batch} begins with seed {}", resolved.seed),
         };
         let own: Vec<String> = resolved.methods.iter().filter_map(|m| Some(format!("; {}: {}", m.name, m.seed?))).collect();
-        fact("Images and seeds", format!("{} a cell; {seeds}{}", resolved.images, own.concat()));
+        fact("Images and seeds", format!("{}; {seeds}{}", resolved.images_in_words(" a cell"), own.concat()));
         fact("Sampler", settings(&serde_yaml::to_value(&resolved.sampler)?));
         let methods: Vec<String> = resolved.methods.iter().map(|method| format!("{} ({})", method.title, method.name)).collect();
         fact("Methods", methods.join(", "));

@@ -22,6 +22,8 @@ const PARQUET: &str = "results.parquet";
 const CELL: [&str; 5] = ["model", "scale", "width", "height", "method"];
 /// Begins the names of the columns that hold what sets variants apart.
 const SET: &str = "set.";
+/// Operations are counted, not measured: they are the same in every run.
+const FLOPS: &str = "unet_flops_per_image";
 const COSTS: [&str; 2] = ["seconds_per_image", "peak_memory_bytes"];
 
 /// All columns of the results, in order.
@@ -81,6 +83,8 @@ fn frame(rows: &[Row]) -> Result<DataFrame> {
         let values: Vec<Option<f64>> = rows.iter().map(|r| r.scores[i].published).collect();
         columns.push(Column::new(format!("published_{name}").into(), values));
     }
+    let flops: Vec<Option<f64>> = rows.iter().map(|r| r.unet_flops_per_image).collect();
+    columns.push(Column::new(FLOPS.into(), flops));
     Ok(DataFrame::new(rows.len(), columns)?)
 }
 
@@ -262,6 +266,7 @@ pub(crate) fn read(store: &Store) -> Result<Vec<Row>> {
                 baseline: baseline(i)?,
                 set: set(i)?,
                 scores: names.iter().map(|name| score(name, i)).collect::<Result<_>>()?,
+                unet_flops_per_image: if columns.contains(&FLOPS) { float(FLOPS, i)? } else { None },
                 seconds_per_image: float(COSTS[0], i)?,
                 peak_memory_bytes: count(COSTS[1], i)?,
             })
@@ -366,6 +371,7 @@ mod tests {
                 },
                 Score { column: "kid_b".into(), value: None, difference: None, standing: None, published: None },
             ],
+            unet_flops_per_image: Some(2.5e9),
             seconds_per_image: Some(0.25),
             peak_memory_bytes: None,
         };
@@ -378,8 +384,8 @@ mod tests {
             fid_r,fid_r_lo,fid_r_hi,kid_b,kid_b_lo,kid_b_hi,\
             d_fid_r,d_fid_r_lo,d_fid_r_hi,d_fid_r_verdict,d_fid_r_n_to_decide,fid_r_standing,\
             d_kid_b,d_kid_b_lo,d_kid_b_hi,d_kid_b_verdict,d_kid_b_n_to_decide,kid_b_standing,\
-            published_fid_r,published_kid_b\n\
-            pocket,6.25,160,160,attn-sf,pocket,3,8,1.5,1.0,2.0,,,,1.5,1.0,2.0,worse,2,best,,,,,,,38.5,\n";
+            published_fid_r,published_kid_b,unet_flops_per_image\n\
+            pocket,6.25,160,160,attn-sf,pocket,3,8,1.5,1.0,2.0,,,,1.5,1.0,2.0,worse,2,best,,,,,,,38.5,,2500000000.0\n";
         assert_eq!(csv, expected);
         let table = compact(std::slice::from_ref(&row));
         assert_eq!(table[0][5..], ["FID_r", "KID_b·10³", "ΔFID_r", "s/image", "MiB", "published FID_r"]);

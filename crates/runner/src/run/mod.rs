@@ -1,6 +1,7 @@
 //! A run: its directory ([`store`], [`file`]), its images, its scores.
 
 pub(crate) mod file;
+pub(crate) mod flops;
 pub(crate) mod images;
 pub(crate) mod numbers;
 pub(crate) mod png;

@@ -13,6 +13,13 @@ pub(crate) struct Interval {
     pub(crate) hi: f64,
 }
 
+impl Interval {
+    /// In another unit.
+    pub(crate) fn times(self, factor: f64) -> Interval {
+        Interval { value: self.value * factor, lo: self.lo * factor, hi: self.hi * factor }
+    }
+}
+
 impl From<Estimate> for Interval {
     fn from(estimate: Estimate) -> Interval {
         Interval { value: estimate.value, lo: estimate.lo, hi: estimate.hi }
@@ -68,6 +75,8 @@ pub(crate) struct Row {
     pub(crate) set: BTreeMap<String, String>,
     /// The same columns in every row of a run.
     pub(crate) scores: Vec<Score>,
+    /// Floating-point operations of an image's passes through the U-Net; None in results that an earlier version wrote.
+    pub(crate) unet_flops_per_image: Option<f64>,
     pub(crate) seconds_per_image: Option<f64>,
     pub(crate) peak_memory_bytes: Option<u64>,
 }

@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 use scalebench_emoji::{Split, emojis, prompt_order, render};
+use scalebench_generation::Pipeline;
 use scalebench_metrics::{
     Corrupt, Extractor, FeatureSet, Image, Jackknifed, Metric, OtherSide, Preprocess, Provenance, Sample, Source, Statistics,
     StatisticsFile, Tap, Verdict, clip_scores,
@@ -14,11 +15,12 @@ use serde::Serialize;
 use serde_json::json;
 
 use crate::experiment::methods::BASELINE;
-use crate::experiment::plan::{Cell, Plan};
+use crate::experiment::plan::{Cell, Plan, Work};
 use crate::experiment::protocol::{Against, Comparison, Network, published};
 use crate::experiment::resolve::Inputs;
 use crate::experiment::resolved::{Model, Reference, Resolved, Scale, cell_name};
 use crate::host::interrupt;
+use crate::run::flops::Flops;
 use crate::run::progress::{self, Event};
 use crate::run::results::{Difference, Row, Score, Standing};
 use crate::run::store::{Store, Timing};
@@ -35,6 +37,7 @@ pub(crate) fn score(resolved: &Resolved, inputs: &Inputs, plan: &Plan, store: &S
     }
     let mut rows = Vec::new();
     for (model, described) in resolved.models.iter().enumerate() {
+        let unet = Flops::unet(&inputs.folders[model].join("unet").join("config.json"))?;
         for scale in &resolved.scales {
             let cells: Vec<&Cell> = plan.cells.iter().filter(|c| c.asked_for && c.model == model && c.scale == *scale).collect();
             let mut columns: Vec<Vec<Score>> = vec![Vec::new(); cells.len()];
@@ -59,11 +62,12 @@ pub(crate) fn score(resolved: &Resolved, inputs: &Inputs, plan: &Plan, store: &S
                     height: cell.height,
                     method: cell.method_name.clone(),
                     protocol: resolved.metrics.protocol.name.clone(),
-                    n_images: cell.jobs.len() as u64,
+                    n_images: cell.n_scored as u64,
                     n_reference: resolved.reference.n_images().map(|n| n as u64),
                     baseline: resolved.baseline_of(&cell.method_name).unwrap_or(BASELINE).to_owned(),
                     set: described.set.iter().chain(resolved.set_of(&cell.method_name)).map(|(k, v)| (k.clone(), v.clone())).collect(),
                     scores,
+                    unet_flops_per_image: flops_of(&inputs.pipelines[model], &unet, cell)?,
                     seconds_per_image: mean_seconds(&timings),
                     peak_memory_bytes: timings.iter().filter_map(|t| t.peak_memory_bytes).max(),
                 });
@@ -99,9 +103,17 @@ fn empty_row(resolved: &Resolved, described: &Model, scale: &Scale, method: &str
         scores: scores
             .map(|score| Score { column: score.column, value: None, difference: None, standing: None, published: None })
             .collect(),
+        unet_flops_per_image: None,
         seconds_per_image: None,
         peak_memory_bytes: None,
     })
+}
+
+/// Operations of the passes that an image of a cell takes; None of images that another program made.
+fn flops_of(pipeline: &Pipeline, unet: &Flops, cell: &Cell) -> Result<Option<f64>> {
+    let (Work::Sample(method), Some(job)) = (&cell.work, cell.jobs.first()) else { return Ok(None) };
+    let run = pipeline.outline(&job.request, method)?;
+    Ok(Some(run.iter().map(|stage| unet.of_stage(pipeline.sites(), stage)).sum()))
 }
 
 pub(crate) fn mean_seconds(timings: &[Timing]) -> Option<f64> {
@@ -240,7 +252,7 @@ impl Scorer<'_> {
         let preprocess = comparison.generated(self.resolved.seed, self.base_side(cell), (cell.width, cell.height));
         match comparison.against {
             Against::Prompts => self.clip_scores(cell, &preprocess),
-            _ => self.cell(cell, comparison.network, taps, &preprocess),
+            _ => self.cell(cell, cell.n_scored, comparison.network, taps, &preprocess),
         }
     }
 
@@ -251,7 +263,8 @@ impl Scorer<'_> {
             Against::Prompts => return Ok(Other::None),
             Against::Base => {
                 let base = self.base_cell(cell);
-                self.cell(base, comparison.network, &[Tap::Features], &look(base.width, base.height))?
+                // As many as the cell has: FID depends on their number, and differences are paired.
+                self.cell(base, cell.n_scored, comparison.network, &[Tap::Features], &look(base.width, base.height))?
             }
             Against::Reference => match &self.inputs.reference.statistics {
                 Some(found) => return self.statistics(found, comparison, &look(cell.width, cell.height)),
@@ -274,28 +287,29 @@ impl Scorer<'_> {
         self.inputs.extractors.get(&network).expect("every network of the protocol was loaded")
     }
 
-    /// Samples of a cell's images; image `i` is group `i`, in every cell.
-    fn samples(&self, cell: &Cell) -> impl ExactSizeIterator<Item = Sample> {
-        (0..cell.jobs.len()).map(|i| Sample {
+    /// Samples of a cell's first images; image `i` is group `i`, in every cell.
+    fn samples(&self, cell: &Cell, n: usize) -> impl ExactSizeIterator<Item = Sample> {
+        (0..n).map(|i| Sample {
             name: format!("{i:06}"),
             group: i as u32,
             source: Source::File(self.store.path(&Store::image(&cell.name, i))),
         })
     }
 
-    /// Features of a cell's images.
-    fn cell(&self, cell: &Cell, network: Network, taps: &[Tap], preprocess: &Preprocess) -> Result<Sets> {
-        let keys: Vec<&str> = cell.jobs.iter().map(|job| job.key.as_str()).collect();
-        self.features(&cell.name, network, taps, &keys, self.samples(cell), preprocess)
+    /// Features of a cell's first `n` images.
+    fn cell(&self, cell: &Cell, n: usize, network: Network, taps: &[Tap], preprocess: &Preprocess) -> Result<Sets> {
+        let keys: Vec<&str> = cell.jobs[..n].iter().map(|job| job.key.as_str()).collect();
+        self.features(&cell.name, network, taps, &keys, self.samples(cell, n), preprocess)
     }
 
     /// What CLIP says of each image and its prompt.
     fn clip_scores(&self, cell: &Cell, preprocess: &Preprocess) -> Result<Sets> {
-        let images = self.cell(cell, Network::Clip, &[Tap::Features], preprocess)?;
-        let prompts: Vec<&str> = cell.jobs.iter().map(|job| job.request.prompt.as_str()).collect();
+        let images = self.cell(cell, cell.n_scored, Network::Clip, &[Tap::Features], preprocess)?;
+        let jobs = &cell.jobs[..cell.n_scored];
+        let prompts: Vec<&str> = jobs.iter().map(|job| job.request.prompt.as_str()).collect();
         let scores = clip_scores(self.extractor(Network::Clip), set_of(&images, Tap::Features), &prompts)?;
         // Kept for comparisons between runs, which load no network.
-        let keys: Vec<&str> = cell.jobs.iter().map(|job| job.key.as_str()).collect();
+        let keys: Vec<&str> = jobs.iter().map(|job| job.key.as_str()).collect();
         let provenance = self.extractor(Network::Clip).provenance(Tap::Features, preprocess);
         scores.save(&self.store.path(&feature_file(&provenance, &prompt_scores_identity(&keys))?))?;
         Ok(vec![(Tap::Features, scores)])
