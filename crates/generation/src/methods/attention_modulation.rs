@@ -52,13 +52,7 @@ pub(super) fn resolve(settings: &AttentionModulation, at: &Resolving<'_>) -> Res
             return at.refuse(format!("and `{key}` both say what self-attentions do, expected one of them"));
         }
     }
-    let mut sites = Vec::new();
-    for pattern in &settings.sites {
-        sites.extend(at.sites.match_attentions(at.method, pattern)?);
-    }
-    sites.sort_unstable();
-    sites.dedup();
-    Ok(Arc::new(Resolved { share: settings.share, sites }))
+    Ok(Arc::new(Resolved { share: settings.share, sites: at.attentions(&settings.sites)? }))
 }
 
 impl Intervention for Resolved {

@@ -71,6 +71,26 @@ impl Resolving<'_> {
         Err(Error::method(self.method, format!("`{}`: {reason}", self.key)))
     }
 
+    /// Indices, in order, of the convolutions that `rules` name; each must name one.
+    fn convs(&self, rules: &[String]) -> Result<Vec<usize>> {
+        self.named(rules, SiteTable::match_convs)
+    }
+
+    /// The same of self-attentions.
+    fn attentions(&self, rules: &[String]) -> Result<Vec<usize>> {
+        self.named(rules, SiteTable::match_attentions)
+    }
+
+    fn named(&self, rules: &[String], matching: fn(&SiteTable, &str, &str) -> Result<Vec<usize>>) -> Result<Vec<usize>> {
+        let mut sites = Vec::new();
+        for rule in rules {
+            sites.extend(matching(self.sites, self.method, rule)?);
+        }
+        sites.sort_unstable();
+        sites.dedup();
+        Ok(sites)
+    }
+
     /// Which of the ingredients that lay out stages there are.
     fn journeys(&self) -> Vec<&'static str> {
         let Settings { sdedit, cascade, noise_refresh, shifted_cascade, .. } = self.settings;

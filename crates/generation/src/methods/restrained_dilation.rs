@@ -43,13 +43,7 @@ pub(super) fn resolve(settings: &RestrainedDilation, at: &Resolving<'_>) -> Resu
             return at.refuse(format!("and `{key}` both say what convolutions do, expected one of them"));
         }
     }
-    let mut sites = Vec::new();
-    for pattern in &settings.sites {
-        sites.extend(at.sites.match_convs(at.method, pattern)?);
-    }
-    sites.sort_unstable();
-    sites.dedup();
-    Ok(Arc::new(Resolved { tau: settings.tau, of_steps: settings.of_steps, sites }))
+    Ok(Arc::new(Resolved { tau: settings.tau, of_steps: settings.of_steps, sites: at.convs(&settings.sites)? }))
 }
 
 impl Intervention for Resolved {

@@ -26,13 +26,7 @@ pub(super) fn resolve(settings: &WindowAttention, at: &Resolving<'_>) -> Result<
     if settings.sites.is_empty() {
         return at.refuse("has no `sites`, expected at least one site rule");
     }
-    let mut sites = Vec::new();
-    for pattern in &settings.sites {
-        sites.extend(at.sites.match_attentions(at.method, pattern)?);
-    }
-    sites.sort_unstable();
-    sites.dedup();
-    Ok(Arc::new(Resolved(sites)))
+    Ok(Arc::new(Resolved(at.attentions(&settings.sites)?)))
 }
 
 impl Intervention for Resolved {

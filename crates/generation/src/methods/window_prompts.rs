@@ -47,12 +47,7 @@ pub(super) fn resolve(settings: &WindowPrompts, at: &Resolving<'_>) -> Result<Ar
     if at.settings.joint_diffusion.is_none() || first.is_none_or(|stage| stage.plain == Some(false)) {
         return at.refuse("expected `joint_diffusion` beside it, and a `cascade` whose first stage is plain");
     }
-    let mut sites = Vec::new();
-    for pattern in &settings.sites {
-        sites.extend(at.sites.match_attentions(at.method, pattern)?);
-    }
-    sites.sort_unstable();
-    sites.dedup();
+    let sites = at.attentions(&settings.sites)?;
     let halvings = |site: &usize| at.sites.attentions[*site].halvings;
     if sites.is_empty() || sites.iter().any(|site| halvings(site) != halvings(&sites[0])) {
         return at.refuse("expected `sites` whose maps are of one size");

@@ -1,6 +1,6 @@
 //! The transformer block: self-attention, cross-attention, feed-forward.
 
-use super::{Build, Context, Lent, MapTape, Tape};
+use super::{Build, Context, Lent, Tape};
 use crate::error::Result;
 use crate::layers::{GroupNorm, IntoMap, IntoTokens, LayerNorm, Linear};
 use crate::plan::{AttentionAction, AttentionShape};
@@ -35,11 +35,15 @@ impl Attention {
         })
     }
 
-    /// Attention to another sequence, its map kept or mixed with another as `maps` says.
-    fn cross(&self, x: &Tensor, context: &Tensor, maps: &MapTape) -> Result<Tensor> {
-        let (q, k, v) = (self.to_q.forward(x)?, self.to_k.forward(context)?, self.to_v.forward(context)?);
-        maps.see(|| Ok(kernels::attention_map(&q, &k, self.heads, self.scale)?))?;
-        let found = maps.mixed(self.attend(&q, &k, &v, 1.0)?, &v)?;
+    /// Attention to the text, its map kept or mixed with another as `cx` says. `site` is the self-attention beside it.
+    fn cross(&self, x: &Tensor, site: usize, cx: &Context<'_>) -> Result<Tensor> {
+        let (q, k, v) = (self.to_q.forward(x)?, self.to_k.forward(cx.text)?, self.to_v.forward(cx.text)?);
+        let map = |q: &Tensor, k: &Tensor| Ok(kernels::attention_map(q, k, self.heads, self.scale)?);
+        cx.maps.see(|| map(&q, &k))?;
+        // Sums over sites and steps, on the CPU.
+        let host = |t: &Tensor| t.to_device(&Device::Cpu)?.to_dtype(DType::F32);
+        cx.prompt.see(site, || map(&host(&q)?, &host(&k)?))?;
+        let found = cx.maps.mixed(self.attend(&q, &k, &v, 1.0)?, &v)?;
         self.to_out.forward(&found)
     }
 
@@ -67,18 +71,6 @@ impl Attention {
             1.0 => theirs(),
             share => Ok(((own()? * (1.0 - share))? + (theirs()? * share)?)?),
         }
-    }
-
-    /// How much each of `x` attends to each of `context`, `(batch, n, m)`: the mean over heads, on the CPU, f32.
-    fn map(&self, x: &Tensor, context: &Tensor) -> Result<Tensor> {
-        let split = |t: Tensor| -> Result<Tensor> {
-            let (batch, n, width) = t.dims3()?;
-            let t = t.to_device(&Device::Cpu)?.to_dtype(DType::F32)?;
-            Ok(t.reshape((batch, n, self.heads, width / self.heads))?.transpose(1, 2)?.contiguous()?)
-        };
-        let (q, k) = (split(self.to_q.forward(x)?)?, split(self.to_k.forward(context)?)?);
-        let scores = (q.matmul(&k.transpose(2, 3)?.contiguous()?)? * self.scale)?;
-        Ok(candle_nn::ops::softmax_last_dim(&scores)?.mean(1)?)
     }
 
     fn attend(&self, q: &Tensor, k: &Tensor, v: &Tensor, temperature: f64) -> Result<Tensor> {
@@ -138,9 +130,7 @@ impl Block {
     fn forward(&self, x: &Tensor, size: (usize, usize), cx: &Context<'_>) -> Result<Tensor> {
         let h = self.norm1.forward(x)?;
         let x = kernels::add(x, &self.attn1.own(&h, size, &cx.plan.attentions[self.site], self.site, cx.tape)?)?;
-        let h = self.norm2.forward(&x)?;
-        cx.prompt.see(self.site, || self.attn2.map(&h, cx.text))?;
-        let x = kernels::add(&x, &self.attn2.cross(&h, cx.text, cx.maps)?)?;
+        let x = kernels::add(&x, &self.attn2.cross(&self.norm2.forward(&x)?, self.site, cx)?)?;
         let h = kernels::geglu(&self.ff_in.forward(&self.norm3.forward(&x)?)?)?;
         Ok(kernels::add(&x, &self.ff_out.forward(&h)?)?)
     }

@@ -9,6 +9,7 @@ use crate::cli::Jobs;
 use crate::experiment::jobs;
 use crate::experiment::resolve::Others;
 use crate::report::tables;
+use crate::run::store::write_file;
 
 pub(super) fn run(args: &Jobs) -> Result<()> {
     let prepared = sweep::prepare_with(&args.experiment, &args.set, None, Others::Name)?;
@@ -23,7 +24,7 @@ pub(super) fn run(args: &Jobs) -> Result<()> {
         "jsonl" => rows.iter().map(|row| Ok(serde_json::to_string(row)? + "\n")).collect::<Result<String>>()?.into_bytes(),
         _ => bail!("--out {}: expected a file that ends in .csv, .parquet or .jsonl", out.display()),
     };
-    std::fs::write(out, bytes).with_context(|| format!("cannot write {}", out.display()))?;
+    write_file(out, &bytes)?;
     eprintln!("{} images in {}", rows.len(), out.display());
     Ok(())
 }

@@ -10,6 +10,7 @@ use crate::experiment::pattern::{PLACES, names_each, root};
 use crate::experiment::resolved::{Brought, Model, Scale, base_name, cell_name};
 use crate::experiment::spec;
 use crate::experiment::yaml::did_you_mean;
+use crate::host::digest;
 
 /// Kept beside the images by whoever made them: a line `file,seconds` for each.
 const TIMINGS: &str = "timings.csv";
@@ -114,7 +115,7 @@ impl Place<'_> {
                 found.0,
                 found.1
             );
-            let digest = digest(&path)?;
+            let digest = digest::of_file(&path)?;
             let name = name[root(pattern).len().min(name.len())..].trim_start_matches('/').to_owned();
             files.push(File { seconds: seconds.get(&name).copied(), path, name, digest });
         }
@@ -146,14 +147,6 @@ impl Place<'_> {
         ensure!(files.len() == n, "{shown}: expected {n} images, found {}{last}", files.len());
         Ok(())
     }
-}
-
-/// Digest of a file's bytes.
-pub(crate) fn digest(path: &Path) -> Result<String> {
-    let mut hasher = blake3::Hasher::new();
-    let file = std::fs::File::open(path).with_context(|| format!("cannot read {}", path.display()))?;
-    hasher.update_reader(file).with_context(|| format!("cannot read {}", path.display()))?;
-    Ok(hasher.finalize().to_string())
 }
 
 /// Seconds by file name; nothing where nobody wrote them down. A later line is of a later making.
@@ -302,7 +295,7 @@ mod tests {
         for other in ["{images: 'out/{model}/{scale}x', name: mine}", "{images: 'flat/{model}-{width}x{height}-{seed}.png', name: mine}"] {
             let (same, cells) = check(dir.path(), other).unwrap();
             assert_eq!(same.digest, brought.digest, "{other}");
-            assert_eq!(cells["b/16x-mine"][2].digest, digest(&dir.path().join("out/b/16x/002.png")).unwrap());
+            assert_eq!(cells["b/16x-mine"][2].digest, digest::of_file(&dir.path().join("out/b/16x/002.png")).unwrap());
         }
         write(&dir.path().join("out/b/16x/002.png"), (32, 32), 0);
         assert_ne!(check(dir.path(), "{images: 'out/{model}/{scale}x', name: mine}").unwrap().0.digest, brought.digest);

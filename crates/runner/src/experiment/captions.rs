@@ -9,8 +9,8 @@ use scalebench_metrics::{ImageSet, Shards};
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::experiment::brought::digest;
 use crate::experiment::yaml::did_you_mean;
+use crate::host::digest;
 
 /// What COCO's caption files hold, as far as it matters here.
 #[derive(Deserialize)]
@@ -104,11 +104,7 @@ pub(crate) fn shards(path: &Path, key: Option<&str>) -> Result<(Vec<String>, Str
         text.with_context(|| found.name(i).to_owned())
     };
     let prompts = (0..found.len()).map(one).collect::<Result<_>>()?;
-    let mut hasher = blake3::Hasher::new();
-    for file in found.files() {
-        hasher.update(digest(file)?.as_bytes());
-    }
-    Ok((prompts, hasher.finalize().to_string()))
+    Ok((prompts, digest::of_files(found.files())?))
 }
 
 #[cfg(test)]

@@ -17,7 +17,7 @@ use crate::experiment::resolved::{
 };
 use crate::experiment::yaml::from_value;
 use crate::experiment::{image_table, prompts, spec};
-use crate::host::{data, device};
+use crate::host::{data, device, digest};
 
 /// Fewest images per cell that FID with a jackknife interval can be computed from.
 const MIN_IMAGES: usize = 3;
@@ -426,7 +426,7 @@ fn stored_statistics(
         images: found.n,
         stated: found.provenance.is_some(),
         provenance,
-        digest: blake3::hash(&std::fs::read(file).with_context(|| format!("cannot read {}", file.display()))?).to_string(),
+        digest: digest::of_file(file)?,
     };
     Ok((reference, ReferenceInputs { statistics: Some(found), ..ReferenceInputs::default() }))
 }
@@ -446,17 +446,13 @@ fn image_table(path: &Path, place: &Path, column: Option<&str>) -> Result<(Refer
     let samples = image_table::open(place, column)?;
     let column = column.map(str::to_owned);
     ensure!(samples.len() >= 2, "expected at least 2 images, found {}", samples.len());
-    let reference = Reference::Parquet { path: path.to_owned(), column, images: samples.len(), digest: brought::digest(place)? };
+    let reference = Reference::Parquet { path: path.to_owned(), column, images: samples.len(), digest: digest::of_file(place)? };
     Ok((reference, ReferenceInputs { images: samples, ..ReferenceInputs::default() }))
 }
 
 fn image_shards(path: &Path, place: &Path) -> Result<(Reference, ReferenceInputs)> {
     let shards = Shards::images(place)?;
-    let mut hasher = blake3::Hasher::new();
-    for file in shards.files() {
-        hasher.update(brought::digest(file)?.as_bytes());
-    }
-    let reference = Reference::Shards { path: path.to_owned(), images: shards.len(), digest: hasher.finalize().to_string() };
+    let reference = Reference::Shards { path: path.to_owned(), images: shards.len(), digest: digest::of_files(shards.files())? };
     Ok((reference, ReferenceInputs { images: Sample::set(Arc::new(shards)), ..ReferenceInputs::default() }))
 }
 

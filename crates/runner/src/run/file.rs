@@ -25,39 +25,36 @@ pub(crate) struct RunFile {
 impl RunFile {
     /// The description of a run, which must be there.
     pub(crate) fn read(store: &Store) -> Result<RunFile> {
-        let path = store.path(RUN_FILE);
-        let bytes = store.read(RUN_FILE)?;
-        let bytes = bytes.with_context(|| format!("{}: expected the description of a run", path.display()))?;
-        serde_yaml::from_slice(&bytes).with_context(|| format!("{}: not a run description", path.display()))
+        RunFile::find(store)?.with_context(|| format!("{}: expected the description of a run", store.path(RUN_FILE).display()))
+    }
+
+    /// The description of a run; None in a new directory.
+    fn find(store: &Store) -> Result<Option<RunFile>> {
+        let Some(bytes) = store.read(RUN_FILE)? else { return Ok(None) };
+        serde_yaml::from_slice(&bytes).with_context(|| format!("{}: not a run description", store.path(RUN_FILE).display())).map(Some)
     }
 }
 
 /// Describes a run that is new; one that goes on is of the same experiment.
 pub(crate) fn begin(store: &Store, resolved: &Resolved, command: String) -> Result<()> {
-    let stored = store.read(RUN_FILE)?.is_some().then(|| RunFile::read(store)).transpose()?;
-    if check_same_experiment(store, resolved)?
-        && let Some(stored) = stored
-    {
+    let file = match check_same_experiment(store, resolved)? {
+        None => RunFile { command, machine: Some(Machine::here()), experiment: resolved.clone() },
+        Some(stored) if stored.experiment == *resolved => return Ok(()),
         // Images that others made may have been replaced; then the run is of the new ones.
-        if stored.experiment != *resolved {
+        Some(stored) => {
             progress::say(&Event::Note { text: "images of another program have changed since this run began: it takes the new ones" });
-            let file = RunFile { experiment: resolved.clone(), ..stored };
-            store.write(RUN_FILE, serde_yaml::to_string(&file)?.as_bytes())?;
+            RunFile { experiment: resolved.clone(), ..stored }
         }
-    } else {
-        let file = RunFile { command, machine: Some(Machine::here()), experiment: resolved.clone() };
-        store.write(RUN_FILE, serde_yaml::to_string(&file)?.as_bytes())?;
-    }
-    Ok(())
+    };
+    store.write(RUN_FILE, serde_yaml::to_string(&file)?.as_bytes())
 }
 
-/// Checks that the directory is new or belongs to the same experiment.
-pub(crate) fn check_same_experiment(store: &Store, resolved: &Resolved) -> Result<bool> {
-    let Some(bytes) = store.read(RUN_FILE)? else { return Ok(false) };
-    let path = store.path(RUN_FILE);
-    let stored: RunFile = serde_yaml::from_slice(&bytes).with_context(|| format!("{}: not a run description", path.display()))?;
+/// The description of the run in a directory, which is of the same experiment; None if the directory is new.
+pub(crate) fn check_same_experiment(store: &Store, resolved: &Resolved) -> Result<Option<RunFile>> {
+    let Some(stored) = RunFile::find(store)? else { return Ok(None) };
     if let Some(difference) = difference(&stored.experiment.with_images_of(resolved), resolved)? {
+        let path = store.path(RUN_FILE);
         bail!("{}: another experiment: {difference}; expected the same one or an unused --out", path.display());
     }
-    Ok(true)
+    Ok(Some(stored))
 }
