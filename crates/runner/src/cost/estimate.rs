@@ -192,7 +192,7 @@ impl Calibrator<'_> {
             .iter()
             .zip(&run[1..])
             .map(|(stage, next)| {
-                let through = matches!(&next.stage.start, Start::Enlarged(enlarge) if enlarge.through == Through::Pixels);
+                let through = matches!(&next.stage.start, Start::Enlarged(enlarge) if enlarge.through != Through::Latents);
                 let ways = if through { decoder.at(stage.stage.latent) + decoder.at(next.stage.latent) } else { 0.0 };
                 of_stage(stage) + ways
             })
