@@ -1,4 +1,5 @@
-//! Images in a column of a Parquet file, as img2dataset writes them: the bytes of an image file in each row.
+//! Images in a column of a Parquet file: the bytes of an image file in each row, as img2dataset writes them, or a structure of such bytes
+//! and a path, as Hugging Face's `datasets` does.
 
 use std::fs::File;
 use std::io::Cursor;
@@ -16,6 +17,18 @@ const ROWS: usize = 128;
 
 /// Columns that hold the images where nothing is said and several could.
 const USUAL: [&str; 6] = ["image", "jpg", "png", "webp", "jpeg", "bytes"];
+
+/// The field of a structure that holds an image file; the other, `path`, is where the file was.
+const FIELD: &str = "bytes";
+
+/// Whether a column's type can hold image files.
+fn holds_files(dtype: &ArrowDataType) -> bool {
+    let bytes = |dtype: &ArrowDataType| matches!(dtype, ArrowDataType::Binary | ArrowDataType::LargeBinary | ArrowDataType::BinaryView);
+    match dtype {
+        ArrowDataType::Struct(fields) => fields.iter().any(|field| field.name == FIELD && bytes(field.dtype())),
+        dtype => bytes(dtype),
+    }
+}
 
 /// The images of one file, in the order of its rows.
 #[derive(Debug)]
@@ -44,11 +57,7 @@ pub(crate) fn open(path: &Path, column: Option<&str>) -> Result<Vec<Sample>> {
         || -> Result<ParquetReader<File>> { Ok(ParquetReader::new(File::open(path).with_context(|| format!("cannot read {}", shown()))?)) };
     let schema = reader()?.schema().with_context(shown)?;
     let names: Vec<&str> = schema.iter_names().map(|name| name.as_str()).collect();
-    let bytes: Vec<&str> = schema
-        .iter()
-        .filter(|(_, field)| matches!(field.dtype(), ArrowDataType::Binary | ArrowDataType::LargeBinary | ArrowDataType::BinaryView))
-        .map(|(name, _)| name.as_str())
-        .collect();
+    let bytes: Vec<&str> = schema.iter().filter(|(_, field)| holds_files(field.dtype())).map(|(name, _)| name.as_str()).collect();
     let column = match column {
         Some(column) if names.contains(&column) && !bytes.contains(&column) => {
             bail!(
@@ -84,7 +93,12 @@ impl ImageTable {
             *held = None;
             let reader = ParquetReader::new(File::open(&self.path)?).with_columns(Some(vec![self.column.clone()]));
             let rows = reader.with_slice(Some((part * ROWS, ROWS))).finish()?;
-            *held = Some((part, rows.column(&self.column)?.cast(&DataType::Binary)?.binary()?.clone()));
+            let column = rows.column(&self.column)?;
+            let bytes = match column.dtype() {
+                DataType::Struct(_) => column.struct_()?.field_by_name(FIELD)?.cast(&DataType::Binary)?,
+                _ => column.cast(&DataType::Binary)?.take_materialized_series(),
+            };
+            *held = Some((part, bytes.binary()?.clone()));
         }
         Ok(held.as_ref().and_then(|(_, bytes)| bytes.get(row % ROWS)).map(<[u8]>::to_vec))
     }
@@ -111,7 +125,7 @@ impl ImageSet for ImageTable {
 
 #[cfg(test)]
 mod tests {
-    use polars::prelude::{Column, DataFrame, ParquetWriter};
+    use polars::prelude::{Column, DataFrame, IntoColumn, IntoSeries, NamedFrom, ParquetWriter, Series, StructChunked};
 
     use super::*;
 
@@ -151,5 +165,20 @@ mod tests {
         }
         std::fs::write(&path, "no table").unwrap();
         assert!(format!("{:#}", all(&path).unwrap_err()).contains("photos.parquet"));
+    }
+    #[test]
+    fn a_hub_dataset_keeps_its_files_in_a_structure() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("train-00000-of-00001.parquet");
+        let files: Vec<Option<Vec<u8>>> = vec![Some(png(3)), None, Some(png(5))];
+        let fields = [Series::new("bytes".into(), files), Series::new("path".into(), ["a.png", "b.png", "c.png"])];
+        let image = StructChunked::from_series("image".into(), 3, fields.iter()).unwrap().into_series().into_column();
+        let mut table = DataFrame::new(3, vec![image, Column::new("label".into(), [0i64, 1, 2])]).unwrap();
+        ParquetWriter::new(File::create(&path).unwrap()).finish(&mut table).unwrap();
+        let samples = all(&path).unwrap();
+        for (row, value) in [(0, 3), (2, 5)] {
+            assert_eq!(samples[row].decode().unwrap().rgb, [value; 36]);
+        }
+        assert!(samples[1].decode().unwrap_err().to_string().contains("column image is empty here"));
     }
 }
