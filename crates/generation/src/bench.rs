@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use candle_core::{Device, Tensor};
+use scalebench_kernels::in_pool;
 
 use crate::checkpoint::Dtype;
 use crate::error::{Error, Result};
@@ -64,6 +65,10 @@ impl UNetBench {
 
     /// Runs the step's passes, equal ones as one batch, and returns the last one's prediction, `(images, c, h, w)`.
     pub fn run(&mut self, step: &BenchStep) -> Result<Tensor> {
+        in_pool(|| self.predict(step))
+    }
+
+    fn predict(&mut self, step: &BenchStep) -> Result<Tensor> {
         let passes = step.method.passes(self.sites(), &step.moment);
         let images = step.latents.dim(0)?;
         let config = &self.unet.config;
@@ -106,7 +111,7 @@ impl VaeBench {
 
     /// Decodes them whole, as a sweep does by default: `(images, 3, H, W)`.
     pub fn decode(&self, latents: &Tensor) -> Result<Tensor> {
-        self.vae.decode(latents)
+        in_pool(|| self.vae.decode(latents))
     }
 }
 

@@ -136,18 +136,23 @@ impl Dtype {
 /// The folder of a checkpoint: `place` itself, or the snapshot of a hub repository `org/name` (or
 /// `org/name@revision`) in the local Hugging Face cache, downloaded first if it is not there.
 pub fn locate(place: &Path) -> Result<PathBuf> {
+    match (locate_here(place), place.to_str().and_then(repository)) {
+        (Err(_), Some((repository, revision))) => download(&cache_folder(), repository, revision),
+        (found, _) => found,
+    }
+}
+
+/// [`locate`] without downloading: what is not on this machine is an error of the kind [`NotFound`](std::io::ErrorKind::NotFound).
+pub fn locate_here(place: &Path) -> Result<PathBuf> {
     if place.is_dir() {
         return Ok(place.to_owned());
     }
-    let Some((repository, revision)) = place.to_str().and_then(repository) else {
-        let source = std::io::Error::new(std::io::ErrorKind::NotFound, "no such folder");
-        return Err(Error::Io { file: place.to_owned(), source });
+    let (found, reason) = match place.to_str().and_then(repository) {
+        Some((repository, revision)) => (snapshot(&cache_folder(), repository, revision), "neither a folder nor in the Hugging Face cache"),
+        None => (None, "no such folder"),
     };
-    let cache = cache_folder();
-    match snapshot(&cache, repository, revision) {
-        Some(folder) => Ok(folder),
-        None => download(&cache, repository, revision),
-    }
+    let source = std::io::Error::new(std::io::ErrorKind::NotFound, reason);
+    found.ok_or_else(|| Error::Io { file: place.to_owned(), source })
 }
 
 /// Splits `org/name@revision`; `None` if it is not of that form.

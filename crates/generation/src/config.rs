@@ -16,11 +16,26 @@ pub(crate) struct Config {
 
 impl Config {
     pub(crate) fn open(file: &Path) -> Result<Self> {
-        match serde_json::from_slice(&read(file)?) {
-            Ok(Value::Object(map)) => Ok(Self { file: file.to_owned(), map, seen: Vec::new() }),
-            Ok(_) => Err(Error::malformed(file, "expected a JSON object")),
-            Err(e) => Err(Error::malformed(file, format!("expected JSON: {e}"))),
+        let value = serde_json::from_slice(&read(file)?).map_err(|e| Error::malformed(file, format!("expected JSON: {e}")))?;
+        Self::of(value, file)
+    }
+
+    /// What `file` holds, or would hold.
+    pub(crate) fn of(value: Value, file: &Path) -> Result<Self> {
+        match value {
+            Value::Object(map) => Ok(Self { file: file.to_owned(), map, seen: Vec::new() }),
+            _ => Err(Error::malformed(file, "expected a JSON object")),
         }
+    }
+
+    /// Where it was read.
+    pub(crate) fn file(&self) -> &Path {
+        &self.file
+    }
+
+    /// All of it.
+    pub(crate) fn value(&self) -> Value {
+        Value::Object(self.map.clone())
     }
 
     fn wrong(&self, key: &str, expected: &str) -> Error {

@@ -36,13 +36,13 @@ mod weights;
 
 pub use bench::{BenchStep, UNetBench, VaeBench};
 pub use candle_core::{Device, Tensor};
-pub use checkpoint::{Dtype, FAMILIES, Family, LoadOptions, locate};
+pub use checkpoint::{Dtype, FAMILIES, Family, LoadOptions, locate, locate_here};
 pub use disperse::{Dispersion, disperse};
 pub use error::{Error, Result};
 pub use methods::{Method, MethodSpec};
-pub use pipeline::{Injected, Pipeline, Request, Rgb, Seeding, SizeConditioning, StageSteps, Trace};
+pub use pipeline::{Blueprint, Injected, Pipeline, Request, Rgb, Seeding, SizeConditioning, StageSteps, Trace};
 pub use sampler::{Sampler, ScheduleOptions, Spacing};
-pub use scalebench_kernels::{DeviceId, on_gpu};
+pub use scalebench_kernels::{DeviceId, beside, on_gpu};
 pub use site::SiteTable;
 pub use text::ClipTokenizer;
 pub use vae::VaeDecode;

@@ -46,12 +46,12 @@ impl ClipTokenizer {
             .map_err(wrong)?;
         let mut tokenizer = Tokenizer::new(bpe);
         let spaces = Replace::new(ReplacePattern::Regex(r"\s+".into()), " ").map_err(wrong)?;
-        tokenizer.with_normalizer(Some(Sequence::new(vec![NFC.into(), spaces.into(), Lowercase.into()])));
+        tokenizer.with_normalizer(Some(Sequence::new(vec![NFC.into(), spaces.into(), Lowercase.into()]))).map_err(wrong)?;
         let split = Split::new(SplitPattern::Regex(WORDS.into()), tokenizers::SplitDelimiterBehavior::Removed, true).map_err(wrong)?;
         let bytes = ByteLevel::new(false, true, false);
         tokenizer.with_pre_tokenizer(Some(PreSequence::new(vec![split.into(), bytes.into()])));
         let special = ["<|startoftext|>", "<|endoftext|>"].map(|t| AddedToken::from(t, true).normalized(true));
-        tokenizer.add_special_tokens(&special);
+        tokenizer.add_special_tokens(special).map_err(wrong)?;
         let id = |token: &str| {
             let missing = || Error::malformed(&vocab, format!("expected the token `{token}`"));
             tokenizer.token_to_id(token).ok_or_else(missing)

@@ -29,6 +29,8 @@ enum Source {
     Files(MmapedSafetensors),
     /// Whatever is asked for is drawn.
     Random(Box<RefCell<Generator>>),
+    /// Operands of products have no outputs, so that nothing is held.
+    None,
 }
 
 impl Weights {
@@ -65,6 +67,11 @@ impl Weights {
     pub(crate) fn random(device: &Device) -> Self {
         let source = Source::Random(Box::new(RefCell::new(Generator::new(0))));
         Self::new(PathBuf::from("random weights"), source, DType::F32, device)
+    }
+
+    /// No weights: for what a network's configuration alone decides.
+    pub(crate) fn hollow() -> Self {
+        Self::new(PathBuf::from("no weights"), Source::None, DType::F32, &Device::Cpu)
     }
 
     pub(crate) fn root(&self) -> Scope<'_> {
@@ -114,7 +121,7 @@ impl Scope<'_> {
     pub(crate) fn has(&self, name: &str) -> bool {
         match &self.weights.source {
             Source::Files(tensors) => tensors.get(&self.pp(name).prefix).is_ok(),
-            Source::Random(_) => false,
+            Source::Random(_) | Source::None => false,
         }
     }
 
@@ -125,7 +132,7 @@ impl Scope<'_> {
 
     /// The matrix `name`, checked against `shape`: (outputs, inputs), or the same with 1×1 kernels.
     pub(crate) fn linear(&self, name: &str, shape: &[usize]) -> Result<LinearWeight> {
-        let matrix = self.operand(name, shape)?.reshape((shape[0], shape[1]))?;
+        let matrix = self.operand(name, shape)?.flatten_from(1)?;
         Ok(LinearWeight::new(&matrix, self.precision())?)
     }
 
@@ -146,6 +153,10 @@ impl Scope<'_> {
         let tensors = match &self.weights.source {
             Source::Files(tensors) => tensors,
             Source::Random(generator) => return random(&name, shape, &mut generator.borrow_mut()),
+            Source::None => {
+                let empty = [&[if shape.len() > 1 { 0 } else { shape[0] }], &shape[1..]].concat();
+                return Ok(Tensor::zeros(empty, DType::F32, &Device::Cpu)?);
+            }
         };
         let view = tensors.get(&name).map_err(|_| Error::MissingTensor { file: file(), name: name.clone(), expected: shape.to_vec() })?;
         if view.shape() != shape {

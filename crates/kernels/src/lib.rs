@@ -54,5 +54,6 @@ pub use product::Precision;
 pub use resize::{
     area_mean, average_pool, blur_gaussian, blur_gaussian_mirrored, enlarge_bicubic, resize_bicubic, resize_bilinear, upsample_nearest,
 };
+pub use share::{beside, in_pool};
 pub use wavelet::wavelet_coarse;
 pub use weight::{ConvWeight, LinearWeight};

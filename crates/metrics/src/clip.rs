@@ -319,7 +319,7 @@ impl Tokenizer {
             let model = BPE::from_file(&text(&vocabulary), &text(&merges)).unk_token(END.into()).end_of_word_suffix("</w>".into());
             let mut bpe = tokenizers::Tokenizer::new(model.build().map_err(wrong)?);
             let spaces = Replace::new(ReplacePattern::Regex(r"\s+".into()), " ").map_err(wrong)?;
-            bpe.with_normalizer(Some(Sequence::new(vec![NFC.into(), spaces.into(), Lowercase.into()])));
+            bpe.with_normalizer(Some(Sequence::new(vec![NFC.into(), spaces.into(), Lowercase.into()]))).map_err(wrong)?;
             let words = Split::new(SplitPattern::Regex(WORDS.into()), SplitDelimiterBehavior::Removed, true).map_err(wrong)?;
             bpe.with_pre_tokenizer(Some(PreSequence::new(vec![words.into(), ByteLevel::new(false, true, false).into()])));
             bpe
@@ -328,7 +328,7 @@ impl Tokenizer {
         let id = |bpe: &tokenizers::Tokenizer, token: &str| bpe.token_to_id(token).ok_or_else(|| missing(token));
         // Adding tokens gives unknown ones new ids, so they are looked for before.
         let (start, end) = (id(&bpe, START)?, id(&bpe, END)?);
-        bpe.add_special_tokens(&[START, END].map(|token| AddedToken::from(token, true).normalized(true)));
+        bpe.add_special_tokens([START, END].map(|token| AddedToken::from(token, true).normalized(true))).map_err(wrong)?;
         let largest = bpe.get_vocab(true).into_values().max().unwrap_or(end);
         Ok(Some(Self { bpe, start, end, largest }))
     }

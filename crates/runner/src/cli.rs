@@ -89,8 +89,8 @@ Example: for files that lie elsewhere than in experiments/, which has its own
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
-Exit status: 0 done, 2 failed, 75 told to stop by SIGTERM: the image in hand was finished and written, and the same
-command goes on. SIGKILL loses the image in hand, no more.
+Exit status: 0 done, 2 failed, 75 told to stop by SIGTERM: the images in hand were finished and written, and the same
+command goes on. SIGKILL loses the images in hand, no more.
 
 Example: two processes on one machine, then the results
   scalebench sweep experiments/quick.yaml --shard 0/2 --images-only &
@@ -123,7 +123,7 @@ pub(crate) struct Sweep {
     #[arg(long, value_enum, value_name = "FORMAT", default_value = "text")]
     pub(crate) log: Log,
     /// Print for every cell its images, steps, U-Net passes, operations, estimated time and peak memory, and write nothing.
-    /// A few steps of every image size are timed for it
+    /// A few steps of every image size are timed for it. What is not at hand is counted without: nothing is downloaded
     #[arg(long)]
     pub(crate) dry_run: bool,
     /// Print the costs of a dry run as one JSON object
@@ -146,8 +146,8 @@ pub(crate) struct OnDevices {
     /// CUDA: scripts/build_cuda.sh)
     #[arg(long, value_name = "DEVICE", default_value = "cpu")]
     pub(crate) device: Devices,
-    /// Images that are made together; they are the same in any number [default: 1, on a GPU 8 of 512x512 pixels and fewer of
-    /// larger ones]
+    /// Images that are made as one batch; they are the same in any number [default: on a CPU one at a time on each
+    /// thread while they are small, else 1 on all; on a GPU 8 of 512x512 pixels and fewer of larger ones]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     pub(crate) batch_size: Option<u16>,
 }

@@ -203,15 +203,39 @@ fn interrupted_and_sharded_sweeps_equal_an_undisturbed_one() {
     assert!(compared_files(&killed) == expected, "a rebuilt report differs");
 }
 
-/// Images made together, by --batch-size, are the files that single ones are; a batch is asked for by a number from 1.
+/// Images made together, by --batch-size, or beside each other, one on each thread, are the files that single ones are; a batch is
+/// asked for by a number from 1.
 #[test]
-fn batches_make_the_same_files() {
+fn images_are_the_same_however_they_are_made() {
     let dir = tempfile::tempdir().unwrap();
     let experiment = write_experiment(dir.path());
-    let (alone, together) = (dir.path().join("alone"), dir.path().join("together"));
-    succeed(sweep(&experiment, &alone, &["--images-only"]));
-    succeed(sweep(&experiment, &together, &["--images-only", "--batch-size", "2", "--device", "cpu"]));
-    assert_eq!(compared_files(&together), compared_files(&alone));
+    let make = |name: &str, threads: &str, options: &[&str]| {
+        let out = dir.path().join(name);
+        let mut command = sweep(&experiment, &out, &[&["--images-only"], options].concat());
+        command.env("RAYON_NUM_THREADS", threads);
+        succeed(command);
+        // Every image has its time, whoever made it.
+        for cell in ["1x-direct-inf", "0.25x-direct-inf", "0.25x-other"] {
+            let timings = std::fs::read_to_string(out.join("cells/tiny").join(cell).join("timings.jsonl")).unwrap();
+            let mut indices: Vec<u64> = Vec::new();
+            for line in timings.lines() {
+                let line: serde_json::Value = serde_json::from_str(line).unwrap();
+                assert!(line["seconds"].as_f64().unwrap() > 0.0 && line["processor_seconds"].as_f64().unwrap() > 0.0, "{line}");
+                indices.push(line["index"].as_u64().unwrap());
+            }
+            indices.sort_unstable();
+            assert_eq!(indices, [0, 1, 2], "{name}: {cell}");
+        }
+        compared_files(&out)
+    };
+    let alone = make("alone", "1", &[]);
+    assert_eq!(alone.len(), 12, "nine images and three manifests");
+    assert_eq!(make("together", "2", &["--batch-size", "2", "--device", "cpu"]), alone);
+    // Two of the three beside each other, and one on both threads; all three; all three beside a thread that has none.
+    for threads in ["2", "3", "4"] {
+        assert_eq!(make(threads, threads, &[]), alone, "{threads} threads");
+    }
+    let alone = dir.path().join("alone");
     assert_eq!(sweep(&experiment, &alone, &["--batch-size", "0"]).output().unwrap().status.code(), Some(2));
 }
 
@@ -612,6 +636,37 @@ fn shipped_experiments() -> Vec<PathBuf> {
     files
 }
 
+/// A dry run of what needs files that are not shipped says what is not there, and counts by the family's published shapes.
+fn counts_without_files(file: &Path, out: &Path) {
+    let run = |options: &[&str]| {
+        let mut command = sweep(file, out, options);
+        command.env("TORCH_HOME", out).env("HF_HOME", out);
+        succeed(command)
+    };
+    let output = run(&["--dry-run", "--json"]);
+    let notes = String::from_utf8(output.stderr).unwrap();
+    for fragment in ["captions.txt", "pt_inception", "images", "models.", "Hugging Face cache"] {
+        assert!(notes.contains(fragment), "{fragment}: {notes}");
+    }
+    let cost: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let cells = cost["cells"].as_array().unwrap();
+    // Five methods at four scales, and what `_b` scores compare with.
+    assert_eq!((cells.len(), &cost["total"]["images"], &cost["total"]["hours"]), (21, &210_000.into(), &serde_json::Value::Null));
+    let cell = |name: &str| cells.iter().find(|cell| cell["cell"].as_str().unwrap().ends_with(name)).unwrap();
+    let passes = |name: &str| cell(name)["passes"].as_u64().unwrap();
+    // 50 guided steps; noise-damped guidance makes a third pass for 35 of them where it acts.
+    assert_eq!([passes("/4x-direct-inf"), passes("/4x-scalecrafter"), passes("/16x-scalecrafter")], [100, 100, 135]);
+    let flops = |name: &str| cell(name)["flops_per_image"].as_f64().unwrap();
+    assert!(flops("/16x-direct-inf") > 4.0 * flops("/4x-direct-inf") && flops("/4x-direct-inf") > 4.0 * flops("/1x-direct-inf"));
+    if file.ends_with("table1_sd15.yaml") {
+        // BK-SDM (Kim et al. 2024, table 1): 338.7 G multiply-adds a pass at 512², to which the products of attention and the decoder add.
+        let least = 100.0 * 2.0 * 338.7e9;
+        assert!((least..1.5 * least).contains(&flops("/1x-direct-inf")), "{}", flops("/1x-direct-inf"));
+    }
+    let text = String::from_utf8(run(&["--dry-run"]).stdout).unwrap();
+    assert!(text.contains("210000 to make in a time unknown without the checkpoint"), "{text}");
+}
+
 /// What can be run here says what it costs; what needs files that are not shipped names the first one that is missing.
 #[test]
 fn shipped_experiments_pass_a_dry_run() {
@@ -624,8 +679,8 @@ fn shipped_experiments_pass_a_dry_run() {
         if name.starts_with("table1_") {
             let lacks = |overrides: &[&str], fragments: &[&str]| {
                 let overrides: Vec<&str> = overrides.iter().flat_map(|text| ["--set", text]).collect();
-                let mut command = sweep(&file, &out, &[&["--dry-run"], &overrides[..]].concat());
-                command.env("TORCH_HOME", &out).env("HF_HOME", &out);
+                let mut command = sweep(&file, &out, &overrides);
+                command.env("TORCH_HOME", &out).env("HF_HOME", &out).env("HF_HUB_OFFLINE", "1");
                 check_failure(command, &[&[name.as_str()], fragments].concat());
             };
             lacks(&[], &["prompts", "captions.txt", "cannot read"]);
@@ -637,6 +692,7 @@ fn shipped_experiments_pass_a_dry_run() {
             lacks(&[&captions, &extractor], &["reference", "images"]);
             let emoji = "reference={source: emoji, images: 8}";
             lacks(&[&captions, emoji, &extractor], &["models.", ".path", "stab"]);
+            counts_without_files(&file, &out);
             continue;
         }
         let output = succeed(sweep(&file, &out, &["--dry-run", "--json", "--shard", "0/16"]));

@@ -147,7 +147,11 @@ pub struct Schedule {
 impl Schedule {
     /// Reads a diffusers scheduler configuration as every solver reads it, whichever class wrote it.
     pub fn open(file: &Path) -> Result<Self> {
-        let mut config = Config::open(file)?;
+        Self::of(Config::open(file)?)
+    }
+
+    pub(crate) fn of(mut config: Config) -> Result<Self> {
+        let file = &config.file().to_owned();
         let n_train = config.usize("num_train_timesteps", Some(1000))?;
         let (start, end) = (config.f64("beta_start", 1e-4)? as f32, config.f64("beta_end", 0.02)? as f32);
         config.only("beta_schedule", &[json!("scaled_linear")])?;

@@ -69,8 +69,8 @@ pub(crate) struct Told {
 }
 
 impl UNetConfig {
-    fn open(file: &Path) -> Result<Self> {
-        let mut c = Config::open(file)?;
+    fn of(mut c: Config) -> Result<Self> {
+        let file = &c.file().to_owned();
         let channels = c.usizes("block_out_channels", None, None)?;
         let n = channels.len();
         let mut attention = |key: &str, with: &str, without: &str| -> Result<Vec<bool>> {
@@ -338,22 +338,25 @@ pub(crate) struct UNet {
 impl UNet {
     /// Reads `config.json` and the weights of a diffusers `unet/` folder.
     pub(crate) fn open(folder: &Path, options: &LoadOptions) -> Result<Self> {
-        let config = UNetConfig::open(&folder.join("config.json"))?;
+        let config = UNetConfig::of(Config::open(&folder.join("config.json"))?)?;
         let weights = Weights::open(folder, "diffusion_pytorch_model", options)?.multiplied_in(options.dtype);
-        let mut build = Build { config, sites: SiteTable::default(), halvings: 0 };
-        let unet = Self::load(&mut build, &weights.root())?;
+        let unet = Self::load(config, &weights.root())?;
         weights.finish()?;
         Ok(unet)
     }
 
     /// The network of a `config.json` on random weights, multiplying in `dtype`.
     pub(crate) fn random(config: &Path, dtype: Dtype, device: &Device) -> Result<Self> {
-        let mut build = Build { config: UNetConfig::open(config)?, sites: SiteTable::default(), halvings: 0 };
-        Self::load(&mut build, &Weights::random(device).multiplied_in(dtype).root())
+        Self::load(UNetConfig::of(Config::open(config)?)?, &Weights::random(device).multiplied_in(dtype).root())
     }
 
-    fn load(build: &mut Build, root: &Scope<'_>) -> Result<Self> {
-        let config = build.config.clone();
+    /// The network of a `config.json` without weights, which has sites and cannot run.
+    pub(crate) fn hollow(config: Config) -> Result<Self> {
+        Self::load(UNetConfig::of(config)?, &Weights::hollow().root())
+    }
+
+    fn load(config: UNetConfig, root: &Scope<'_>) -> Result<Self> {
+        let build = &mut Build { config: config.clone(), sites: SiteTable::default(), halvings: 0 };
         let (channels, n, time) = (&config.channels, config.channels.len(), config.time_width());
         let conv_in = SiteConv::load(build, &root.pp("conv_in"), config.in_channels, channels[0], 1)?;
         let time_embedding = Embedding::load(&root.pp("time_embedding"), channels[0], time)?;
@@ -590,11 +593,6 @@ impl UNet {
     /// Where it computes.
     pub(crate) fn device(&self) -> &Device {
         &self.device
-    }
-
-    /// Latent side of the training resolution.
-    pub(crate) fn native_side(&self) -> usize {
-        self.config.sample_size
     }
 }
 

@@ -191,7 +191,12 @@ pub(crate) struct Vae {
 impl Vae {
     /// Reads `config.json` and the weights of a diffusers `vae/` folder.
     pub(crate) fn open(folder: &Path, options: &LoadOptions) -> Result<Self> {
-        Self::load(&folder.join("config.json"), || Weights::open(folder, "diffusion_pytorch_model", options))
+        Self::load(Config::open(&folder.join("config.json"))?, || Weights::open(folder, "diffusion_pytorch_model", options))
+    }
+
+    /// Elements of the largest map of an image of `h` × `w` latents.
+    pub(crate) fn largest_map(&self, h: usize, w: usize) -> usize {
+        self.decoder.largest_map(h, w)
     }
 
     pub(crate) fn latent_channels(&self) -> usize {
@@ -200,11 +205,15 @@ impl Vae {
 
     /// The network of a `config.json` on random weights.
     pub(crate) fn random(config: &Path, device: &Device) -> Result<Self> {
-        Self::load(config, || Ok(Weights::random(device)))
+        Self::load(Config::open(config)?, || Ok(Weights::random(device)))
     }
 
-    fn load(config: &Path, weights: impl FnOnce() -> Result<Weights>) -> Result<Self> {
-        let mut c = Config::open(config)?;
+    /// The network of a `config.json` without weights, which has a shape and cannot run.
+    pub(crate) fn hollow(config: Config) -> Result<Self> {
+        Self::load(config, || Ok(Weights::hollow()))
+    }
+
+    fn load(mut c: Config, weights: impl FnOnce() -> Result<Weights>) -> Result<Self> {
         let channels = c.usizes("block_out_channels", None, None)?;
         let n = channels.len();
         c.only("act_fn", &[json!("silu")])?;

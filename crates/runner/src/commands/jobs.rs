@@ -7,12 +7,12 @@ use anyhow::{Context, Result, bail};
 use super::sweep;
 use crate::cli::Jobs;
 use crate::experiment::jobs;
-use crate::experiment::resolve::Others;
+use crate::experiment::resolve::Needs;
 use crate::report::tables;
 use crate::run::store::write_file;
 
 pub(super) fn run(args: &Jobs) -> Result<()> {
-    let prepared = sweep::prepare_with(&args.experiment, &args.set, None, Others::Name)?;
+    let prepared = sweep::prepare_with(&args.experiment, &args.set, None, Needs::AllButBrought)?;
     let rows = jobs::rows(&prepared.resolved, &prepared.plan)?;
     let Some(out) = &args.out else {
         return std::io::stdout().write_all(&tables::jobs_csv(&rows)?).context("cannot write to stdout");

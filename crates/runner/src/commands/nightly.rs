@@ -81,7 +81,7 @@ pub(super) fn run(args: &Nightly) -> Result<ExitCode> {
                 }
                 for cell in slower {
                     eprintln!("{cell}: slower than the accepted run; timed again");
-                    prepared.time_again(&cell, run.store())?;
+                    prepared.time_again(&cell, run.store(), args.on.batch_size)?;
                 }
                 found = compare()?;
             }

@@ -10,7 +10,7 @@ use super::workers;
 use crate::cli::Sweep;
 use crate::cost::estimate;
 use crate::experiment::plan::{self, Plan};
-use crate::experiment::resolve::{self, Inputs, Others};
+use crate::experiment::resolve::{self, Inputs, Needs};
 use crate::experiment::resolved::Resolved;
 use crate::experiment::spec;
 use crate::host::device::{self, Devices};
@@ -26,7 +26,8 @@ pub(super) fn run(args: &Sweep) -> Result<()> {
     interrupt::listen()?;
     make_on_all_devices(args)?;
     device::open(args.on.device.first())?;
-    prepare(&args.experiment, &args.set, args.dtype)?.run(args)
+    let needs = if args.dry_run { Needs::Nothing } else { Needs::All };
+    prepare_with(&args.experiment, &args.set, args.dtype, needs)?.run(args)
 }
 
 /// With several devices, makes the images, which a sweep on one of them then finds.
@@ -43,16 +44,16 @@ pub(super) struct Prepared {
 
 /// Reads an experiment file with some of its values replaced.
 pub(super) fn prepare(file: &Path, set: &[String], dtype: Option<Dtype>) -> Result<Prepared> {
-    prepare_with(file, set, dtype, Others::Find)
+    prepare_with(file, set, dtype, Needs::All)
 }
 
-/// The same, with or without the images of other programs.
-pub(super) fn prepare_with(file: &Path, set: &[String], dtype: Option<Dtype>, others: Others) -> Result<Prepared> {
+/// The same, with what of its inputs there must be.
+pub(super) fn prepare_with(file: &Path, set: &[String], dtype: Option<Dtype>, needs: Needs) -> Result<Prepared> {
     let mut experiment = spec::read(file, set)?;
     if dtype.is_some() {
         experiment.models.values_mut().for_each(|model| model.dtype = dtype);
     }
-    let (resolved, inputs) = resolve::resolve(file, experiment, others)?;
+    let (resolved, inputs) = resolve::resolve(file, experiment, needs)?;
     let plan = plan::plan(&resolved, &inputs).with_context(|| file.display().to_string())?;
     for pipeline in &inputs.pipelines {
         let distinct: BTreeSet<&String> = inputs.prompts.iter().collect();
@@ -63,23 +64,18 @@ pub(super) fn prepare_with(file: &Path, set: &[String], dtype: Option<Dtype>, ot
 
 impl Prepared {
     /// Times the images of a cell once more; see [`images::time_again`].
-    pub(super) fn time_again(&self, cell: &str, store: &Store) -> Result<()> {
+    pub(super) fn time_again(&self, cell: &str, store: &Store, batch_size: Option<u16>) -> Result<()> {
         let cell = self.plan.cells.iter().find(|known| known.name == cell).context("expected a cell of this experiment")?;
-        images::time_again(&self.inputs, cell, store)
+        images::time_again(&self.inputs, cell, store, batch_size)
     }
 
     pub(super) fn run(&self, args: &Sweep) -> Result<()> {
         let Prepared { resolved, inputs, plan } = self;
+        if args.dry_run {
+            return self.count(args);
+        }
         let store = Store::new(&self.directory(args.out.as_deref())?, args.shard);
         warn_of_counts(resolved, plan);
-        if args.dry_run {
-            let cost = estimate::estimate(resolved, plan, inputs, &store, args.shard)?;
-            match args.json {
-                true => println!("{}", serde_json::to_string(&cost)?),
-                false => print!("{}", cost.text()),
-            }
-            return Ok(());
-        }
         file::begin(&store, resolved, command(args, &resolved.name))?;
         store.remove_leftovers()?;
         images::make_images(inputs, plan, &store, args.shard, args.on.batch_size)?;
@@ -89,6 +85,24 @@ impl Prepared {
             return Ok(());
         }
         self.finish(&store, args.shard)
+    }
+
+    /// Says what a run would cost.
+    fn count(&self, args: &Sweep) -> Result<()> {
+        let Prepared { resolved, inputs, plan } = self;
+        for reason in &inputs.lacking {
+            progress::say(&Event::Note { text: &format!("counted without what is not at hand: {reason}") });
+        }
+        let out = args.out.as_deref();
+        // Whether a run belongs to this experiment can be said of a whole one alone.
+        let folder = if inputs.lacking.is_empty() { self.directory(out)? } else { self.folder(out) };
+        warn_of_counts(resolved, plan);
+        let cost = estimate::estimate(resolved, plan, inputs, &Store::new(&folder, args.shard), args.shard)?;
+        match args.json {
+            true => println!("{}", serde_json::to_string(&cost)?),
+            false => print!("{}", cost.text()),
+        }
+        Ok(())
     }
 
     /// Scores, and everything that shows them, once all images are there.
@@ -111,9 +125,13 @@ impl Prepared {
 
     /// Where the run goes: a directory that is new or belongs to this experiment.
     pub(super) fn directory(&self, out: Option<&Path>) -> Result<PathBuf> {
-        let out = out.map_or_else(|| PathBuf::from("runs").join(&self.resolved.name), Path::to_owned);
+        let out = self.folder(out);
         file::check_same_experiment(&Store::new(&out, Shard::WHOLE), &self.resolved)?;
         Ok(out)
+    }
+
+    fn folder(&self, out: Option<&Path>) -> PathBuf {
+        out.map_or_else(|| PathBuf::from("runs").join(&self.resolved.name), Path::to_owned)
     }
 }
 

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use anyhow::{Context, Result};
 use scalebench_generation::journey::{Start, Through};
 use scalebench_generation::step::Step;
-use scalebench_generation::{Method, StageSteps, Trace};
+use scalebench_generation::{Blueprint, Method, Request, StageSteps, Trace, beside};
 use serde::Serialize;
 use serde_json::json;
 
@@ -20,7 +20,7 @@ use crate::experiment::resolved::Resolved;
 use crate::host::machine::Machine;
 use crate::host::memory;
 use crate::run::flops::Flops;
-use crate::run::images::missing;
+use crate::run::images::{Sharing, missing};
 use crate::run::shard::Shard;
 use crate::run::store::Store;
 use crate::words::table::aligned;
@@ -70,7 +70,8 @@ struct Total {
     to_do: usize,
     passes: usize,
     flops: f64,
-    hours: f64,
+    /// None where there is something to do of which nobody knows how long it takes.
+    hours: Option<f64>,
 }
 
 impl CellCost {
@@ -110,14 +111,13 @@ pub(crate) fn estimate(resolved: &Resolved, plan: &Plan, inputs: &Inputs, store:
     }
     calibrator.cache.save();
     let cells: Vec<CellCost> = cells.into_iter().flatten().collect();
-    let mut total = Total::default();
+    let mut total = Total { hours: cells.iter().map(|cell| cell.hours).sum(), ..Total::default() };
     for cell in &cells {
         total.images += cell.images;
         total.done += cell.done;
         total.to_do += cell.to_do;
         total.passes += cell.passes * cell.to_do;
         total.flops += cell.flops_per_image * cell.to_do as f64;
-        total.hours += cell.hours.unwrap_or(0.0);
     }
     Ok(Cost { experiment: resolved.name.clone(), machine, cells, total })
 }
@@ -148,7 +148,8 @@ impl Cost {
         }
         let Total { images, done, to_do, passes, flops, hours } = &self.total;
         let mut text = aligned(&lines);
-        text += &format!("{images} images, {done} done, {to_do} to make in about {}: ", duration(hours * 3600.0));
+        let time = hours.map_or_else(|| "a time unknown without the checkpoint".to_owned(), |h| format!("about {}", duration(h * 3600.0)));
+        text += &format!("{images} images, {done} done, {to_do} to make in {time}: ");
         text += &format!("{passes} U-Net passes, {} TFLOP; on {}\n", significant(flops / 1e12), self.machine);
         if self.cells.iter().any(|cell| cell.extrapolated) {
             text += "~ from the operations and the speed at a smaller size: a calibration would take over a minute\n";
@@ -170,62 +171,95 @@ struct Calibrator<'a> {
     largest: BTreeMap<usize, (Speed, f64, f64)>,
 }
 
+/// What is known of an image before anything is timed.
+struct Counted {
+    run: Vec<StageSteps>,
+    unet: Flops,
+    /// Latent (height, width) of the image.
+    latent: (usize, usize),
+    /// Evaluations of the U-Net.
+    passes: usize,
+    /// Operations of a plain pass at full size, of the decoder, and of the last stage.
+    of_pass: f64,
+    of_decoder: f64,
+    of_run: f64,
+    /// Operations of all stages before the last one, and of both ways through the autoencoder where a stage starts from the image of
+    /// the one before.
+    before: f64,
+}
+
+impl Counted {
+    fn of(checkpoint: &Blueprint, request: &Request, method: &Method) -> Result<Counted> {
+        let (unet, decoder) = (Flops::unet(checkpoint)?, Flops::decoder(checkpoint)?);
+        let run = checkpoint.outline(request, method)?;
+        let (last, before) = run.split_last().context("a run without stages")?;
+        let factor = checkpoint.vae_factor() as usize;
+        let latent = (request.height as usize / factor, request.width as usize / factor);
+        let of_all = |stage: &StageSteps| -> usize { stage.steps.iter().map(|step| evaluations(step, stage.stage.latent)).sum() };
+        let of_stage = |stage: &StageSteps| unet.of_stage(checkpoint.sites(), stage);
+        let before = before.iter().zip(&run[1..]).map(|(stage, next)| {
+            let through = matches!(&next.stage.start, Start::Enlarged(enlarge) if enlarge.through != Through::Latents);
+            let ways = if through { decoder.at(stage.stage.latent) + decoder.at(next.stage.latent) } else { 0.0 };
+            of_stage(stage) + ways
+        });
+        let (before, of_run, passes) = (before.sum(), of_stage(last), run.iter().map(of_all).sum());
+        Ok(Counted { of_pass: unet.at(latent), of_decoder: decoder.at(latent), of_run, before, passes, latent, unet, run })
+    }
+
+    /// Steps of the last stage.
+    fn last(&self) -> &[Step] {
+        self.run.last().map_or(&[], |stage| &stage.steps)
+    }
+}
+
+struct Timed {
+    seconds_per_image: f64,
+    peak_memory_bytes: Option<u64>,
+    extrapolated: bool,
+}
+
 impl Calibrator<'_> {
     fn cell(&mut self, cell: &Cell, images: usize, to_do: usize) -> Result<CellCost> {
         let Work::Sample(method) = &cell.work else { return Ok(CellCost::of_brought(cell, images, to_do)) };
-        let pipeline = &self.inputs.pipelines[cell.model];
-        let folder = &self.inputs.folders[cell.model];
-        let unet = Flops::unet(&folder.join("unet").join("config.json"))?;
-        let decoder = Flops::decoder(&folder.join("vae").join("config.json"))?;
-        let request = &cell.jobs[0].request;
-        let run = pipeline.outline(request, method)?;
-        let (last, before) = run.split_last().context("a run without stages")?;
-        let steps = &last.steps;
-        let factor = pipeline.vae_factor() as usize;
-        let latent = (request.height as usize / factor, request.width as usize / factor);
-        let of_all = |stage: &StageSteps| -> usize { stage.steps.iter().map(|step| evaluations(step, stage.stage.latent)).sum() };
-        let passes: usize = run.iter().map(of_all).sum();
-        let (of_pass, of_decoder) = (unet.at(latent), decoder.at(latent));
-        let of_stage = |stage: &StageSteps| unet.of_stage(pipeline.sites(), stage);
-        // Every stage before the last, and both ways through the autoencoder if the next starts from its image.
-        let extra: f64 = before
-            .iter()
-            .zip(&run[1..])
-            .map(|(stage, next)| {
-                let through = matches!(&next.stage.start, Start::Enlarged(enlarge) if enlarge.through != Through::Latents);
-                let ways = if through { decoder.at(stage.stage.latent) + decoder.at(next.stage.latent) } else { 0.0 };
-                of_stage(stage) + ways
-            })
-            .sum();
-        let flops = of_stage(last) + of_decoder + extra;
-        let mut found = CellCost {
+        let counted = Counted::of(&self.inputs.blueprints[cell.model], &cell.jobs[0].request, method)?;
+        let timed = match self.inputs.pipelines.get(cell.model) {
+            Some(_) if to_do > 0 => Some(self.timed(cell, method, &counted)?),
+            _ => None,
+        };
+        let seconds_per_image = timed.as_ref().map(|timed| timed.seconds_per_image);
+        Ok(CellCost {
             cell: cell.name.clone(),
             width: cell.width,
             height: cell.height,
             images,
             done: images - to_do,
             to_do,
-            steps: run.iter().map(|stage| stage.steps.len()).sum(),
-            passes,
-            flops_per_image: flops,
-            seconds_per_image: None,
-            hours: Some(0.0).filter(|_| to_do == 0),
-            peak_memory_bytes: None,
-            extrapolated: false,
-        };
-        if to_do == 0 {
-            return Ok(found);
-        }
-        let active: Option<&Step> = steps.iter().find(|step| !step.is_plain());
-        let plain_passes = pipeline.outline(request, &Method::direct(pipeline.sites()))?[0].steps[0].views[0].passes.len();
+            steps: counted.run.iter().map(|stage| stage.steps.len()).sum(),
+            passes: counted.passes,
+            flops_per_image: counted.of_run + counted.of_decoder + counted.before,
+            seconds_per_image,
+            hours: if to_do == 0 { Some(0.0) } else { seconds_per_image.map(|seconds| seconds * to_do as f64 / 3600.0) },
+            peak_memory_bytes: timed.as_ref().and_then(|timed| timed.peak_memory_bytes),
+            extrapolated: timed.is_some_and(|timed| timed.extrapolated),
+        })
+    }
+
+    /// How long an image takes, by steps that are timed.
+    fn timed(&mut self, cell: &Cell, method: &Method, counted: &Counted) -> Result<Timed> {
+        let pipeline = &self.inputs.pipelines[cell.model];
+        let Counted { unet, latent, of_pass, of_decoder, .. } = counted;
+        let plain_passes = pipeline.outline(&cell.jobs[0].request, &Method::direct(pipeline.sites()))?[0].steps[0].views[0].passes.len();
         let calibration = PLAIN_STEPS as f64 * plain_passes as f64 * of_pass;
+        let steps = counted.last();
+        let active: Option<&Step> = steps.iter().find(|step| !step.is_plain());
         let expected = self
             .largest
             .get(&cell.model)
             .map(|(speed, pass, decoder)| calibration * (speed.seconds_per_pass / pass) + of_decoder * (speed.seconds_to_decode / decoder));
+        let (mut extrapolated, mut peak_memory_bytes) = (false, None);
         let (plain, acting) = match (expected.filter(|seconds| *seconds > PATIENCE), self.largest.get(&cell.model)) {
             (Some(_), Some((speed, pass, decoder))) => {
-                found.extrapolated = true;
+                extrapolated = true;
                 let speed = Speed {
                     seconds_per_pass: speed.seconds_per_pass * of_pass / pass,
                     seconds_to_decode: speed.seconds_to_decode * of_decoder / decoder,
@@ -234,26 +268,25 @@ impl Calibrator<'_> {
                 (speed, speed)
             }
             _ => {
-                let plain = self.speed(cell, &Method::direct(pipeline.sites()), PLAIN_STEPS, None)?;
-                let acting = active.map(|step| self.speed(cell, method, 1, Some(step))).transpose()?;
-                self.largest.insert(cell.model, (plain, of_pass, of_decoder));
-                found.peak_memory_bytes = plain.peak_memory_bytes.max(acting.and_then(|speed| speed.peak_memory_bytes));
+                let plain = self.speed(cell, &Method::direct(pipeline.sites()), unet, PLAIN_STEPS, None)?;
+                let acting = active.map(|step| self.speed(cell, method, unet, 1, Some(step))).transpose()?;
+                self.largest.insert(cell.model, (plain, *of_pass, *of_decoder));
+                peak_memory_bytes = plain.peak_memory_bytes.max(acting.and_then(|speed| speed.peak_memory_bytes));
                 (plain, acting.unwrap_or(plain))
             }
         };
         // A pass on a part of the latents is as long as its share of the operations.
         let of_step = |step: &Step| {
             let speed = if step.is_plain() { plain } else { acting };
-            step.evaluations(latent).map(|(n, size, _)| n as f64 * unet.at(size) / of_pass).sum::<f64>() * speed.seconds_per_pass
+            step.evaluations(*latent).map(|(n, size, _)| n as f64 * unet.at(size) / of_pass).sum::<f64>() * speed.seconds_per_pass
         };
-        let seconds = steps.iter().map(of_step).sum::<f64>() + plain.seconds_to_decode + extra * plain.seconds_per_pass / of_pass;
-        found.seconds_per_image = Some(seconds);
-        found.hours = Some(seconds * to_do as f64 / 3600.0);
-        Ok(found)
+        let before = counted.before * plain.seconds_per_pass / of_pass;
+        let seconds_per_image = steps.iter().map(of_step).sum::<f64>() + plain.seconds_to_decode + before;
+        Ok(Timed { seconds_per_image, peak_memory_bytes, extrapolated })
     }
 
     /// Times the first `steps` steps of an image's last stage and its decoding; the fastest step counts, but not one that warms up.
-    fn speed(&mut self, cell: &Cell, method: &Method, steps: usize, acting: Option<&Step>) -> Result<Speed> {
+    fn speed(&mut self, cell: &Cell, method: &Method, unet: &Flops, steps: usize, acting: Option<&Step>) -> Result<Speed> {
         let pipeline = &self.inputs.pipelines[cell.model];
         let request = &cell.jobs[0].request;
         let what = (cell.width, cell.height, pipeline.digest(), pipeline.dtype(), request.vae_decode, steps);
@@ -265,21 +298,30 @@ impl Calibrator<'_> {
         pipeline.embed_ahead([request])?;
         memory::release();
         memory::reset_peak();
-        let mut trace = Trace::of_times();
         let latent = (request.height as usize / pipeline.vae_factor() as usize, request.width as usize / pipeline.vae_factor() as usize);
-        let unet = Flops::unet(&self.inputs.folders[cell.model].join("unet").join("config.json"))?;
         let whole = unet.at(latent);
         let of_step = |step: &Step| step.evaluations(latent).map(|(n, size, _)| n as f64 * unet.at(size) / whole).sum::<f64>();
         let run = pipeline.outline(request, method)?;
         let n_passes = run.last().and_then(|stage| stage.steps.first()).map_or(1.0, of_step);
-        pipeline.first_steps(request, method, steps, Some(&mut trace))?;
-        let seconds =
-            |stage: &str| trace.seconds.iter().filter(|(name, _)| name.starts_with(stage)).map(|(_, seconds)| *seconds).collect::<Vec<_>>();
-        let times = seconds("step ");
-        let timed = if times.len() > 1 { &times[1..] } else { &times[..] };
+        let run = |_| -> Result<(f64, f64)> {
+            let mut trace = Trace::of_times();
+            pipeline.first_steps(request, method, steps, Some(&mut trace))?;
+            let seconds = |stage: &str| -> Vec<f64> {
+                trace.seconds.iter().filter(|(name, _)| name.starts_with(stage)).map(|(_, seconds)| *seconds).collect()
+            };
+            let times = seconds("step ");
+            let timed = if times.len() > 1 { &times[1..] } else { &times[..] };
+            Ok((timed.iter().copied().fold(f64::INFINITY, f64::min) / n_passes, seconds("decode").iter().sum()))
+        };
+        // As images will be made: of each that is beside others, its share.
+        let times = match Sharing::of(cell, pipeline, None) {
+            Sharing::Batches(_) => vec![run(0)?],
+            Sharing::Beside(n) => beside(n, run).into_iter().collect::<Result<Vec<_>>>()?,
+        };
+        let share = |of: &dyn Fn(&(f64, f64)) -> f64| times.iter().map(of).sum::<f64>() / (times.len() * times.len()) as f64;
         let found = Speed {
-            seconds_per_pass: timed.iter().copied().fold(f64::INFINITY, f64::min) / n_passes,
-            seconds_to_decode: seconds("decode").iter().sum(),
+            seconds_per_pass: share(&|(pass, _)| *pass),
+            seconds_to_decode: share(&|(_, decode)| *decode),
             peak_memory_bytes: memory::peak(),
         };
         self.cache.known.insert(key, found);
@@ -315,7 +357,7 @@ mod tests {
             extrapolated: true,
         };
         let machine = Machine { system: "s".into(), processor: None, gpu: None, threads: 1, memory_bytes: None };
-        let total = Total { images: 5, done: 2, to_do: 3, passes: 27, flops: 6e12, hours: 0.5 };
+        let total = Total { images: 5, done: 2, to_do: 3, passes: 27, flops: 6e12, hours: Some(0.5) };
         let text = Cost { experiment: "e".into(), machine, cells: vec![cell], total }.text();
         let fields: Vec<&str> = text.lines().nth(1).unwrap().split_whitespace().collect();
         assert_eq!(fields, ["m/4x-a", "128x64", "5", "2", "3", "4", "9", "2.00", "~1.50", "~30", "min", "00", "s", "–"]);

@@ -3,13 +3,13 @@
 use std::collections::BTreeSet;
 
 use anyhow::{Context, Result};
-use scalebench_generation::{Dtype, Method, Pipeline, Request, Seeding};
+use scalebench_generation::{Dtype, Method, Request, Seeding};
 use serde::Serialize;
 use serde_json::json;
 
 use crate::experiment::brought::File;
 use crate::experiment::resolve::Inputs;
-use crate::experiment::resolved::{self, Resolved, Sampler, Scale, base_name, cell_name};
+use crate::experiment::resolved::{self, Model, Resolved, Sampler, Scale, base_name, cell_name};
 
 /// Everything that a run makes, in order.
 pub(crate) struct Plan {
@@ -105,7 +105,7 @@ pub(crate) fn outline(resolved: &Resolved) -> Vec<Outline> {
 pub(crate) fn plan(resolved: &Resolved, inputs: &Inputs) -> Result<Plan> {
     let mut cells = Vec::new();
     for Outline { name, model, scale, method: method_name, seed, asked_for, images, n_scored } in outline(resolved) {
-        let (described, pipeline) = (&resolved.models[model], &inputs.pipelines[model]);
+        let (described, checkpoint) = (&resolved.models[model], &inputs.blueprints[model]);
         // What `_b` scores compare with is plain sampling, whatever the experiment calls by its name.
         let configured = inputs.methods.iter().find(|known| asked_for && known.spec.name() == method_name);
         let sampler = if asked_for { resolved.sampler_of(&method_name) } else { &resolved.sampler };
@@ -115,9 +115,9 @@ pub(crate) fn plan(resolved: &Resolved, inputs: &Inputs) -> Result<Plan> {
             let work = match (brought, configured) {
                 (Some(files), _) => Work::Bring(files),
                 (None, Some(configured)) => {
-                    Work::Sample(Box::new(configured.resolve(&described.family, scale.factor, pipeline.sites())?))
+                    Work::Sample(Box::new(configured.resolve(&described.family, scale.factor, checkpoint.sites())?))
                 }
-                (None, None) => Work::Sample(Box::new(inputs.baseline.resolve(&described.family, scale.factor, pipeline.sites())?)),
+                (None, None) => Work::Sample(Box::new(inputs.baseline.resolve(&described.family, scale.factor, checkpoint.sites())?)),
             };
             let request = |i: usize| -> Result<Request> {
                 Ok(Request {
@@ -145,8 +145,8 @@ pub(crate) fn plan(resolved: &Resolved, inputs: &Inputs) -> Result<Plan> {
                 let request = request(i)?;
                 let key = match &work {
                     Work::Sample(method) => {
-                        pipeline.check(&request, method)?;
-                        key(pipeline, method, &request, sampler.jpeg_quality)?
+                        checkpoint.check(&request, method)?;
+                        key(described, method, &request, sampler.jpeg_quality)?
                     }
                     Work::Bring(files) => brought_key(files.get(i), &request),
                 };
@@ -161,7 +161,7 @@ pub(crate) fn plan(resolved: &Resolved, inputs: &Inputs) -> Result<Plan> {
 }
 
 /// The run-store key of an image: equal keys, equal pixels.
-fn key(pipeline: &Pipeline, method: &Method, request: &Request, jpeg_quality: Option<u8>) -> Result<String> {
+fn key(model: &Model, method: &Method, request: &Request, jpeg_quality: Option<u8>) -> Result<String> {
     #[derive(Serialize)]
     struct Identity<'a> {
         checkpoint: &'a str,
@@ -170,7 +170,7 @@ fn key(pipeline: &Pipeline, method: &Method, request: &Request, jpeg_quality: Op
         dtype: Dtype,
         jpeg_quality: Option<u8>,
     }
-    let identity = Identity { checkpoint: pipeline.digest(), method, request, dtype: pipeline.dtype(), jpeg_quality };
+    let identity = Identity { checkpoint: &model.digest, method, request, dtype: model.dtype, jpeg_quality };
     // Through a value: its maps are sorted, so the key does not depend on the order of fields.
     let canonical = serde_json::to_value(identity)?.to_string();
     Ok(blake3::hash(canonical.as_bytes()).to_string())

@@ -45,6 +45,12 @@ pub(crate) fn resolve(written: &spec::Prompts, n_images: usize, folder: &Path) -
     Ok((Prompts::File { path: path.clone(), column: column.clone(), seed: coco.then_some(seed.unwrap_or(0)), digest }, list))
 }
 
+/// Stands in for a file that is not there: empty prompts, as many as there are images.
+pub(crate) fn unread(written: &spec::Prompts, n_images: usize) -> (Prompts, Vec<String>) {
+    let path = written.file.clone().unwrap_or_default();
+    (Prompts::File { path, column: written.column.clone(), seed: written.seed, digest: String::new() }, vec![String::new(); n_images])
+}
+
 fn lines(bytes: &[u8]) -> Result<Vec<String>> {
     let text = std::str::from_utf8(bytes).context("expected UTF-8 text")?;
     let lines: Vec<String> = text.lines().map(str::trim).filter(|line| !line.is_empty()).map(str::to_owned).collect();

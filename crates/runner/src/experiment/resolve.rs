@@ -1,17 +1,18 @@
 //! Loading and checking what an experiment file refers to: [`Resolved`] describes it, [`Inputs`] has it.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use scalebench_generation::{FAMILIES, LoadOptions, MethodSpec, Pipeline, ScheduleOptions, locate};
+use scalebench_generation::{Blueprint, FAMILIES, LoadOptions, MethodSpec, Pipeline, ScheduleOptions, locate, locate_here};
 use scalebench_metrics::{Extractor, ImageSet, Metric, Preprocess, Provenance, Sample, Shards, Source, StatisticsFile, Tap, list_images};
 
 use crate::experiment::brought::{self, File};
 use crate::experiment::matrix::{self, Change, SEED};
 use crate::experiment::methods::{self, Configured};
-use crate::experiment::protocol::{self, Network};
+use crate::experiment::protocol::{self, Comparison, Network};
 use crate::experiment::resolved::{
     Brought, FeatureNetwork, Images, Method, Metrics, Model, Reference, Resolved, Sampler, Scale, comparisons_of_fid,
 };
@@ -24,10 +25,10 @@ const MIN_IMAGES: usize = 3;
 
 /// What a resolved experiment refers to, loaded.
 pub(crate) struct Inputs {
-    /// One per model.
+    /// One per model; none at all where one is lacking.
     pub(crate) pipelines: Vec<Pipeline>,
-    /// Where they were loaded from.
-    pub(crate) folders: Vec<PathBuf>,
+    /// The same without their weights; of a checkpoint that is lacking, its family's.
+    pub(crate) blueprints: Vec<Blueprint>,
     /// One per method whose images this program makes.
     pub(crate) methods: Vec<Configured>,
     /// Files of the others, by cell.
@@ -39,15 +40,40 @@ pub(crate) struct Inputs {
     /// One per image of a cell.
     pub(crate) prompts: Vec<String>,
     pub(crate) reference: ReferenceInputs,
+    /// What is not at hand, each with the reason: for something to be counted, and not made.
+    pub(crate) lacking: Vec<String>,
 }
 
-/// What is done about images that other programs make.
+/// Which of an experiment's inputs must be at hand.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Others {
-    /// They are looked at, and must be there.
-    Find,
-    /// They are named alone, for those who will make them.
-    Name,
+pub(crate) enum Needs {
+    All,
+    /// Images of other programs are named alone, for those who will make them.
+    AllButBrought,
+    /// Something stands in for what is not there: images can be counted with it.
+    Nothing,
+}
+
+/// What stands in for inputs that are not at hand, where that is allowed.
+struct StandIns {
+    allowed: bool,
+    lacking: Vec<String>,
+}
+
+impl StandIns {
+    /// What was found, or where there is no such file, something else.
+    fn or<T>(&mut self, found: Result<T>, other: impl FnOnce() -> Result<T>) -> Result<T> {
+        let is_absence = |cause: &(dyn std::error::Error + 'static)| {
+            cause.downcast_ref::<std::io::Error>().is_some_and(|error| error.kind() == ErrorKind::NotFound)
+        };
+        match found {
+            Err(error) if self.allowed && error.chain().any(is_absence) => {
+                self.lacking.push(format!("{error:#}"));
+                other()
+            }
+            found => found,
+        }
+    }
 }
 
 /// The reference, as far as it is given as files.
@@ -58,7 +84,8 @@ pub(crate) struct ReferenceInputs {
 }
 
 /// Loads and checks everything that an experiment file refers to.
-pub(crate) fn resolve(file: &Path, experiment: spec::Experiment, others: Others) -> Result<(Resolved, Inputs)> {
+pub(crate) fn resolve(file: &Path, experiment: spec::Experiment, needs: Needs) -> Result<(Resolved, Inputs)> {
+    let mut stand_ins = StandIns { allowed: needs == Needs::Nothing, lacking: Vec::new() };
     let at = |key: &str| format!("{}: {key}", file.display());
     let folder = file.parent().unwrap_or(Path::new(""));
     let name = file.file_stem().unwrap_or_default().to_string_lossy().into_owned();
@@ -73,21 +100,24 @@ pub(crate) fn resolve(file: &Path, experiment: spec::Experiment, others: Others)
     check_names(&names.iter().map(String::as_str).collect::<Vec<_>>()).with_context(|| at("models"))?;
 
     let prompt_seed = experiment.prompts.seed.unwrap_or(0);
-    let (prompts, prompt_list) = prompts::resolve(&experiment.prompts, images.most(), folder).with_context(|| at("prompts"))?;
-    let (metrics, extractors) = resolve_metrics(experiment.metrics, folder, &at)?;
-    let (reference, reference_inputs) =
-        resolve_reference(&experiment.reference, prompt_seed, folder, &metrics, &extractors).with_context(|| at("reference"))?;
+    let found = prompts::resolve(&experiment.prompts, images.most(), folder).with_context(|| at("prompts"));
+    let (prompts, prompt_list) = stand_ins.or(found, || Ok(prompts::unread(&experiment.prompts, images.most())))?;
+    let (metrics, extractors) = resolve_metrics(experiment.metrics, folder, &mut stand_ins, &at)?;
+    let found = resolve_reference(&experiment.reference, prompt_seed, folder, &metrics, &extractors).with_context(|| at("reference"));
+    let none = || (Reference::Folder { path: PathBuf::new(), images: 0, digest: String::new() }, ReferenceInputs::default());
+    let (reference, reference_inputs) = stand_ins.or(found, || Ok(none()))?;
 
-    let (mut models, mut pipelines, mut folders) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut models, mut pipelines, mut blueprints) = (Vec::new(), Vec::new(), Vec::new());
     for variant in variants {
-        let (model, pipeline, found) = load_model(variant, folder, &at)?;
+        let (model, blueprint, pipeline) = load_model(variant, folder, &mut stand_ins, &at)?;
         models.push(model);
+        blueprints.push(blueprint);
         pipelines.push(pipeline);
-        folders.push(found);
     }
+    let pipelines: Vec<Pipeline> = pipelines.into_iter().collect::<Option<_>>().unwrap_or_default();
 
     let mut brought = BTreeMap::new();
-    for method in methods.iter_mut().filter(|method| others == Others::Find && method.images.is_some()) {
+    for method in methods.iter_mut().filter(|method| needs != Needs::AllButBrought && method.images.is_some()) {
         let of = method.variant_of.as_ref().unwrap_or(&method.name);
         let entry = experiment.methods.iter().find(|entry| entry.images.is_some() && entry.written() == of);
         let entry = entry.with_context(|| at("methods"))?;
@@ -124,8 +154,8 @@ pub(crate) fn resolve(file: &Path, experiment: spec::Experiment, others: Others)
     }
     let baseline = methods::find(methods::BASELINE, folder)?;
     let reference = reference_inputs;
-    let inputs = Inputs { pipelines, folders, methods: configured, brought, baseline, extractors, prompts: prompt_list, reference };
-    Ok((resolved, inputs))
+    let (methods, prompts, lacking) = (configured, prompt_list, stand_ins.lacking);
+    Ok((resolved, Inputs { pipelines, blueprints, methods, brought, baseline, extractors, prompts, reference, lacking }))
 }
 
 /// The methods of an experiment with all their variants, as data and as they will be used.
@@ -178,12 +208,13 @@ fn variant_name(variant: &matrix::Variant<(String, spec::Model)>) -> String {
     variant.label.as_ref().map_or_else(|| name.clone(), |label| format!("{name}_{label}"))
 }
 
-/// Loads a checkpoint; with it, how it is described and where it was found.
+/// Loads a checkpoint, if it is there; with it, how it is described and what is known without its weights.
 fn load_model(
     variant: matrix::Variant<(String, spec::Model)>,
     folder: &Path,
+    stand_ins: &mut StandIns,
     at: &dyn Fn(&str) -> String,
-) -> Result<(Model, Pipeline, PathBuf)> {
+) -> Result<(Model, Blueprint, Option<Pipeline>)> {
     let shown = variant_name(&variant);
     let matrix::Variant { of: (name, model), changes, .. } = variant;
     let at = at(&format!("models.{name}.path"));
@@ -194,16 +225,26 @@ fn load_model(
     let load = || {
         let path = data::located(&path)?;
         let beside = folder.join(&path);
-        let found = locate(if beside.is_dir() { &beside } else { &path })?;
-        Ok::<_, anyhow::Error>((Pipeline::load_with(&found, &options)?, found))
+        let place = if beside.is_dir() { &beside } else { &path };
+        // What is only to be counted is not worth a download.
+        let found = if stand_ins.allowed { locate_here(place)? } else { locate(place)? };
+        Ok::<_, anyhow::Error>(Some(Pipeline::load_with(&found, &options)?))
     };
-    let (pipeline, found) = load().with_context(|| at)?;
-    let (width, height) = pipeline.native_size();
-    let family = model.family.or_else(|| known.or(pipeline.family()).map(|f| f.name.to_owned())).unwrap_or(name);
-    let digest = pipeline.digest().to_owned();
+    let found = load().with_context(|| at.clone());
+    let pipeline = stand_ins.or(found, || Ok(None))?;
+    let told = FAMILIES.iter().find(|family| model.family.as_deref().unwrap_or(&name) == family.name);
+    let blueprint = match &pipeline {
+        Some(pipeline) => Blueprint::clone(pipeline),
+        None => told.and_then(Blueprint::of_family).with_context(|| {
+            format!("{at}: {} is not at hand; expected a `family` whose shapes are known: sd15, sd21, sd21-768 or sdxl", path.display())
+        })?,
+    };
+    let (width, height) = blueprint.native_size();
+    let family = model.family.or_else(|| known.or(blueprint.family()).map(|f| f.name.to_owned())).unwrap_or(name);
+    let digest = pipeline.as_ref().map_or_else(String::new, |pipeline| pipeline.digest().to_owned());
     let set = matrix::shown(&changes);
     let model = Model { name: shown, family, path, variant: model.variant, dtype: options.dtype, digest, width, height, set };
-    Ok((model, pipeline, found))
+    Ok((model, blueprint, pipeline))
 }
 
 /// The sampler of a method whose changes speak of one.
@@ -228,7 +269,12 @@ fn own_seed(changes: &[Change]) -> Result<Option<u64>> {
     Ok(Some(seed.with_context(|| format!("{SEED}: expected a whole number from 0, found {}", change.shown))?))
 }
 
-fn resolve_metrics(written: spec::Metrics, folder: &Path, at: &dyn Fn(&str) -> String) -> Result<(Metrics, BTreeMap<Network, Extractor>)> {
+fn resolve_metrics(
+    written: spec::Metrics,
+    folder: &Path,
+    stand_ins: &mut StandIns,
+    at: &dyn Fn(&str) -> String,
+) -> Result<(Metrics, BTreeMap<Network, Extractor>)> {
     let protocol = protocol::find(&written.protocol, folder).with_context(|| at("metrics.protocol"))?;
     let used: BTreeSet<Network> = protocol.compare.iter().map(|comparison| comparison.network).collect();
     let (mut networks, mut extractors) = (Vec::new(), BTreeMap::new());
@@ -241,7 +287,8 @@ fn resolve_metrics(written: spec::Metrics, folder: &Path, at: &dyn Fn(&str) -> S
         };
         let path =
             path.clone().with_context(|| format!("{at}: expected the path of {network:?}, which protocol {} uses", protocol.name))?;
-        let extractor = load_extractor(&path, folder).with_context(|| at.clone())?;
+        let extractor = stand_ins.or(load_extractor(&path, folder).map(Some).with_context(|| at.clone()), || Ok(None))?;
+        let Some(extractor) = extractor else { continue };
         let found = Network::of(&extractor);
         ensure!(found == network, "{at}: expected {network:?}, {} holds {found:?}", path.display());
         let provenance = extractor.provenance(Tap::Features, &Preprocess::default());
@@ -276,7 +323,8 @@ pub(crate) fn load_extractor(path: &Path, folder: &Path) -> Result<Extractor> {
         let folder = home.join("hub/checkpoints");
         let found = CACHED_INCEPTION.iter().map(|name| folder.join(name)).find(|file| file.is_file());
         let names = CACHED_INCEPTION.join(" or ");
-        let found = found.with_context(|| format!("expected a weights file, or {names} in {}", folder.display()))?;
+        let missing = || io::Error::new(ErrorKind::NotFound, format!("expected a weights file, or {names} in {}", folder.display()));
+        let found = found.ok_or_else(missing)?;
         return Ok(Extractor::load_on(&found, &device::current())?);
     }
     Ok(Extractor::load_on(path, &device::current())?)
@@ -407,7 +455,8 @@ fn stored_statistics(
 ) -> Result<(Reference, ReferenceInputs)> {
     let found = StatisticsFile::load(file)?;
     let dim = found.statistics.dim();
-    let mut fitting = comparisons_of_fid(&metrics.protocol).filter(|comparison| extractors[&comparison.network].dim() == dim);
+    let dims = |comparison: &Comparison| extractors.get(&comparison.network).map(Extractor::dim);
+    let mut fitting = comparisons_of_fid(&metrics.protocol).filter(|comparison| dims(comparison) == Some(dim));
     let taken_as = || -> Option<Provenance> {
         let comparison = fitting.next()?;
         let network = metrics.networks.iter().find(|network| network.network == comparison.network)?;
@@ -415,7 +464,7 @@ fn stored_statistics(
     };
     let Some(provenance) = found.provenance.clone().or_else(taken_as) else {
         let expected: BTreeSet<String> = comparisons_of_fid(&metrics.protocol)
-            .map(|comparison| format!("of {} values, as {:?} has here", extractors[&comparison.network].dim(), comparison.network))
+            .filter_map(|comparison| Some(format!("of {} values, as {:?} has here", dims(comparison)?, comparison.network)))
             .collect();
         ensure!(!expected.is_empty(), "protocol {} measures no FID against the reference; expected images", metrics.protocol.name);
         let expected: Vec<String> = expected.into_iter().collect();

@@ -14,6 +14,8 @@ pub(crate) fn keep_freed() {
         libc::mallopt(libc::M_MMAP_MAX, 0);
         libc::mallopt(libc::M_TRIM_THRESHOLD, -1);
         libc::mallopt(libc::M_TOP_PAD, 256 << 20);
+        // Heaps of threads give back what is freed at their ends, whatever is asked for.
+        libc::mallopt(libc::M_ARENA_MAX, 1);
     }
 }
 

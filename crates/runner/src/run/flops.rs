@@ -4,12 +4,10 @@
 //! activations, softmax, resizing) is left out, and so are the text encoders. What a plan changes about sizes counts: dispersed
 //! kernels, fractional dilations, resized blocks, attention in windows.
 
-use std::path::Path;
-
 use anyhow::{Context, Result};
 use scalebench_generation::plan::{AttentionAction, AttentionShape, ConvAction, Geometry, Kernel, Plan, Resize};
 use scalebench_generation::step::{Pass, Step, View};
-use scalebench_generation::{SiteTable, StageSteps};
+use scalebench_generation::{Blueprint, SiteTable, StageSteps};
 use serde_json::Value;
 
 /// Tokens of a text embedding.
@@ -60,18 +58,14 @@ pub(crate) struct Flops {
 }
 
 impl Flops {
-    /// The U-Net of a `unet/config.json`.
-    pub(crate) fn unet(file: &Path) -> Result<Flops> {
-        let text = std::fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
-        let config: Value = serde_json::from_slice(&text).with_context(|| file.display().to_string())?;
-        Flops::of_unet(&config).with_context(|| format!("{}: expected the shapes of a U-Net", file.display()))
+    /// A checkpoint's U-Net.
+    pub(crate) fn unet(checkpoint: &Blueprint) -> Result<Flops> {
+        Flops::of_unet(checkpoint.unet_config()).context("unet/config.json: expected the shapes of a U-Net")
     }
 
-    /// The decoder of a `vae/config.json`.
-    pub(crate) fn decoder(file: &Path) -> Result<Flops> {
-        let text = std::fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
-        let config: Value = serde_json::from_slice(&text).with_context(|| file.display().to_string())?;
-        Flops::of_decoder(&config).with_context(|| format!("{}: expected the shapes of a decoder", file.display()))
+    /// A checkpoint's decoder.
+    pub(crate) fn decoder(checkpoint: &Blueprint) -> Result<Flops> {
+        Flops::of_decoder(checkpoint.vae_config()).context("vae/config.json: expected the shapes of a decoder")
     }
 
     fn of_unet(config: &Value) -> Option<Flops> {

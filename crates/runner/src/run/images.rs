@@ -1,13 +1,15 @@
 //! Making the images of a plan.
 
-use std::fmt::Write as _;
 use std::io::Cursor;
+use std::slice;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, sync_channel};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
-use cpu_time::ProcessTime;
-use scalebench_generation::{Method, Pipeline, Rgb, on_gpu};
+use anyhow::{Context, Result, anyhow, ensure};
+use cpu_time::{ProcessTime, ThreadTime};
+use scalebench_generation::{Method, Pipeline, Rgb, beside, on_gpu};
 use scalebench_metrics::{Image, jpeg};
 
 use crate::experiment::brought::File;
@@ -37,16 +39,66 @@ pub(crate) fn missing(cell: &Cell, store: &Store, shard: Shard) -> Result<Vec<us
     Ok(missing)
 }
 
-/// Images that are made together unless told otherwise: a GPU is full at eight of 512 × 512 pixels of Stable Diffusion.
-fn usual_batch(cell: &Cell, pipeline: &Pipeline) -> usize {
-    let latents = (cell.width / pipeline.vae_factor()) as usize * (cell.height / pipeline.vae_factor()) as usize;
-    if on_gpu(&device::current()) { (8 * 64 * 64 / latents.max(1)).clamp(1, 64) } else { 1 }
+/// Bytes that the largest maps of all images that are made beside each other may take together.
+const BESIDE: usize = 256 << 20;
+
+/// How a cell's images share the machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Sharing {
+    /// So many in a batch, all threads at work in each operation.
+    Batches(usize),
+    /// So many beside each other, each on a thread of its own.
+    Beside(usize),
 }
 
-/// Images on their way to their files, each with its index and what it cost, where that is known.
+impl Sharing {
+    /// Where nobody says how many go together: on a GPU as many as fill it, which at 512 × 512 pixels of Stable Diffusion are eight; on a
+    /// CPU one on each thread while they are small enough to be in memory together, since what operations lose by threads that wait
+    /// for each other is most for small ones.
+    pub(crate) fn of(cell: &Cell, pipeline: &Pipeline, batch_size: Option<u16>) -> Sharing {
+        let latents = (cell.width / pipeline.vae_factor()) as usize * (cell.height / pipeline.vae_factor()) as usize;
+        let map = cell.jobs.first().map_or(usize::MAX, |job| pipeline.largest_map(&job.request));
+        match (batch_size, rayon::current_num_threads()) {
+            (Some(n), _) => Sharing::Batches(n.into()),
+            _ if on_gpu(&device::current()) => Sharing::Batches((8 * 64 * 64 / latents.max(1)).clamp(1, 64)),
+            (_, n) if n > 1 && map.saturating_mul(n) <= BESIDE => Sharing::Beside(n),
+            _ => Sharing::Batches(1),
+        }
+    }
+
+    /// Images that are begun together.
+    fn at_once(self) -> usize {
+        match self {
+            Sharing::Batches(n) | Sharing::Beside(n) => n,
+        }
+    }
+
+    /// Of `images` images, the first that go beside each other. Threads come in whole rows of images; a row that would leave half of
+    /// them without one is left to operations that use all.
+    fn beside(self, images: usize) -> usize {
+        match self {
+            Sharing::Batches(_) => 0,
+            Sharing::Beside(n) => {
+                if images % n * 2 > n {
+                    images
+                } else {
+                    images / n * n
+                }
+            }
+        }
+    }
+}
+
+/// Images, each with its index and what it cost, where that is known.
+type Images = Vec<(usize, Image, Option<Timing>)>;
+
+/// Where they go.
+type HandOn<'a> = dyn FnMut(Images) -> Result<()> + Send + 'a;
+
+/// Images of a cell on their way to their files.
 struct Made<'a> {
     cell: &'a Cell,
-    images: Vec<(usize, Image, Option<Timing>)>,
+    images: Images,
 }
 
 /// Makes what is missing of this shard's images.
@@ -65,30 +117,21 @@ pub(crate) fn make_images(inputs: &Inputs, plan: &Plan, store: &Store, shard: Sh
         let writer = scope.spawn(|| write_images(receive, store, n_todo, &|cell| bar.inc(pixels(cell))));
         let made = todo.iter().try_for_each(|(cell, missing)| {
             memory::release();
-            let (cell_start, pipeline) = (Instant::now(), &inputs.pipelines[cell.model]);
-            let batch = batch_size.map_or_else(|| usual_batch(cell, pipeline), usize::from);
-            for ahead in missing.chunks(EMBEDDED_AHEAD.next_multiple_of(batch)) {
-                if let Work::Sample(_) = cell.work {
-                    pipeline.embed_ahead(ahead.iter().map(|&i| &cell.jobs[i].request))?;
+            let cell_start = Instant::now();
+            bar.set_message(format!("{done}/{n_todo} images, {}", cell.name));
+            let mut hand_on = |images: Images| {
+                done += images.len();
+                let rate = done as f64 / start.elapsed().as_secs_f64();
+                bar.set_message(format!("{done}/{n_todo} images, {rate:.2} images/s, {}", cell.name));
+                // The writer's own error says why.
+                send.send(Made { cell, images }).map_err(|_| anyhow!("images can no longer be written"))
+            };
+            match &cell.work {
+                Work::Sample(method) => {
+                    let pipeline = &inputs.pipelines[cell.model];
+                    make_all(pipeline, cell, method, missing, Sharing::of(cell, pipeline, batch_size), &mut hand_on)?;
                 }
-                for batch in ahead.chunks(batch) {
-                    interrupt::check()?;
-                    let mut message = format!("{done}/{n_todo} images");
-                    if done > 0 {
-                        let rate = done as f64 / start.elapsed().as_secs_f64();
-                        write!(message, ", {rate:.2} images/s").expect("writing to a string");
-                    }
-                    bar.set_message(format!("{message}, {}", cell.name));
-                    let images = match &cell.work {
-                        Work::Sample(method) => make(inputs, cell, method, batch)?,
-                        Work::Bring(files) => bring(cell, files, batch)?,
-                    };
-                    done += images.len();
-                    if send.send(Made { cell, images }).is_err() {
-                        // The writer's own error says why.
-                        bail!("images can no longer be written");
-                    }
-                }
+                Work::Bring(files) => bring_all(cell, files, missing, &mut hand_on)?,
             }
             if !missing.is_empty() {
                 let seconds = cell_start.elapsed().as_secs_f64();
@@ -135,26 +178,71 @@ fn write_images(made: Receiver<Made<'_>>, store: &Store, n_todo: usize, written:
     Ok(())
 }
 
-/// Makes some images of a cell together, and says what each cost: its share.
-fn make(inputs: &Inputs, cell: &Cell, method: &Method, indices: &[usize]) -> Result<Vec<(usize, Image, Option<Timing>)>> {
-    memory::reset_peak();
-    let (start, processor_start) = (Instant::now(), ProcessTime::now());
-    let requests: Vec<_> = indices.iter().map(|&i| &cell.jobs[i].request).collect();
-    let images = inputs.pipelines[cell.model].generate_batch(&requests, method);
-    let share = |elapsed: Duration| elapsed.as_secs_f64() / indices.len() as f64;
-    let (seconds, processor_seconds) = (share(start.elapsed()), Some(share(processor_start.elapsed())));
-    let peak_memory_bytes = memory::peak();
-    let images = images.with_context(|| format!("cell {}, images {indices:?}", cell.name))?;
-    let one = |(image, &index): (Rgb, &usize)| {
-        let timing = Timing { index, seconds, processor_seconds, peak_memory_bytes };
-        Ok((index, Image::new(image.width as usize, image.height as usize, image.data)?, Some(timing)))
-    };
-    images.into_iter().zip(indices).map(one).collect()
+/// Makes images of a cell, and hands them on as they come. Told to stop, it finishes those in hand.
+fn make_all(
+    pipeline: &Pipeline,
+    cell: &Cell,
+    method: &Method,
+    indices: &[usize],
+    sharing: Sharing,
+    hand_on: &mut HandOn<'_>,
+) -> Result<()> {
+    for ahead in indices.chunks(EMBEDDED_AHEAD.next_multiple_of(sharing.at_once())) {
+        pipeline.embed_ahead(ahead.iter().map(|&i| &cell.jobs[i].request))?;
+        let (beside, others) = ahead.split_at(sharing.beside(ahead.len()));
+        make_beside(pipeline, cell, method, beside, sharing.at_once(), hand_on)?;
+        let batch = if let Sharing::Batches(n) = sharing { n } else { 1 };
+        for batch in others.chunks(batch) {
+            interrupt::check()?;
+            memory::reset_peak();
+            let (start, processor_start) = (Instant::now(), ProcessTime::now());
+            let images = make(pipeline, cell, method, batch)?;
+            let share = |elapsed: Duration| elapsed.as_secs_f64() / batch.len() as f64;
+            hand_on(timed(batch, images, share(start.elapsed()), share(processor_start.elapsed())))?;
+        }
+    }
+    Ok(())
 }
 
-/// Takes over some images that another program made.
-fn bring(cell: &Cell, files: &[File], indices: &[usize]) -> Result<Vec<(usize, Image, Option<Timing>)>> {
-    let one = |&index: &usize| -> Result<_> {
+/// Makes images beside each other, `n` at a time.
+fn make_beside(pipeline: &Pipeline, cell: &Cell, method: &Method, indices: &[usize], n: usize, hand_on: &mut HandOn<'_>) -> Result<()> {
+    memory::reset_peak();
+    let (next, hand_on) = (AtomicUsize::new(0), Mutex::new(hand_on));
+    let on_thread = || -> Result<()> {
+        while let Some(index) = indices.get(next.fetch_add(1, Ordering::Relaxed)) {
+            interrupt::check()?;
+            let (start, processor_start) = (Instant::now(), ThreadTime::now());
+            let images = make(pipeline, cell, method, slice::from_ref(index))?;
+            // Its share of the machine, as if the others had waited.
+            let seconds = start.elapsed().as_secs_f64() / n.min(indices.len()) as f64;
+            let images = timed(&[*index], images, seconds, processor_start.elapsed().as_secs_f64());
+            hand_on.lock().unwrap_or_else(PoisonError::into_inner)(images)?;
+        }
+        Ok(())
+    };
+    // Where one fails, the others begin nothing new.
+    let results = beside(n.min(indices.len()), |_| on_thread().inspect_err(|_| next.store(indices.len(), Ordering::Relaxed)));
+    results.into_iter().collect()
+}
+
+/// Some images of a cell, made together.
+fn make(pipeline: &Pipeline, cell: &Cell, method: &Method, indices: &[usize]) -> Result<Vec<Image>> {
+    let requests: Vec<_> = indices.iter().map(|&i| &cell.jobs[i].request).collect();
+    let images = pipeline.generate_batch(&requests, method).with_context(|| format!("cell {}, images {indices:?}", cell.name))?;
+    let image = |image: Rgb| Ok(Image::new(image.width as usize, image.height as usize, image.data)?);
+    images.into_iter().map(image).collect()
+}
+
+/// What images cost each: seconds, processor seconds, and the peak since the last reset.
+fn timed(indices: &[usize], images: Vec<Image>, seconds: f64, processor_seconds: f64) -> Images {
+    let peak_memory_bytes = memory::peak();
+    let timing = |index| Timing { index, seconds, processor_seconds: Some(processor_seconds), peak_memory_bytes };
+    indices.iter().zip(images).map(|(&index, image)| (index, image, Some(timing(index)))).collect()
+}
+
+/// Takes over images that another program made.
+fn bring_all(cell: &Cell, files: &[File], indices: &[usize], hand_on: &mut HandOn<'_>) -> Result<()> {
+    let one = |index: usize| -> Result<_> {
         let file = &files[index];
         let bytes = std::fs::read(&file.path).with_context(|| format!("cannot read {}", file.path.display()))?;
         let is_same = blake3::hash(&bytes).to_string() == file.digest;
@@ -163,24 +251,30 @@ fn bring(cell: &Cell, files: &[File], indices: &[usize]) -> Result<Vec<(usize, I
         let timing = file.seconds.map(|seconds| Timing { index, seconds, processor_seconds: None, peak_memory_bytes: None });
         Ok((index, image, timing))
     };
-    indices.iter().map(one).collect::<Result<_>>().with_context(|| format!("cell {}", cell.name))
+    for &index in indices {
+        interrupt::check()?;
+        hand_on(vec![one(index).with_context(|| format!("cell {}", cell.name))?])?;
+    }
+    Ok(())
 }
 
 /// Makes the images of a cell once more, for their times alone, and keeps each one's best: what else the machine did can
 /// only have added to them.
-pub(crate) fn time_again(inputs: &Inputs, cell: &Cell, store: &Store) -> Result<()> {
+pub(crate) fn time_again(inputs: &Inputs, cell: &Cell, store: &Store, batch_size: Option<u16>) -> Result<()> {
     let Work::Sample(method) = &cell.work else { return Ok(()) };
     let mut timings: Vec<Timing> = store.read_lines(&store.timings(&cell.name))?;
-    for i in 0..cell.jobs.len() {
-        if i % EMBEDDED_AHEAD == 0 {
-            inputs.pipelines[cell.model].embed_ahead(cell.jobs[i..].iter().take(EMBEDDED_AHEAD).map(|job| &job.request))?;
+    let mut keep = |images: Images| {
+        for (index, _, again) in images {
+            for (timing, again) in timings.iter_mut().filter(|timing| timing.index == index).zip(again) {
+                timing.seconds = timing.seconds.min(again.seconds);
+                timing.processor_seconds = timing.processor_seconds.zip(again.processor_seconds).map(|(first, second)| first.min(second));
+            }
         }
-        let (_, _, again) = make(inputs, cell, method, &[i])?.remove(0);
-        for (timing, again) in timings.iter_mut().filter(|timing| timing.index == i).zip(again) {
-            timing.seconds = timing.seconds.min(again.seconds);
-            timing.processor_seconds = timing.processor_seconds.zip(again.processor_seconds).map(|(first, second)| first.min(second));
-        }
-    }
+        Ok(())
+    };
+    let pipeline = &inputs.pipelines[cell.model];
+    let all: Vec<usize> = (0..cell.jobs.len()).collect();
+    make_all(pipeline, cell, method, &all, Sharing::of(cell, pipeline, batch_size), &mut keep)?;
     store.write_lines(&store.timings(&cell.name), &timings)
 }
 

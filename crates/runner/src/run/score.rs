@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 use scalebench_emoji::{Split, emojis, prompt_order, render};
-use scalebench_generation::Pipeline;
+use scalebench_generation::Blueprint;
 use scalebench_metrics::{
     Corrupt, Extractor, FeatureSet, Image, Jackknifed, Metric, OtherSide, Preprocess, Provenance, Sample, Source, Statistics,
     StatisticsFile, Tap, Verdict, clip_scores,
@@ -37,7 +37,7 @@ pub(crate) fn score(resolved: &Resolved, inputs: &Inputs, plan: &Plan, store: &S
     }
     let mut rows = Vec::new();
     for (model, described) in resolved.models.iter().enumerate() {
-        let unet = Flops::unet(&inputs.folders[model].join("unet").join("config.json"))?;
+        let unet = Flops::unet(&inputs.blueprints[model])?;
         for scale in &resolved.scales {
             let cells: Vec<&Cell> = plan.cells.iter().filter(|c| c.asked_for && c.model == model && c.scale == *scale).collect();
             let mut columns: Vec<Vec<Score>> = vec![Vec::new(); cells.len()];
@@ -67,7 +67,7 @@ pub(crate) fn score(resolved: &Resolved, inputs: &Inputs, plan: &Plan, store: &S
                     baseline: resolved.baseline_of(&cell.method_name).unwrap_or(BASELINE).to_owned(),
                     set: described.set.iter().chain(resolved.set_of(&cell.method_name)).map(|(k, v)| (k.clone(), v.clone())).collect(),
                     scores,
-                    unet_flops_per_image: flops_of(&inputs.pipelines[model], &unet, cell)?,
+                    unet_flops_per_image: flops_of(&inputs.blueprints[model], &unet, cell)?,
                     seconds_per_image: mean_seconds(&timings),
                     peak_memory_bytes: timings.iter().filter_map(|t| t.peak_memory_bytes).max(),
                 });
@@ -110,10 +110,10 @@ fn empty_row(resolved: &Resolved, described: &Model, scale: &Scale, method: &str
 }
 
 /// Operations of the passes that an image of a cell takes; None of images that another program made.
-fn flops_of(pipeline: &Pipeline, unet: &Flops, cell: &Cell) -> Result<Option<f64>> {
+fn flops_of(checkpoint: &Blueprint, unet: &Flops, cell: &Cell) -> Result<Option<f64>> {
     let (Work::Sample(method), Some(job)) = (&cell.work, cell.jobs.first()) else { return Ok(None) };
-    let run = pipeline.outline(&job.request, method)?;
-    Ok(Some(run.iter().map(|stage| unet.of_stage(pipeline.sites(), stage)).sum()))
+    let run = checkpoint.outline(&job.request, method)?;
+    Ok(Some(run.iter().map(|stage| unet.of_stage(checkpoint.sites(), stage)).sum()))
 }
 
 pub(crate) fn mean_seconds(timings: &[Timing]) -> Option<f64> {

@@ -1,0 +1,209 @@
+//! What a checkpoint's configuration files decide without its weights.
+
+use super::published::configurations;
+use super::{Request, Seeding, StageSteps};
+use crate::checkpoint::{FAMILIES, Family};
+use crate::config::Config;
+use crate::error::{Error, Result};
+use crate::journey::{Journey, Route, Stage};
+use crate::methods::Method;
+use crate::sampler::{Prediction, Sampler, Schedule, Walk};
+use crate::site::SiteTable;
+use crate::step::{Moment, Step};
+use crate::unet::UNet;
+use crate::vae::Vae;
+use serde_json::Value;
+use std::path::Path;
+
+/// A checkpoint's sites, sizes and noise levels, and by them every stage, step and pass of a run.
+#[derive(Debug, Clone)]
+pub struct Blueprint {
+    sites: SiteTable,
+    family: Option<&'static Family>,
+    /// Latent side of the training resolution.
+    native: usize,
+    /// Pixels per latent, along one axis.
+    factor: usize,
+    schedule: Schedule,
+    unet: Value,
+    vae: Value,
+}
+
+impl Blueprint {
+    /// Of the networks whose configurations are the values `unet` and `vae`.
+    pub(super) fn new(networks: (&UNet, &Vae), schedule: Schedule, unet: Value, vae: Value) -> Self {
+        let config = &networks.0.config;
+        let name = config.family().map(|name| match name {
+            "sd21" if schedule.prediction == Prediction::V => "sd21-768",
+            name => name,
+        });
+        let family = FAMILIES.iter().find(|family| Some(family.name) == name);
+        Self { sites: networks.0.sites.clone(), family, native: config.sample_size, factor: networks.1.factor, schedule, unet, vae }
+    }
+
+    /// Of a family's published checkpoint; None of one that has not been published.
+    pub fn of_family(family: &Family) -> Option<Self> {
+        let [unet, vae, scheduler] = configurations(family.name)?;
+        let file = Path::new(family.name);
+        let build = || {
+            let hollow = (UNet::hollow(Config::of(unet.clone(), file)?)?, Vae::hollow(Config::of(vae.clone(), file)?)?);
+            let schedule = Schedule::of(Config::of(scheduler, file)?)?;
+            Ok::<_, Error>(Self::new((&hollow.0, &hollow.1), schedule, unet, vae))
+        };
+        Some(build().expect("published configurations are of kinds that this program has"))
+    }
+
+    /// The family whose architecture this is, if it is a known one.
+    pub fn family(&self) -> Option<&'static Family> {
+        self.family
+    }
+
+    /// Where methods may act.
+    pub fn sites(&self) -> &SiteTable {
+        &self.sites
+    }
+
+    /// Content of `unet/config.json`.
+    pub fn unet_config(&self) -> &Value {
+        &self.unet
+    }
+
+    /// Content of `vae/config.json`.
+    pub fn vae_config(&self) -> &Value {
+        &self.vae
+    }
+
+    /// Training (width, height) in pixels.
+    pub fn native_size(&self) -> (u32, u32) {
+        let side = (self.native * self.factor) as u32;
+        (side, side)
+    }
+
+    /// Pixels per latent, along one axis.
+    pub fn vae_factor(&self) -> u32 {
+        self.factor as u32
+    }
+
+    pub(super) fn native_latent(&self) -> (usize, usize) {
+        (self.native, self.native)
+    }
+
+    pub(super) fn latent_size(&self, request: &Request) -> (usize, usize) {
+        (request.height as usize / self.factor, request.width as usize / self.factor)
+    }
+
+    /// Refuses what [`Pipeline::generate`](super::Pipeline::generate) could not do, without doing anything.
+    pub fn check(&self, request: &Request, method: &Method) -> Result<()> {
+        let f = self.vae_factor();
+        for (key, side) in [("width", request.width), ("height", request.height)] {
+            if side == 0 || side % f != 0 {
+                let expected = format!("a positive multiple of the autoencoder's factor {f}");
+                return Err(Error::Request { key, found: side.to_string(), expected });
+            }
+        }
+        let range = |key: &'static str, value: f64, low: f64, high: f64| {
+            if (low..=high).contains(&value) {
+                Ok(())
+            } else {
+                Err(Error::Request { key, found: value.to_string(), expected: format!("a number from {low} to {high}") })
+            }
+        };
+        range("guidance_scale", request.guidance_scale, 0.0, 1e3)?;
+        range("guidance_rescale", request.guidance_rescale, 0.0, 1.0)?;
+        let journey = self.journey(request, method)?;
+        for stage in &journey.stages {
+            let walk = self.walk(request, stage)?;
+            if stage.steps.first > 0 && request.sampler == Sampler::Pndm {
+                let expected = "another sampler: pndm cannot begin in the middle of its run, as this method does";
+                return Err(Error::Request { key: "sampler", found: "pndm".into(), expected: expected.into() });
+            }
+            let (first, end) = (stage.steps.first, stage.steps.end.unwrap_or(walk.timesteps().len()));
+            if first >= end || end > walk.timesteps().len() {
+                let reason = format!(
+                    "has a stage of steps {first} to {end} in a run of {}, expected at least one step: raise `steps`",
+                    walk.timesteps().len()
+                );
+                return Err(Error::method(method.name(), reason));
+            }
+        }
+        if let Seeding::Batched { batch, row } = request.seeding
+            && row >= batch
+        {
+            return Err(Error::Request { key: "seeding", found: format!("row {row} of {batch}"), expected: "a row of the batch".into() });
+        }
+        method.check(self.latent_size(request), self.native_latent())
+    }
+
+    /// The stages and steps that [`Pipeline::generate`](super::Pipeline::generate) would make at the request's size, in order.
+    pub fn outline(&self, request: &Request, method: &Method) -> Result<Vec<StageSteps>> {
+        self.check(request, method)?;
+        let journey = self.journey(request, method)?;
+        let of_stage = |s: usize| {
+            let moments = self.moments(request, &journey, s, &self.walk(request, &journey.stages[s])?);
+            let stage = journey.stages[s].clone();
+            let steps = moments.iter().map(|at| self.step(method, &stage, at)).collect();
+            Ok(StageSteps { stage, steps })
+        };
+        (0..journey.stages.len()).map(of_stage).collect()
+    }
+
+    /// One step of a stage.
+    pub(super) fn step(&self, method: &Method, stage: &Stage, at: &Moment) -> Step {
+        if stage.plain { Step::plain(self.sites(), at) } else { method.step(self.sites(), at) }
+    }
+
+    pub(super) fn journey(&self, request: &Request, method: &Method) -> Result<Journey> {
+        let latent = self.latent_size(request);
+        let walk = self.walk(request, &Stage::new(latent))?;
+        let (native, n_steps, alphas_cumprod) = (self.native_latent(), walk.timesteps().len(), walk.alphas_cumprod());
+        Ok(method.journey(&Route { latent, native, n_steps, alphas_cumprod, guidance_scale: request.guidance_scale }))
+    }
+
+    pub(super) fn walk(&self, request: &Request, stage: &Stage) -> Result<Walk> {
+        let eta = stage.eta.unwrap_or(request.eta);
+        self.schedule.walk_stage(request.sampler, stage.steps.of.unwrap_or(request.steps), eta, &request.schedule, &stage.steps)
+    }
+
+    /// The moments of the steps that are run in stage `s`.
+    pub(super) fn moments(&self, request: &Request, journey: &Journey, s: usize, walk: &Walk) -> Vec<Moment> {
+        let stage = &journey.stages[s];
+        let timesteps = walk.timesteps();
+        let (first, end) = (stage.steps.first, stage.steps.end.unwrap_or(timesteps.len()));
+        let moment = |index: usize| Moment {
+            // Schedules count from the first step that is run.
+            step: index - first,
+            n_steps: timesteps.len(),
+            timestep: timesteps[index],
+            latent: stage.latent,
+            native: self.native_latent(),
+            guidance_scale: stage.guidance_scale.unwrap_or(request.guidance_scale),
+            index,
+            n_run: end - first,
+            stage: s,
+            n_stages: journey.stages.len(),
+            previous: s.checked_sub(1).map(|before| journey.stages[before].latent),
+            seed: request.seed,
+            level: walk.level(index),
+            alphas_cumprod: walk.alphas_cumprod(),
+        };
+        (first..end).map(moment).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Every family that is published has a blueprint that knows itself again.
+    #[test]
+    fn published_families_have_blueprints() {
+        for family in &FAMILIES {
+            let found = Blueprint::of_family(family);
+            assert_eq!(found.is_some(), family.repository.is_some());
+            if let Some(found) = found {
+                assert_eq!((found.family(), found.native_size()), (Some(family), (family.side, family.side)));
+                assert_eq!(found.vae_factor(), 8);
+            }
+        }
+    }
+}
