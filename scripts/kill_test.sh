@@ -1,18 +1,19 @@
 #!/usr/bin/env bash
-# Runs a small sweep undisturbed in one process, then as two concurrent shards of which one is killed (SIGKILL) at a random
-# moment and started again, twenty times, and compares results.csv, the manifests and every PNG byte for byte.
+# Kills processes (SIGKILL) at random moments, a hundred times, and compares what is left with what an undisturbed run makes, byte for byte:
+#
+#   40  of two concurrent shards of a sweep, of which the killed one is started again
+#   25  sweeps of a run of which images, features or results were taken away, so that the kills fall into scoring and reporting as well
+#   20  nightly runs of one history
+#   15  reports
 #
 # usage: scripts/kill_test.sh [EXPERIMENT.yaml [sweep options]]
-#   default: experiments/quick.yaml --set images=6 --set sampler.steps=4 --set reference.images=16
+#   default: experiments/quick.yaml --set scales='[4]' --set images=4 --set sampler.steps=3 --set reference.images=16
 set -euo pipefail
 cd "$(dirname "$0")/.."
 scalebench=${SCALEBENCH:-target/release/scalebench}
 if [ $# -eq 0 ]; then
-    set -- experiments/quick.yaml --set images=6 --set sampler.steps=4 --set reference.images=16
+    set -- experiments/quick.yaml --set 'scales=[4]' --set images=4 --set sampler.steps=3 --set reference.images=16
 fi
-kills=20
-# FID's sums depend on the number of threads in their last bits.
-export RAYON_NUM_THREADS=${RAYON_NUM_THREADS:-1}
 work=$(mktemp -d)
 pids=()
 finish() {
@@ -23,28 +24,58 @@ finish() {
 }
 trap finish EXIT
 
-start=$(date +%s%N)
-"$scalebench" sweep "$@" --out "$work/whole" >/dev/null 2>&1
-milliseconds=$((($(date +%s%N) - start) / 1000000))
-echo "undisturbed: $milliseconds ms"
+# A number from 0 to below $1.
+below() { echo $(((RANDOM * 32768 + RANDOM) % ($1 + 1))); }
+pause() { sleep "$(printf '%d.%03d' $(($1 / 1000)) $(($1 % 1000)))"; }
+now() { echo $(($(date +%s%N) / 1000000)); }
+say() { printf '%s\n' "$*"; }
 
-images() { find "$work/killed" -path '*/images/*.png' -not -name '.*' 2>/dev/null | wc -l; }
+# Images, manifests, features and results: everything that is a function of the experiment alone.
+compared() { (cd "$1" && find . \( -name '*.png' -o -name results.csv -o -name manifest.jsonl -o -name '*.safetensors' \) -not -path './report/*' -print | sort); }
+same() {
+    compared "$work/whole" >"$work/whole.list"
+    compared "$1" >"$work/other.list"
+    diff "$work/whole.list" "$work/other.list"
+    while read -r file; do cmp "$work/whole/$file" "$1/$file"; done <"$work/whole.list"
+    if find "$1" -name '*.tmp*' | grep .; then
+        echo "temporary files are left over" >&2
+        exit 1
+    fi
+}
+
+# Kills the command after a random part of $1 milliseconds; whether it was still there.
+killed_within() {
+    local limit=$1 pid
+    shift
+    "$@" >/dev/null 2>>"$work/stderr" &
+    pid=$!
+    pids=("$pid")
+    pause "$(below "$limit")"
+    local alive=1
+    kill -KILL "$pid" 2>/dev/null && alive=0
+    wait "$pid" 2>/dev/null || true
+    pids=()
+    return $alive
+}
+
+start=$(now)
+"$scalebench" sweep "$@" --out "$work/whole" >/dev/null 2>>"$work/stderr"
+whole=$(($(now) - start))
+say "undisturbed sweep: $whole ms"
+
+# Two shards.
 begin() {
     "$scalebench" sweep "$@" --out "$work/killed" --shard "$shard/2" >/dev/null 2>>"$work/stderr" &
     pids[shard]=$!
 }
 for shard in 0 1; do begin "$@"; done
-# On average the kills spread over the half of that time that both shards need on two cores, and what they lose.
 kill=0
-while [ $kill -lt $kills ]; do
-    wait_ms=$(((RANDOM * 32768 + RANDOM) % (milliseconds / kills + 1)))
-    sleep "$(printf '%d.%03d' $((wait_ms / 1000)) $((wait_ms % 1000)))"
+while [ $kill -lt 40 ]; do
+    # On average the kills spread over the half of that time that both shards need on two cores, and what they lose.
+    pause "$(below $((whole / 20)))"
     shard=$((RANDOM % 2))
     # One that had ended is begun again, which makes nothing, and does not count.
-    if kill -KILL "${pids[shard]}" 2>/dev/null; then
-        kill=$((kill + 1))
-        echo "$kill: shard $shard killed after another $wait_ms ms, $(images) images there"
-    fi
+    if kill -KILL "${pids[shard]}" 2>/dev/null; then kill=$((kill + 1)); fi
     wait "${pids[shard]}" 2>/dev/null || true
     begin "$@"
 done
@@ -52,18 +83,56 @@ for shard in 0 1; do wait "${pids[shard]}"; done
 pids=()
 # Whichever shard found all images has made the results; this clears up and changes nothing.
 results=$(sha256sum "$work/killed/results.csv")
-"$scalebench" sweep "$@" --out "$work/killed" >/dev/null 2>&1
+"$scalebench" sweep "$@" --out "$work/killed" >/dev/null 2>>"$work/stderr"
 sha256sum --check --quiet <<<"$results"
+same "$work/killed"
+say "40 kills of two shards: identical, $(wc -l <"$work/whole.list") files"
 
-compared() { (cd "$1" && find . \( -name '*.png' -o -name results.csv -o -name manifest.jsonl \) -print | sort); }
-compared "$work/whole" >"$work/whole.list"
-compared "$work/killed" >"$work/killed.list"
-diff "$work/whole.list" "$work/killed.list"
-while read -r file; do
-    cmp "$work/whole/$file" "$work/killed/$file"
-done <"$work/whole.list"
-if find "$work/killed" -name '*.tmp*' | grep .; then
-    echo "temporary files are left over" >&2
-    exit 1
-fi
-echo "identical: $(wc -l <"$work/whole.list") files"
+# One process, with something to do in every part of a sweep.
+kill=0 again=0
+while [ $kill -lt 25 ]; do
+    case $((RANDOM % 3)) in
+        0) rm -rf "$work/killed/features" ;;
+        1) find "$work/killed/cells" -name '00000[12].png' -delete ;;
+        2) rm -rf "$work/killed/report" "$work/killed"/results.* "$work/killed/checksums.b3" ;;
+    esac
+    if killed_within "$whole" "$scalebench" sweep "$@" --out "$work/killed"; then kill=$((kill + 1)); else again=$((again + 1)); fi
+done
+"$scalebench" sweep "$@" --out "$work/killed" >/dev/null 2>>"$work/stderr"
+same "$work/killed"
+"$scalebench" verify "$work/killed" >/dev/null
+say "25 kills of a sweep that goes on (and $again that had ended): identical, verify finds it whole"
+
+# A history: whatever is killed, its table can be read and its accepted run is whole.
+nightly() { "$scalebench" nightly "$1" "${@:2}" --history "$work/history" --no-speed --no-memory; }
+kill=0 again=0
+while [ $kill -lt 20 ]; do
+    if killed_within $((whole * 3 / 2)) "$scalebench" nightly "$@" --history "$work/history" --no-speed --no-memory; then
+        kill=$((kill + 1))
+    else
+        again=$((again + 1))
+    fi
+done
+nightly "$@" >/dev/null 2>>"$work/stderr"
+same "$work/history/latest"
+"$scalebench" verify "$work/history/latest" >/dev/null
+cmp "$work/whole/results.csv" "$work/history/accepted/results.csv"
+"$scalebench" compare "$work/history/accepted" "$work/history/latest" --no-speed --no-memory >/dev/null
+say "20 kills of nightly (and $again that had ended): the accepted run and the latest are those of an undisturbed one"
+
+# The report, which is made from the rest.
+report() { "$scalebench" report "$1" >/dev/null 2>>"$work/stderr"; }
+report "$work/killed"
+before=$(cd "$work/killed/report" && sha256sum -- *)
+start=$(now)
+report "$work/killed"
+took=$(($(now) - start))
+kill=0
+while [ $kill -lt 15 ]; do
+    if killed_within $((took + took / 4)) "$scalebench" report "$work/killed"; then kill=$((kill + 1)); fi
+done
+report "$work/killed"
+(cd "$work/killed/report" && sha256sum --check --quiet <<<"$before")
+"$scalebench" sweep "$@" --out "$work/killed" >/dev/null 2>>"$work/stderr"
+same "$work/killed"
+say "15 kills of report: the same report"

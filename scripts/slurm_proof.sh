@@ -25,7 +25,6 @@ for program in sbatch squeue scontrol slurmctld slurmd munged mungekey "$scalebe
 done
 [ "$(id -u)" -eq 0 ] || { echo "expected to run as root: slurmd starts jobs for users" >&2; exit 2; }
 
-# FID's sums depend on the number of threads in their last bits.
 export RAYON_NUM_THREADS=1
 shards=3
 host=$(hostname -s)

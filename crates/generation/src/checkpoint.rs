@@ -275,6 +275,10 @@ fn shards(folder: &Path, index: &Path) -> Result<Vec<PathBuf>> {
     let map = json["weight_map"].as_object().ok_or_else(|| wrong("expected an object `weight_map`"))?;
     let names: Option<BTreeSet<&str>> = map.values().map(Value::as_str).collect();
     let names = names.filter(|n| !n.is_empty()).ok_or_else(|| wrong("expected file names in `weight_map`"))?;
+    // Only siblings: an index from elsewhere must not reach other folders.
+    if let Some(name) = names.iter().find(|name| Path::new(name).file_name().is_none_or(|file| file != **name)) {
+        return Err(wrong(&format!("`weight_map` names {name:?}, expected a file beside it")));
+    }
     Ok(names.into_iter().map(|name| folder.join(name)).collect())
 }
 

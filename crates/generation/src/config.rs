@@ -7,6 +7,9 @@ use crate::error::{Error, Result, read};
 use serde_json::{Map, Value};
 use std::path::{Path, PathBuf};
 
+/// The largest size or width that a configuration may hold: far above any network, far below an overflow.
+pub(crate) const LARGEST: usize = 1 << 20;
+
 /// One configuration file, keys ticked off as they are read.
 pub(crate) struct Config {
     file: PathBuf,
@@ -48,11 +51,28 @@ impl Config {
         self.map.get(key).filter(|v| !v.is_null())
     }
 
-    pub(crate) fn usize(&mut self, key: &str, default: Option<usize>) -> Result<usize> {
-        match self.find(key) {
-            None => default.ok_or_else(|| self.wrong(key, "a positive integer")),
-            Some(v) => v.as_u64().map(|v| v as usize).ok_or_else(|| self.wrong(key, "a positive integer")),
-        }
+    /// The error that `key` is not what is `expected`, or does not go with other keys.
+    pub(crate) fn refuse<T>(&self, key: &str, expected: impl AsRef<str>) -> Result<T> {
+        Err(self.wrong(key, expected.as_ref()))
+    }
+
+    /// A whole number from `low` to `high`.
+    pub(crate) fn within(&mut self, key: &str, default: Option<usize>, low: usize, high: usize) -> Result<usize> {
+        let found = match self.find(key) {
+            None => default,
+            Some(v) => v.as_u64().and_then(|v| usize::try_from(v).ok()),
+        };
+        found.filter(|n| (low..=high).contains(n)).ok_or_else(|| self.wrong(key, &format!("an integer from {low} to {high}")))
+    }
+
+    /// A size, width or number of things, of which there is at least one.
+    pub(crate) fn count(&mut self, key: &str, default: Option<usize>) -> Result<usize> {
+        self.within(key, default, 1, LARGEST)
+    }
+
+    /// A number of layers.
+    pub(crate) fn layers(&mut self, key: &str, default: Option<usize>) -> Result<usize> {
+        self.within(key, default, 1, 256)
     }
 
     pub(crate) fn f64(&mut self, key: &str, default: f64) -> Result<f64> {
@@ -60,6 +80,12 @@ impl Config {
             None => Ok(default),
             Some(v) => v.as_f64().ok_or_else(|| self.wrong(key, "a number")),
         }
+    }
+
+    /// A number above zero, at most `most`.
+    pub(crate) fn positive(&mut self, key: &str, default: f64, most: f64) -> Result<f64> {
+        let found = self.f64(key, default)?;
+        if found > 0.0 && found <= most { Ok(found) } else { self.refuse(key, format!("a number above 0, at most {most}")) }
     }
 
     pub(crate) fn bool(&mut self, key: &str, default: bool) -> Result<bool> {
@@ -84,10 +110,12 @@ impl Config {
         list.flatten().ok_or_else(|| self.wrong(key, "a list of strings"))
     }
 
-    /// A list of `n` integers, or one integer that stands for all of them.
-    pub(crate) fn usizes(&mut self, key: &str, n: Option<usize>, default: Option<usize>) -> Result<Vec<usize>> {
-        let expected = n.map_or("a list of integers".to_owned(), |n| format!("an integer or a list of {n} integers"));
-        let one = |v: &Value| v.as_u64().map(|v| v as usize);
+    /// A list of `n` counts, or one count that stands for all of them.
+    pub(crate) fn counts(&mut self, key: &str, n: Option<usize>, default: Option<usize>) -> Result<Vec<usize>> {
+        let range = format!("from 1 to {LARGEST}");
+        let expected =
+            n.map_or_else(|| format!("a list of integers {range}"), |n| format!("an integer or a list of {n} integers, {range}"));
+        let one = |v: &Value| v.as_u64().and_then(|v| usize::try_from(v).ok()).filter(|v| (1..=LARGEST).contains(v));
         let list = match (self.find(key), n) {
             (Some(Value::Array(list)), _) => list.iter().map(one).collect(),
             (Some(v), Some(n)) => one(v).map(|v| vec![v; n]),
@@ -95,6 +123,15 @@ impl Config {
             _ => None,
         };
         list.filter(|list| n.is_none_or(|n| list.len() == n)).ok_or_else(|| self.wrong(key, &expected))
+    }
+
+    /// Channels of each level: at least one, at most eight of them, each a multiple of the norms' `groups`.
+    pub(crate) fn channels(&mut self, key: &str, groups: usize) -> Result<Vec<usize>> {
+        let channels = self.counts(key, None, None)?;
+        if !(1..=8).contains(&channels.len()) || channels.iter().any(|c| !c.is_multiple_of(groups)) {
+            return self.refuse(key, format!("one to eight multiples of `norm_num_groups`, {groups}"));
+        }
+        Ok(channels)
     }
 
     /// Errors unless `key` is absent, null, or one of `allowed`.

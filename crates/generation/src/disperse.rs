@@ -29,6 +29,9 @@ impl Dispersion {
     pub const PAPER: Dispersion = Dispersion { small: 3, large: 5, input: 3, scale: 2, eta: 0.05 };
 }
 
+/// Most terms of all equations together; the paper's have 10 125 by the bound that is checked.
+const MOST_TERMS: u128 = 1 << 24;
+
 /// Solves for the transform `R`, `(large², small²)`, row-major, taps in row-major order:
 /// `k'[m] = Σ_n R[m, n] k[n]`.
 ///
@@ -47,6 +50,14 @@ pub fn disperse(settings: Dispersion) -> Result<Vec<f64>> {
     }
     if input < 2 || scale < 1 {
         return wrong("input", format!("{input} at scale {scale}"), "at least 2, at a scale of at least 1");
+    }
+    // Of both kernels' responses to every impulse, at every position of both maps.
+    let squared = |n: usize| (n as u128).saturating_mul(n as u128);
+    let enlarged = squared(scale).saturating_mul(squared(input));
+    let terms = squared(input).saturating_mul(enlarged.saturating_add(squared(input))).saturating_mul(squared(large));
+    if terms > MOST_TERMS {
+        let found = format!("{input} at scale {scale} for kernels of {large}");
+        return wrong("input", found, &format!("a problem of at most {MOST_TERMS} terms; the paper's has 10 125"));
     }
     if !(eta.is_finite() && eta > 0.0) {
         return wrong("eta", eta.to_string(), "a positive number");

@@ -74,6 +74,18 @@ pub enum Error {
         /// Its shape in the file.
         found: Vec<usize>,
     },
+    /// A weight that is no number, or infinite.
+    #[error("{file}: tensor `{name}` holds {value} at position {at}, expected finite numbers", file = file.display())]
+    WeightNotFinite {
+        /// The file.
+        file: PathBuf,
+        /// The tensor's name.
+        name: String,
+        /// Position in row-major order.
+        at: usize,
+        /// What is there, as it was rounded.
+        value: f32,
+    },
     /// Tensors that the architecture has no place for.
     #[error("{file}: {} tensors have no place in this architecture, first `{}`", names.len(), names[0], file = file.display())]
     LeftOverTensors {
@@ -99,6 +111,16 @@ pub enum Error {
         found: String,
         /// What would be accepted.
         expected: String,
+    },
+    /// A run left the finite numbers.
+    #[error("{place}: {tensor} hold {value}, expected finite numbers: weights, precision or settings let the run overflow")]
+    NotFinite {
+        /// The step, or what else was done.
+        place: String,
+        /// Which tensor.
+        tensor: &'static str,
+        /// The first value that is none.
+        value: f32,
     },
     /// A tensor operation failed; the shapes are in the message.
     #[error(transparent)]

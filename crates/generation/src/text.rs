@@ -65,9 +65,19 @@ impl ClipTokenizer {
         let pad = match &config["pad_token"] {
             Value::String(s) => id(s)?,
             Value::Object(o) => id(o.get("content").and_then(Value::as_str).unwrap_or_default())?,
-            _ => end,
+            Value::Null => end,
+            other => return Err(Error::malformed(&file, format!("`pad_token` is {other}, expected a token"))),
         };
-        let length = config["model_max_length"].as_u64().filter(|n| (2..=4096).contains(n)).unwrap_or(77) as usize;
+        // Old exports hold 10³⁰ where they mean that nobody has said it.
+        let length = match &config["model_max_length"] {
+            Value::Null => 77,
+            Value::Number(n) => match n.as_f64() {
+                Some(n) if n > 4096.0 => 77,
+                Some(n) if n >= 2.0 && n.fract() == 0.0 => n as usize,
+                _ => return Err(Error::malformed(&file, format!("`model_max_length` is {n}, expected an integer from 2 to 4096"))),
+            },
+            other => return Err(Error::malformed(&file, format!("`model_max_length` is {other}, expected an integer from 2 to 4096"))),
+        };
         Ok(Self { tokenizer, start, end, pad, length })
     }
 
@@ -221,25 +231,26 @@ impl Clip {
         let folder = checkpoint.join(encoder);
         let file = folder.join("config.json");
         let mut config = Config::open(&file)?;
-        let width = config.usize("hidden_size", None)?;
-        let positions = config.usize("max_position_embeddings", Some(77))?;
-        let heads = config.usize("num_attention_heads", None)?;
-        let inner = config.usize("intermediate_size", None)?;
-        let n_layers = config.usize("num_hidden_layers", None)?;
-        let vocabulary = config.usize("vocab_size", None)?;
+        let width = config.count("hidden_size", None)?;
+        let positions = config.count("max_position_embeddings", Some(77))?;
+        let heads = config.count("num_attention_heads", None)?;
+        let inner = config.count("intermediate_size", None)?;
+        let n_layers = config.layers("num_hidden_layers", None)?;
+        let vocabulary = config.count("vocab_size", None)?;
         config.only("hidden_act", &[json!("quick_gelu"), json!("gelu")])?;
         config.only("layer_norm_eps", &[json!(1e-5)])?;
         let quick = config.string("hidden_act", "quick_gelu")? == "quick_gelu";
-        let end = config.usize("eos_token_id", Some(2))?;
+        let end = config.within("eos_token_id", Some(2), 0, vocabulary - 1)?;
         let wrong = |reason: String| Err(Error::malformed(&file, reason));
         if tokenizer.length > positions {
             let length = tokenizer.length;
             return wrong(format!("`max_position_embeddings` is {positions}, expected at least the tokenizer's {length}"));
         }
-        if heads == 0 || !width.is_multiple_of(heads) || n_layers == 0 {
-            return wrong(format!(
-                "`hidden_size` {width}, `num_attention_heads` {heads}, `num_hidden_layers` {n_layers}: expected a multiple of the heads and at least one layer"
-            ));
+        if !width.is_multiple_of(heads) {
+            return wrong(format!("`hidden_size` is {width}, expected a multiple of `num_attention_heads`, {heads}"));
+        }
+        if projected && end != 2 && end as u32 != tokenizer.end {
+            return wrong(format!("`eos_token_id` is {end}, expected 2 or the tokenizer's {}", tokenizer.end));
         }
         if tokenizer.tokenizer.get_vocab_size(true) > vocabulary {
             let n = tokenizer.tokenizer.get_vocab_size(true);
@@ -266,7 +277,7 @@ impl Clip {
             })
         };
         let projection = match projected {
-            true => Some(Linear::load_no_bias(&root.pp("text_projection"), width, config.usize("projection_dim", Some(512))?)?),
+            true => Some(Linear::load_no_bias(&root.pp("text_projection"), width, config.count("projection_dim", Some(512))?)?),
             false => None,
         };
         let clip = Self {

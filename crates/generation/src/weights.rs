@@ -25,6 +25,9 @@ pub(crate) struct Weights {
     unused: RefCell<BTreeSet<String>>,
 }
 
+/// Values of one random tensor: SDXL's largest has 10 million.
+const MOST_DRAWN: usize = 1 << 28;
+
 enum Source {
     Files(MmapedSafetensors),
     /// Whatever is asked for is drawn.
@@ -163,9 +166,27 @@ impl Scope<'_> {
             return Err(Error::TensorShape { file: file(), name, expected: shape.to_vec(), found: view.shape().to_vec() });
         }
         let tensor = tensors.load(&name, &Device::Cpu)?.to_dtype(self.weights.dtype)?.to_dtype(DType::F32)?;
+        if let Some((at, value)) = first_not_finite(&tensor)? {
+            return Err(Error::WeightNotFinite { file: file(), name, at, value });
+        }
         self.weights.unused.borrow_mut().remove(&name);
         Ok(tensor)
     }
+}
+
+/// Position and value of the first number of an `f32` tensor on the CPU that is none, or infinite. It reads what was just written and
+/// is about to be laid out: a small part of loading.
+pub(crate) fn first_not_finite(tensor: &Tensor) -> Result<Option<(usize, f32)>> {
+    const INFINITE: u32 = 0x7f80_0000;
+    let tensor = tensor.contiguous()?;
+    let (storage, layout) = tensor.storage_and_layout();
+    let candle_core::Storage::Cpu(storage) = &*storage else { return Ok(None) };
+    let values = &storage.as_slice::<f32>()?[layout.start_offset()..][..layout.shape().elem_count()];
+    // Without a branch for each value, so that blocks are compared several at a time.
+    let is_bad = |block: &[f32]| block.iter().fold(false, |bad, v| bad | (v.to_bits() & INFINITE == INFINITE));
+    let block = values.chunks(4096).position(is_bad);
+    let first = block.and_then(|block| values.iter().enumerate().skip(block * 4096).find(|(_, v)| !v.is_finite()));
+    Ok(first.map(|(at, value)| (at, *value)))
 }
 
 /// Kernels and matrices of variance 1/fan-in, biases of zero, and ones for what scales a norm.
@@ -174,9 +195,16 @@ fn random(name: &str, shape: &[usize], generator: &mut Generator) -> Result<Tens
         let value = if name.ends_with(".bias") { 0f32 } else { 1f32 };
         return Ok(Tensor::full(value, n, &Device::Cpu)?);
     }
+    let n: Option<usize> = shape.iter().try_fold(1usize, |n, side| n.checked_mul(*side));
+    let Some(n) = n.filter(|n| *n <= MOST_DRAWN) else {
+        return Err(Error::malformed(
+            "random weights",
+            format!("tensor `{name}` has shape {shape:?}, expected at most {MOST_DRAWN} values"),
+        ));
+    };
     // Uniform numbers: a network of a billion weights is drawn in seconds.
     let fan_in: usize = shape[1..].iter().product();
-    let (width, n) = ((12.0 / fan_in as f32).sqrt(), shape.iter().product());
+    let width = (12.0 / fan_in as f32).sqrt();
     let values: Vec<f32> = (0..n).map(|_| (generator.uniform_f32() - 0.5) * width).collect();
     Ok(Tensor::from_vec(values, shape, &Device::Cpu)?)
 }

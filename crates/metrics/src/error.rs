@@ -84,6 +84,12 @@ pub enum Error {
         /// The parser's words.
         message: String,
     },
+    /// A file's content does not have the digest that was written with it.
+    #[error("{path} is damaged: its content does not have the digest that was written with it")]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+    },
     /// A configuration or metadata entry could not be understood.
     #[error("bad configuration in {path}: {message}")]
     Config {

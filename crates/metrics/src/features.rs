@@ -11,8 +11,8 @@ use serde_json::json;
 use crate::files::{read, write_through};
 use crate::{Error, Preprocess, Result};
 
-/// Version of the feature file format.
-const FORMAT_VERSION: u32 = 1;
+/// Version of the feature file format. Files of version 1 carry no digest.
+const FORMAT_VERSION: u32 = 2;
 
 /// The one metadata entry; a single JSON value keeps the file's bytes independent of hash order.
 const METADATA_KEY: &str = "scalebench-features";
@@ -55,6 +55,9 @@ struct Header {
     /// Redundant with `provenance.preprocess`, for readers that only look.
     preprocess_id: String,
     provenance: Provenance,
+    /// [`FeatureSet::digest`] of what was written.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    blake3: Option<String>,
 }
 
 impl FeatureSet {
@@ -84,6 +87,7 @@ impl FeatureSet {
             dim: self.dim,
             preprocess_id: self.provenance.preprocess.id(),
             provenance: self.provenance.clone(),
+            blake3: Some(self.digest()),
         };
         let text = |e: serde_json::Error| Error::Container { path: path.to_owned(), message: e.to_string() };
         let header = serde_json::to_string(&serde_json::to_string(&header).map_err(text)?).map_err(text)?;
@@ -109,8 +113,41 @@ impl FeatureSet {
         })
     }
 
-    /// Reads a file written by [`FeatureSet::save`].
+    /// BLAKE3, hexadecimal, of all that the set consists of: names, groups, values and how they were made.
+    pub fn digest(&self) -> String {
+        let mut hasher = blake3::Hasher::new();
+        let text = json!([FORMAT_VERSION, self.names, self.dim, self.provenance]).to_string();
+        hasher.update(&(text.len() as u64).to_le_bytes());
+        hasher.update(text.as_bytes());
+        let mut bytes = Vec::with_capacity(4 * 4096);
+        for groups in self.groups.chunks(4096) {
+            bytes.clear();
+            bytes.extend(groups.iter().flat_map(|group| group.to_le_bytes()));
+            hasher.update(&bytes);
+        }
+        for values in self.data.chunks(4096) {
+            bytes.clear();
+            bytes.extend(values.iter().flat_map(|value| value.to_le_bytes()));
+            hasher.update(&bytes);
+        }
+        hasher.finalize().to_string()
+    }
+
+    /// Reads a file written by [`FeatureSet::save`], and compares it with its digest; files of version 1 have none.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Damaged`] where something has changed since it was written.
     pub fn load(path: &Path) -> Result<Self> {
+        Self::load_with(path, false)
+    }
+
+    /// [`load`](Self::load), for what nobody looks at before it is used: a file without a digest is an error.
+    pub fn load_digested(path: &Path) -> Result<Self> {
+        Self::load_with(path, true)
+    }
+
+    fn load_with(path: &Path, must_have_digest: bool) -> Result<Self> {
         let bytes = read(path)?;
         let container = |e: safetensors::SafeTensorError| Error::Container { path: path.to_owned(), message: e.to_string() };
         let config = |message: String| Error::Config { path: path.to_owned(), message };
@@ -118,9 +155,12 @@ impl FeatureSet {
         let header = metadata.metadata().as_ref().and_then(|m| m.get(METADATA_KEY));
         let header = header.ok_or_else(|| config(format!("no {METADATA_KEY} metadata")))?;
         let header: Header = serde_json::from_str(header).map_err(|e| config(e.to_string()))?;
-        let Header { version, n, dim, preprocess_id, provenance } = header;
-        if version != FORMAT_VERSION {
-            return Err(config(format!("format version {version}, expected {FORMAT_VERSION}")));
+        let Header { version, n, dim, preprocess_id, provenance, blake3 } = header;
+        if !(1..=FORMAT_VERSION).contains(&version) {
+            return Err(config(format!("format version {version}, expected 1 to {FORMAT_VERSION}")));
+        }
+        if blake3.is_none() && (must_have_digest || version > 1) {
+            return Err(config("no digest of the content".to_owned()));
         }
         if preprocess_id != provenance.preprocess.id() {
             let id = provenance.preprocess.id();
@@ -146,19 +186,23 @@ impl FeatureSet {
         let (data, _) = tensor("features", Dtype::F32, Some(&[n, dim]))?.as_chunks::<4>();
         let (groups, _) = tensor("groups", Dtype::U32, Some(&[n]))?.as_chunks::<4>();
         let names = serde_json::from_slice(tensor("names", Dtype::U8, None)?).map_err(|e| config(format!("names: {e}")))?;
-        Self::new(
+        let set = Self::new(
             names,
             groups.iter().copied().map(u32::from_le_bytes).collect(),
             data.iter().copied().map(f32::from_le_bytes).collect(),
             dim,
             provenance,
-        )
+        )?;
+        match blake3.is_none_or(|written| written == set.digest()) {
+            true => Ok(set),
+            false => Err(Error::Damaged { path: path.to_owned() }),
+        }
     }
 
     fn check_shape(&self) -> Result<()> {
         let Self { names, groups, data, dim, .. } = self;
         let n = names.len();
-        if groups.len() != n || data.len() != n * dim || *dim == 0 {
+        if groups.len() != n || Some(data.len()) != n.checked_mul(*dim) || *dim == 0 {
             return Err(Error::FeatureShape { names: n, groups: groups.len(), values: data.len(), dim: *dim });
         }
         Ok(())
@@ -222,6 +266,51 @@ mod tests {
         let (_, metadata) = SafeTensors::read_metadata(&bytes).unwrap();
         let tensors = SafeTensors::deserialize(&bytes).unwrap();
         assert_eq!(safetensors::serialize(tensors.tensors(), metadata.metadata().clone()).unwrap(), bytes);
+    }
+
+    /// Any byte, of the header as well.
+    #[test]
+    fn a_changed_byte_is_found() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.safetensors");
+        let [set, _] = formula_features();
+        set.save(&path).unwrap();
+        let bytes = std::fs::read(&path).unwrap();
+        for at in 0..bytes.len() {
+            let mut flipped = bytes.clone();
+            flipped[at] ^= 1 << (at % 8);
+            std::fs::write(&path, &flipped).unwrap();
+            // A space of the padding, or of another kind, says the same.
+            let found = FeatureSet::load(&path);
+            assert!(found.is_err() || found.is_ok_and(|found| found == set), "byte {at} of {}", bytes.len());
+        }
+        let at = bytes.len() - 80 * 4 - serde_json::to_vec(&set.names).unwrap().len() - 30;
+        let mut flipped = bytes.clone();
+        flipped[at] ^= 1;
+        std::fs::write(&path, &flipped).unwrap();
+        assert!(matches!(FeatureSet::load(&path), Err(Error::Damaged { .. })));
+    }
+
+    /// As earlier versions wrote them.
+    #[test]
+    fn files_without_a_digest_are_read_but_not_trusted() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.safetensors");
+        let [set, _] = formula_features();
+        set.save(&path).unwrap();
+        let bytes = std::fs::read(&path).unwrap();
+        let (header, metadata) = SafeTensors::read_metadata(&bytes).unwrap();
+        let mut header_of: serde_json::Value = serde_json::from_str(&metadata.metadata().as_ref().unwrap()[METADATA_KEY]).unwrap();
+        header_of["version"] = 1.into();
+        header_of.as_object_mut().unwrap().remove("blake3").unwrap();
+        let mut old: serde_json::Value = serde_json::from_slice(&bytes[8..8 + header]).unwrap();
+        old["__metadata__"][METADATA_KEY] = header_of.to_string().into();
+        let mut text = old.to_string();
+        text += &" ".repeat(text.len().next_multiple_of(8) - text.len());
+        let old = [&(text.len() as u64).to_le_bytes(), text.as_bytes(), &bytes[8 + header..]].concat();
+        std::fs::write(&path, old).unwrap();
+        assert_eq!(FeatureSet::load(&path).unwrap(), set);
+        assert!(FeatureSet::load_digested(&path).unwrap_err().to_string().contains("no digest"));
     }
 
     #[test]

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use serde_json::json;
 
@@ -21,15 +22,21 @@ pub(crate) fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
 
 /// As [`write_atomically`], for what is never in memory as a whole.
 pub(crate) fn write_through(path: &Path, write: impl FnOnce(&mut BufWriter<File>) -> std::io::Result<()>) -> Result<()> {
+    // No two writers have the same, in this process or another.
+    static WRITTEN: AtomicUsize = AtomicUsize::new(0);
     let mut name = std::ffi::OsString::from(".");
     name.push(path.file_name().unwrap_or_default());
-    name.push(format!(".tmp-{}", std::process::id()));
+    name.push(format!(".tmp-{}-{}", std::process::id(), WRITTEN.fetch_add(1, Ordering::Relaxed)));
     let temporary = path.with_file_name(name);
+    // A bare file name has the empty path as its parent, which cannot be opened.
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let all = || {
         let mut file = BufWriter::new(File::create(&temporary)?);
         write(&mut file)?;
-        file.flush()?;
-        std::fs::rename(&temporary, path)
+        // On the disk before it has its name, or a loss of power could leave the name with half of the content.
+        file.into_inner()?.sync_all()?;
+        std::fs::rename(&temporary, path)?;
+        File::open(folder)?.sync_all()
     };
     all().map_err(|source| {
         // Best effort: the first error is the one to report.

@@ -12,6 +12,8 @@
 //! From statistics, tr (Σ₁Σ₂)^½ = Σ √λ(S Σ₂ S) with S = Σ₁^½; both decompositions are symmetric.
 //! [`Moments`] collects statistics of sets that do not fit into memory.
 //!
+//! A value does not depend on the number of threads, to the last bit.
+//!
 //! FID is biased by about c/n with a c of its own for every model, so a ranking at one n can be wrong;
 //! [`fid_infinity`] extrapolates. [`Conditioning`] says how well a set determines its covariance.
 
@@ -63,7 +65,18 @@ impl Factor {
     }
 }
 
+/// In how many parts a decomposition or product is cut, whatever the number of threads: how sums are grouped, and so their last
+/// bits, follow from it.
+const PARTS: usize = 8;
+
+/// Lets decompositions and products have their last bits from their operands alone.
+fn fix_parts() {
+    static FIXED: std::sync::Once = std::sync::Once::new();
+    FIXED.call_once(|| faer::set_global_parallelism(faer::Par::rayon(PARTS)));
+}
+
 fn singular_values(matrix: MatRef<'_, f64>) -> Result<Vec<f64>> {
+    fix_parts();
     matrix.singular_values().map_err(|_| Error::NoConvergence { what: "singular value decomposition" })
 }
 
@@ -224,6 +237,7 @@ impl Conditioning {
 
     /// Of statistics; eigenvalues below about 1e-13 of the largest are noise and may be negative.
     pub fn of_statistics(statistics: &Statistics) -> Result<Self> {
+        fix_parts();
         let values = statistics
             .covariance
             .self_adjoint_eigenvalues(Side::Lower)
@@ -350,6 +364,7 @@ pub(crate) struct Anchor<'a> {
 
 impl<'a> Anchor<'a> {
     pub(crate) fn new(statistics: &'a Statistics) -> Result<Self> {
+        fix_parts();
         let eigen =
             statistics.covariance.self_adjoint_eigen(Side::Lower).map_err(|_| Error::NoConvergence { what: "eigenvalue decomposition" })?;
         let values: Vec<f64> = eigen.S().column_vector().iter().copied().collect();
@@ -404,6 +419,7 @@ pub(crate) fn require(metric: &'static str, needed: usize, left: usize, right: u
 
 /// Column means, and the matrix less its means.
 pub(crate) fn centred(mut x: Mat<f64>) -> (Vec<f64>, Mat<f64>) {
+    fix_parts();
     let n = x.nrows() as f64;
     let mut means = Vec::with_capacity(x.ncols());
     for mut column in x.as_mut().col_iter_mut() {
@@ -504,6 +520,25 @@ mod tests {
             let expected = assemble(squared_distance(&x.mean, &y.mean), x.trace, y.trace, root / (59.0f64 * 69.0).sqrt());
             close(&format!("{spoil}"), fid(&sets[0], &sets[1]).unwrap(), expected, 1e-12);
         }
+    }
+
+    /// Sets large enough for products and decompositions to be cut into parts; of few rows, of many, and from statistics.
+    #[test]
+    fn threads_change_no_bit() {
+        let mut random = Gaussian::new(21);
+        let [few, many] = [120, 900].map(|n| [random.features(n, 256, 0.0, 1.0), random.features(n + 50, 256, 0.3, 1.2)]);
+        let values = |threads: usize| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            pool.install(|| {
+                let statistics = [&many[0], &many[1]].map(|set| Statistics::of(set).unwrap());
+                let distances = [fid(&few[0], &few[1]), fid(&many[0], &many[1]), fid_from_statistics(&statistics[0], &statistics[1])];
+                let bits = distances.map(|value| value.unwrap().to_bits());
+                (bits, Conditioning::of(&many[0]).unwrap().smallest.to_bits())
+            })
+        };
+        let one = values(1);
+        assert_eq!(values(2), one);
+        assert_eq!(values(4), one);
     }
 
     #[test]

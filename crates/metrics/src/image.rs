@@ -6,6 +6,9 @@ use image::{ColorType, DynamicImage, ImageDecoder, ImageReader, Limits};
 
 use crate::{Error, Result};
 
+/// Bytes of pixels for a byte of a file: deflate makes at most 258 of 2 bits, JPEG somewhat more of a plane of one colour.
+const LARGEST_RATIO: u64 = 4096;
+
 /// An RGB image, `(height, width, 3)` row-major, 8 bits per value, sRGB as stored in the file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Image {
@@ -39,14 +42,23 @@ impl Image {
     }
 
     /// Decodes what [`open`](Self::open) reads from elsewhere; `path` is for messages.
-    pub fn decode(source: impl std::io::BufRead + std::io::Seek, path: &Path) -> Result<Self> {
+    pub fn decode(mut source: impl std::io::BufRead + std::io::Seek, path: &Path) -> Result<Self> {
         let decode = |message: String| Error::Decode { path: path.to_owned(), message };
         let read = |source| Error::Io { action: "read", path: path.to_owned(), source };
+        let length = source.seek(std::io::SeekFrom::End(0)).and_then(|length| source.rewind().map(|()| length)).map_err(read)?;
         let mut reader = ImageReader::new(source).with_guessed_format().map_err(read)?;
-        // The default limit of 512 MiB refuses 16384x16384, a size this project is about.
-        reader.limits(Limits::no_limits());
+        // What the file can hold, not the default limit of 512 MiB: that refuses 16384x16384, a size this project is about.
+        let largest = length.saturating_mul(LARGEST_RATIO);
+        let mut limits = Limits::no_limits();
+        limits.max_alloc = Some(largest.saturating_add(64 << 20));
+        reader.limits(limits);
+        let webp = reader.format() == Some(image::ImageFormat::WebP);
         let decoder = reader.into_decoder().map_err(|e| decode(e.to_string()))?;
         let (width, height) = decoder.dimensions();
+        // WebP may need next to nothing for a plane of one colour, and has no side above 16383.
+        if !webp && decoder.total_bytes() > largest {
+            return Err(decode(format!("{length} bytes cannot hold the {width}x{height} pixels that its header announces")));
+        }
         let colour = decoder.color_type();
         let pixels = DynamicImage::from_decoder(decoder).map_err(|e| decode(e.to_string()))?;
         let rgb = match colour {

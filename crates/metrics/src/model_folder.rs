@@ -66,7 +66,7 @@ impl Section {
 
     /// A finite number.
     pub(crate) fn number(&self, key: &str, default: f64) -> Result<f64> {
-        self.get(key).map_or(Ok(default), |v| v.as_f64().ok_or_else(|| self.wrong(key, "a number")))
+        self.get(key).map_or(Ok(default), |v| v.as_f64().filter(|v| v.is_finite()).ok_or_else(|| self.wrong(key, "a number")))
     }
 
     /// True or false.

@@ -164,6 +164,12 @@ pub enum Position {
     Shared,
 }
 
+/// Largest side of a crop, or of an image that is resized first.
+const LARGEST_SIDE: u32 = 1 << 15;
+
+/// Most crops of an image.
+const MOST_CROPS: u32 = 10_000;
+
 /// Square crops, taken before the profile's resize.
 ///
 /// A crop's position is a function of the seed, the image's index and the crop's number only.
@@ -273,14 +279,18 @@ impl Preprocess {
         Self { profile, ..Self::default() }
     }
 
-    /// Checks that no size and no count is zero.
+    /// Checks that sizes and counts are neither zero nor beyond all measure.
     pub fn validate(&self) -> Result<()> {
         let bad = |what: &str| Err(Error::BadPreprocess(what.to_owned()));
         match (self.pre_resize, self.crops) {
             _ if self.jpeg_quality.is_some_and(|quality| !(1..=100).contains(&quality)) => bad("jpeg_quality is not in 1..=100"),
-            (Some(0), _) => bad("pre_resize is 0"),
-            (_, Some(Crops { count: 0, .. })) => bad("crops.count is 0"),
-            (_, Some(Crops { size: 0, .. })) => bad("crops.size is 0"),
+            (Some(side), _) if !(1..=LARGEST_SIDE).contains(&side) => bad(&format!("pre_resize is {side}, expected 1 to {LARGEST_SIDE}")),
+            (_, Some(Crops { count, .. })) if !(1..=MOST_CROPS).contains(&count) => {
+                bad(&format!("crops.count is {count}, expected 1 to {MOST_CROPS}"))
+            }
+            (_, Some(Crops { size, .. })) if !(1..=LARGEST_SIDE).contains(&size) => {
+                bad(&format!("crops.size is {size}, expected 1 to {LARGEST_SIDE}"))
+            }
             (Some(side), Some(crops)) if crops.size > side => bad(&format!("crops of {} do not fit into pre_resize {side}", crops.size)),
             _ => Ok(()),
         }

@@ -22,8 +22,8 @@ use crate::npz::{self, ArrayRef, Npz, Values};
 use crate::torch_file::ZIP_MAGIC;
 use crate::{Error, FeatureSet, Provenance, Result, Statistics};
 
-/// Version of the statistics file format.
-const FORMAT_VERSION: u32 = 1;
+/// Version of the statistics file format. Files of version 1 carry no digest.
+const FORMAT_VERSION: u32 = 2;
 
 /// The one metadata entry.
 const METADATA_KEY: &str = "scalebench-statistics";
@@ -55,6 +55,9 @@ struct Header {
     /// Redundant with `provenance.preprocess`, for readers that only look.
     preprocess_id: Option<String>,
     provenance: Option<Provenance>,
+    /// [`StatisticsFile::digest`] of what was written.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    blake3: Option<String>,
 }
 
 /// The array names of one kind of file: mean and covariance, of the features and of the spatial ones.
@@ -101,9 +104,13 @@ impl StatisticsFile {
         let (_, metadata) = SafeTensors::read_metadata(bytes).map_err(container)?;
         let header = metadata.metadata().as_ref().and_then(|m| m.get(METADATA_KEY));
         let header = header.ok_or_else(|| config(format!("no {METADATA_KEY} metadata")))?;
-        let Header { version, n, dim, preprocess_id, provenance } = serde_json::from_str(header).map_err(|e| config(e.to_string()))?;
-        if version != FORMAT_VERSION {
-            return Err(config(format!("format version {version}, expected {FORMAT_VERSION}")));
+        let Header { version, n, dim, preprocess_id, provenance, blake3 } =
+            serde_json::from_str(header).map_err(|e| config(e.to_string()))?;
+        if !(1..=FORMAT_VERSION).contains(&version) {
+            return Err(config(format!("format version {version}, expected 1 to {FORMAT_VERSION}")));
+        }
+        if blake3.is_none() && version > 1 {
+            return Err(config("no digest of the content".to_owned()));
         }
         let described = provenance.as_ref().map(|p| p.preprocess.id());
         if preprocess_id != described {
@@ -113,7 +120,26 @@ impl StatisticsFile {
         let statistics = tensor_statistics(&tensors, path, OURS[0], Some(dim))?;
         let has_spatial = tensors.names().contains(&OURS[1][0]);
         let spatial = has_spatial.then(|| tensor_statistics(&tensors, path, OURS[1], None)).transpose()?;
-        Ok(Self { statistics, spatial, n, provenance })
+        let found = Self { statistics, spatial, n, provenance };
+        match blake3.is_none_or(|written| written == found.digest()) {
+            true => Ok(found),
+            false => Err(Error::Damaged { path: path.to_owned() }),
+        }
+    }
+
+    /// BLAKE3, hexadecimal, of all that the file says.
+    fn digest(&self) -> String {
+        let mut hasher = blake3::Hasher::new();
+        let text = serde_json::json!([FORMAT_VERSION, self.n, self.provenance, self.spatial.is_some()]).to_string();
+        hasher.update(&(text.len() as u64).to_le_bytes());
+        hasher.update(text.as_bytes());
+        for statistics in self.parts() {
+            hasher.update(&(statistics.mean.len() as u64).to_le_bytes());
+            for values in [&statistics.mean, &row_major(statistics)] {
+                hasher.update(&values.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<u8>>());
+            }
+        }
+        hasher.finalize().to_string()
     }
 
     /// Writes our form, with n and provenance as far as they are known. Equal statistics give equal bytes,
@@ -126,6 +152,7 @@ impl StatisticsFile {
             dim: self.statistics.mean.len(),
             preprocess_id: self.provenance.as_ref().map(|p| p.preprocess.id()),
             provenance: self.provenance.clone(),
+            blake3: Some(self.digest()),
         };
         let header = serde_json::to_string(&header).map_err(|e| Error::Config { path: path.to_owned(), message: e.to_string() })?;
         let mut tensors = BTreeMap::new();

@@ -49,6 +49,8 @@ pub(crate) enum Command {
     Disperse(Disperse),
     /// Rebuild the report of a finished run from its files
     Report(Report),
+    /// Check that a finished run is whole: images, manifests, features and results against their digests
+    Verify(Verify),
     /// Join the results of finished runs of one protocol into one table
     Results(Results),
     /// Write out what travels in this program: the pocket checkpoint, its Inception and the experiments on it
@@ -661,6 +663,25 @@ Example: after an update of the program, or of what a report shows
 pub(crate) struct Report {
     /// Run directory
     pub(crate) dir: PathBuf,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Exit status: 0 the run is whole, 1 something is not (a line for each file), 2 there is no run, or it cannot be read.
+
+Checked are the run's description, every image (whole, of its size, under its key, with its digest), the manifests, the cached
+features, the results as CSV and Parquet, and what is left over of processes that were killed. What is wrong is made again by the
+same `scalebench sweep`, but for run.yaml.
+
+Example: before a run is copied, published or compared with
+  scalebench verify runs/quick
+  (cd runs/quick && b3sum --check checksums.b3)")]
+pub(crate) struct Verify {
+    /// Run directory
+    pub(crate) dir: PathBuf,
+    /// Print one JSON object: files, wrong
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 #[derive(Debug, Args)]

@@ -1,53 +1,10 @@
-//! `scalebench`: plans, runs and reports evaluations of tuning-free high-resolution sampling.
-//!
-//! | folder | what |
-//! | --- | --- |
-//! | [`commands`], [`cli`] | what can be asked for on the command line |
-//! | [`compare`] | run against run: tests, verdicts, histories |
-//! | [`report`] | showing a run: tables, charts, heat maps, grids, the page |
-//! | [`cost`] | what an experiment costs: operations, seconds, memory |
-//! | [`run`] | making a run: its directory, images, features and scores, and what it says meanwhile |
-//! | [`experiment`] | what was asked, as written and as it will run |
-//! | [`words`], [`host`] | text for people; this machine and this process |
-//!
-//! A module imports from its own folder and from those below it, never from above, and never in a circle; `tests/imports.rs` holds to
-//! it.
-//!
-//! Data goes to stdout, talk to stderr. Every failure is one line on stderr and exit status 2;
-//! 1 is left for what was measured and found worse, 75 for a sweep that was told to stop.
-
-#![allow(clippy::print_stdout, reason = "stdout is this program's data channel")]
-
-mod cli;
-mod commands;
-mod compare;
-mod cost;
-mod experiment;
-mod host;
-mod report;
-mod run;
-mod words;
+//! The program. What it consists of is the library beside this file, so that other crates' tests can reach its readers.
 
 use std::process::ExitCode;
 
-use clap::Parser;
-
-use crate::host::interrupt::{self, Interrupted};
-use crate::host::memory;
-use crate::run::progress::{self, Event};
+#[global_allocator]
+static ALLOCATOR: scalebench::OrStop = scalebench::OrStop;
 
 fn main() -> ExitCode {
-    memory::keep_freed();
-    match commands::run(cli::Cli::parse()) {
-        Ok(code) => code,
-        Err(error) if error.is::<Interrupted>() => {
-            progress::say(&Event::Stopped { text: &Interrupted.to_string() });
-            ExitCode::from(interrupt::STATUS)
-        }
-        Err(error) => {
-            // One line, whatever the libraries below say.
-            progress::say(&Event::Error { text: &format!("{error:#}").replace('\n', " ") });
-            ExitCode::from(2)
-        }
-    }
+    scalebench::main()
 }

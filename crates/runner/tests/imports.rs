@@ -21,11 +21,13 @@ fn sources(krate: &str) -> BTreeMap<String, String> {
             } else if name.ends_with(".rs") {
                 let text = std::fs::read_to_string(&file).unwrap();
                 let code = text.lines().filter(|line| !line.trim_start().starts_with("//")).collect::<Vec<_>>().join("\n");
-                found.insert(if ["main", "lib", "mod"].contains(&stem) { path.to_owned() } else { module }, code);
+                // The program's own file is a call of its library.
+                let module = if ["main", "lib", "mod"].contains(&stem) { path.to_owned() } else { module };
+                *found.entry(module).or_insert_with(String::new) += &code;
             }
         }
     }
-    let mut found = BTreeMap::new();
+    let mut found: BTreeMap<String, String> = BTreeMap::new();
     walk(&Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(krate).join("src"), "", &mut found);
     found
 }

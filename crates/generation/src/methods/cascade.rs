@@ -133,6 +133,9 @@ fn mean() -> Encode {
     Encode::Mean
 }
 
+/// Largest side of a sharpening kernel; the authors' is 5.
+const MOST_TAPS: usize = 101;
+
 pub(super) fn resolve(settings: &Cascade, at: &Resolving<'_>) -> Result<Arc<dyn Intervention>> {
     let n = settings.stages.len();
     if n < 2 || settings.of_steps == 0 {
@@ -158,11 +161,22 @@ pub(super) fn resolve(settings: &Cascade, at: &Resolving<'_>) -> Result<Arc<dyn 
         if stage.told_final_size && stage.told_trained_size {
             return at.refuse(format!("stage {}: `told_final_size` and `told_trained_size`, expected one of them", i + 1));
         }
-        let blurred =
-            |s: &Sharpen| s.taps % 2 == 1 && 0.0 < s.sigma.0 && s.sigma.0 <= s.sigma.1 && s.sigma.1.is_finite() && s.amount.is_finite();
+        let blurred = |s: &Sharpen| {
+            s.taps % 2 == 1
+                && s.taps <= MOST_TAPS
+                && 0.0 < s.sigma.0
+                && s.sigma.0 <= s.sigma.1
+                && s.sigma.1.is_finite()
+                && s.amount.is_finite()
+        };
         if stage.sharpen.as_ref().is_some_and(|sharpen| !blurred(sharpen) || stage.through == Through::Latents) {
-            let reason = "expected an odd number of `taps`, two positive widths `sigma`, the smaller first, and an image to sharpen";
+            let reason = format!(
+                "expected an odd number of `taps`, at most {MOST_TAPS}, two positive widths `sigma`, the smaller first, and an image to sharpen"
+            );
             return at.refuse(format!("stage {}: `sharpen` is {:?}, {reason}", i + 1, stage.sharpen));
+        }
+        if stage.eta.is_some_and(|eta| !(0.0..=1.0).contains(&eta)) {
+            return at.refuse(format!("stage {}: `eta` is {:?}, expected 0 to 1", i + 1, stage.eta));
         }
         if stage.gamma.is_some_and(|gamma| !(gamma.is_finite() && gamma > 0.0)) {
             return at.refuse(format!("stage {}: `gamma` is {:?}, expected a positive number", i + 1, stage.gamma));

@@ -27,6 +27,10 @@ pub(super) fn resolve(settings: &NoiseDampedGuidance, at: &Resolving<'_>) -> Res
 }
 
 impl Intervention for Resolved {
+    fn check(&self, method: &str, latent: (usize, usize), _native: (usize, usize)) -> Result<()> {
+        self.0.check_reach(method, latent)
+    }
+
     fn apply(&self, sites: &SiteTable, at: &Moment, step: &mut Step) {
         if self.0.is_active(at) {
             step.views.iter_mut().for_each(|view| self.damp(sites, at, &mut view.passes));

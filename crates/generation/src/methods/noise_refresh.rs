@@ -39,6 +39,9 @@ pub struct NoiseRefresh {
     pub eta: Option<f64>,
 }
 
+/// Most sizes of a run; the paper has up to five.
+const MOST_SIZES: usize = 1000;
+
 fn one() -> f64 {
     1.0
 }
@@ -47,12 +50,15 @@ pub(super) fn resolve(settings: &NoiseRefresh, at: &Resolving<'_>) -> Result<Arc
     at.only_journey()?;
     let positive = |value: f64| value.is_finite() && value > 0.0;
     let NoiseRefresh { sizes, first_end, of_steps, step_exponent, guidance, guidance_exponent, .. } = *settings;
-    if sizes < 2 || first_end == 0 || first_end + sizes > of_steps + 1 {
-        return at
-            .refuse(format!("{sizes} sizes, the first until step {first_end} of {of_steps}; expected at least two, with a step for each"));
+    if !(2..=MOST_SIZES).contains(&sizes) || first_end == 0 || first_end.saturating_add(sizes) > of_steps.saturating_add(1) {
+        let reason = format!("expected two to {MOST_SIZES}, with a step for each");
+        return at.refuse(format!("{sizes} sizes, the first until step {first_end} of {of_steps}; {reason}"));
     }
     if ![step_exponent, guidance_exponent, guidance.0, guidance.1].into_iter().all(positive) {
         return at.refuse(format!("has {settings:?}, expected positive exponents and weights"));
+    }
+    if settings.eta.is_some_and(|eta| !(0.0..=1.0).contains(&eta)) {
+        return at.refuse(format!("`eta` is {:?}, expected 0 to 1", settings.eta));
     }
     Ok(Arc::new(*settings))
 }

@@ -40,6 +40,8 @@ pub(super) fn fifty() -> usize {
 /// A [`Redilation`] with its rules looked up.
 #[derive(Debug)]
 pub(super) struct Resolved {
+    /// For messages.
+    key: String,
     tau: f64,
     of_steps: usize,
     progressive: bool,
@@ -86,6 +88,11 @@ impl Redilation {
         check_unmatched(method, key, &self.unmatched, sites)?;
         let mut by_site: BTreeMap<usize, (&str, f64)> = BTreeMap::new();
         for (pattern, factor) in &self.dilation {
+            if factor.get() <= 1.0 {
+                let reason =
+                    format!("`{key}.dilation`: `{pattern}` is 1, expected more: a dilation of 1 is the plain layer; leave the rule out");
+                return Err(Error::method(method, reason));
+            }
             for site in sites.match_convs(method, pattern)? {
                 if let Some((other, _)) = by_site.insert(site, (pattern, factor.get())) {
                     let path = &sites.convs[site].path;
@@ -95,7 +102,7 @@ impl Redilation {
             }
         }
         let factors = by_site.into_iter().map(|(site, (_, factor))| (site, factor)).collect();
-        Ok(Resolved { tau: self.tau, of_steps: self.of_steps, progressive: self.progressive, factors })
+        Ok(Resolved { key: key.to_owned(), tau: self.tau, of_steps: self.of_steps, progressive: self.progressive, factors })
     }
 }
 
@@ -112,12 +119,26 @@ impl Resolved {
         }
     }
 
+    /// Refuses a dilation that reaches beyond the whole map from everywhere: only zeros would be seen, and as many laid around it.
+    pub(super) fn check_reach(&self, method: &str, (h, w): (usize, usize)) -> Result<()> {
+        let largest = self.factors.iter().map(|(_, factor)| *factor).fold(1.0, f64::max);
+        if largest > h.max(w) as f64 {
+            let reason = format!("`{}.dilation` is {largest}, expected at most the longer side of the {w}x{h} latents", self.key);
+            return Err(Error::method(method, reason));
+        }
+        Ok(())
+    }
+
     pub(super) fn covers(&self, site: usize) -> bool {
         self.factors.iter().any(|(s, _)| *s == site)
     }
 }
 
 impl Intervention for Resolved {
+    fn check(&self, method: &str, latent: (usize, usize), _native: (usize, usize)) -> Result<()> {
+        self.check_reach(method, latent)
+    }
+
     fn apply(&self, _sites: &SiteTable, at: &Moment, step: &mut Step) {
         if self.is_active(at) {
             for pass in step.passes_mut() {

@@ -41,19 +41,26 @@ pub struct ShiftedStage {
     pub end: usize,
 }
 
+/// Most steps of a stage.
+const MOST_STEPS: usize = 10_000;
+
 pub(super) fn resolve(settings: &ShiftedCascade, at: &Resolving<'_>) -> Result<Arc<dyn Intervention>> {
     at.only_journey()?;
     let n = settings.stages.len();
     if n < 2 || !(settings.gamma.is_finite() && settings.gamma >= 0.0) {
         return at.refuse(format!("has {n} stages and a gamma of {}, expected at least two stages and no negative number", settings.gamma));
     }
+    if settings.eta.is_some_and(|eta| !(0.0..=1.0).contains(&eta)) {
+        return at.refuse(format!("`eta` is {:?}, expected 0 to 1", settings.eta));
+    }
     for (i, stage) in settings.stages.iter().enumerate() {
         if stage.size.is_some() == (i + 1 == n) || stage.size.is_some_and(|size| !(size.is_finite() && size > 0.0)) {
             let reason = "expected a positive number for every stage but the last, which has the image's";
             return at.refuse(format!("stage {}: `size` is {:?}, {reason}", i + 1, stage.size));
         }
-        if stage.steps == 0 || stage.end >= 999 {
-            return at.refuse(format!("stage {}: {} steps to {}, expected some, to an end below 999", i + 1, stage.steps, stage.end));
+        if !(1..=MOST_STEPS).contains(&stage.steps) || stage.end >= 999 {
+            let expected = format!("expected 1 to {MOST_STEPS}, to an end below 999");
+            return at.refuse(format!("stage {}: {} steps to {}, {expected}", i + 1, stage.steps, stage.end));
         }
     }
     Ok(Arc::new(settings.clone()))

@@ -15,6 +15,9 @@ use crate::vae::Vae;
 use serde_json::Value;
 use std::path::Path;
 
+/// Pixels of the largest image, 32768 × 32768.
+const MOST_PIXELS: u64 = 1 << 30;
+
 /// A checkpoint's sites, sizes and noise levels, and by them every stage, step and pass of a run.
 #[derive(Debug, Clone)]
 pub struct Blueprint {
@@ -101,6 +104,11 @@ impl Blueprint {
                 return Err(Error::Request { key, found: side.to_string(), expected });
             }
         }
+        let pixels = u64::from(request.width) * u64::from(request.height);
+        if pixels > MOST_PIXELS {
+            let expected = format!("at most {MOST_PIXELS} pixels, as of 32768x32768");
+            return Err(Error::Request { key: "size", found: format!("{}x{}", request.width, request.height), expected });
+        }
         let range = |key: &'static str, value: f64, low: f64, high: f64| {
             if (low..=high).contains(&value) {
                 Ok(())
@@ -112,6 +120,11 @@ impl Blueprint {
         range("guidance_rescale", request.guidance_rescale, 0.0, 1.0)?;
         let journey = self.journey(request, method)?;
         for stage in &journey.stages {
+            let (height, width) = stage.latent;
+            if height == 0 || width == 0 || (height as u64).saturating_mul(width as u64) > MOST_PIXELS / u64::from(f * f) {
+                let reason = format!("has a stage of {width}x{height} latents, expected 1 to {MOST_PIXELS} pixels");
+                return Err(Error::method(method.name(), reason));
+            }
             let walk = self.walk(request, stage)?;
             if stage.steps.first > 0 && request.sampler == Sampler::Pndm {
                 let expected = "another sampler: pndm cannot begin in the middle of its run, as this method does";

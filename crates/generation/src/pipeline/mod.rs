@@ -24,6 +24,7 @@ use crate::step::Step;
 use crate::text::{ClipTokenizer, TextEncoder};
 use crate::unet::UNet;
 use crate::vae::{Vae, VaeDecode};
+use crate::weights::first_not_finite;
 use candle_core::Tensor;
 use digest::digest;
 use scalebench_kernels::in_pool;
@@ -93,6 +94,7 @@ impl Pipeline {
                 expected.unwrap_or(0)
             ));
         }
+        check_latents(folder, &unet, &vae)?;
         let texts = Texts {
             folder: folder.to_owned(),
             options: options.clone(),
@@ -224,6 +226,27 @@ impl Pipeline {
     pub fn reconstruct(&self, image: &Rgb) -> Result<Rgb> {
         let (mean, _) = self.vae.encode(&image.tensor()?)?;
         self.decode(&(mean * self.vae.scaling_factor)?, VaeDecode::Whole)
+    }
+}
+
+/// Refuses a U-Net and an autoencoder that do not speak of the same latents.
+fn check_latents(folder: &Path, unet: &UNet, vae: &Vae) -> Result<()> {
+    let expected = vae.latent_channels();
+    for (key, found) in [("in_channels", unet.config.in_channels), ("out_channels", unet.config.out_channels)] {
+        if found != expected {
+            let file = folder.join("unet").join("config.json");
+            let expected = format!("the autoencoder's `latent_channels`, {expected}");
+            return Err(Error::Config { file, key: key.to_owned(), found: found.to_string(), expected });
+        }
+    }
+    Ok(())
+}
+
+/// Refuses numbers of a run that are none, or infinite: an image of them would be a plausible grey.
+fn check_finite(x: &Tensor, tensor: &'static str, place: impl FnOnce() -> String) -> Result<()> {
+    match first_not_finite(x)? {
+        None => Ok(()),
+        Some((_, value)) => Err(Error::NotFinite { place: place(), tensor, value }),
     }
 }
 

@@ -1,12 +1,12 @@
 //! What goes into a pipeline and what comes out.
 
+use super::check_finite;
 use crate::error::{Error, Result};
 use crate::noise::Generator;
 use crate::sampler::{Sampler, ScheduleOptions};
 use crate::vae::VaeDecode;
 use candle_core::{Device, Tensor};
 use std::collections::BTreeMap;
-use std::path::Path;
 
 /// What to generate. With the checkpoint and the method it determines the image.
 #[derive(Debug, Clone, PartialEq, serde::Serialize)]
@@ -130,12 +130,10 @@ impl Trace {
         }
     }
 
-    /// Writes a safetensors file, whole or not at all.
-    pub fn save(&self, path: &Path) -> Result<()> {
-        let temporary = path.with_extension("tmp");
-        let tensors = self.tensors.iter().map(|(k, v)| (k.clone(), v.clone())).collect();
-        candle_core::safetensors::save(&tensors, &temporary)?;
-        std::fs::rename(&temporary, path).map_err(|source| Error::Io { file: path.to_owned(), source })
+    /// The tensors as a safetensors file.
+    pub fn safetensors(&self) -> Result<Vec<u8>> {
+        let tensors = self.tensors.iter().map(|(name, tensor)| (name.as_str(), tensor));
+        safetensors::serialize(tensors, None).map_err(|error| Error::malformed("trace", error))
     }
 }
 
@@ -143,6 +141,7 @@ impl Rgb {
     /// The bytes of each of some images `(images, 3, height, width)` in [−1, 1].
     pub(super) fn of(images: &Tensor) -> Result<Vec<Self>> {
         let (_, channels, height, width) = images.dims4()?;
+        check_finite(images, "pixels", || "decoding".to_owned())?;
         let (values, pixels) = (images.flatten_all()?.to_vec1::<f32>()?, height * width);
         let bytes = |planes: &[f32]| {
             let mut data = vec![0u8; pixels * channels];

@@ -4,7 +4,7 @@ use super::request::{Injected, Request, SizeConditioning, Trace};
 use super::texts::Told;
 use super::views::{Look, low_pass, restored};
 use super::words::KeptAttention;
-use super::{Pipeline, generators};
+use super::{Pipeline, check_finite, generators};
 use crate::dice::Dice;
 use crate::error::{Error, Result};
 use crate::journey::{Encode, End, Enlarge, Filter, Journey, Stage, Start, Through};
@@ -204,12 +204,16 @@ impl<'a> Travel<'a> {
             let start = Instant::now();
             let (i, from) = (at.index, latents);
             let (shown, guided) = self.predict(&prefix, stage, at, &walk, from, reference.as_ref())?;
+            let (n, prefix_of_step) = (walk.timesteps().len(), self.prefix(s, ", "));
+            let place = || format!("{prefix_of_step}step {i} of {n}");
+            check_finite(&guided, "predictions", place)?;
             let noise = match &step_noise {
                 Some(given) => Some(given.get(i)?),
                 None if walk.draws_noise() => Some(self.noise.draw(shape)?),
                 None => None,
             };
             latents = walk.step(i, &shown, &guided, noise.as_ref())?;
+            check_finite(&latents, "latents", place)?;
             self.record(format!("{prefix}latents.{i}"), &latents);
             self.time(format!("{}step {i}", self.prefix(s, " ")), start);
             noises.extend(noise);

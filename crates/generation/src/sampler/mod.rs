@@ -129,6 +129,9 @@ pub struct ScheduleOptions {
     pub rescale_betas_zero_snr: Option<bool>,
 }
 
+/// Most training timesteps; 1000 are usual.
+const MOST_TIMESTEPS: usize = 100_000;
+
 /// The noise schedule of a checkpoint, `scheduler/scheduler_config.json`.
 #[derive(Debug, Clone)]
 pub struct Schedule {
@@ -152,8 +155,14 @@ impl Schedule {
 
     pub(crate) fn of(mut config: Config) -> Result<Self> {
         let file = &config.file().to_owned();
-        let n_train = config.usize("num_train_timesteps", Some(1000))?;
-        let (start, end) = (config.f64("beta_start", 1e-4)? as f32, config.f64("beta_end", 0.02)? as f32);
+        let n_train = config.within("num_train_timesteps", Some(1000), 2, MOST_TIMESTEPS)?;
+        let (start, end) = (config.positive("beta_start", 1e-4, 1.0)? as f32, config.positive("beta_end", 0.02, 1.0)? as f32);
+        if start.is_subnormal() || start >= 1.0 {
+            return config.refuse("beta_start", "a number above 0 and below 1");
+        }
+        if end >= 1.0 || end < start {
+            return config.refuse("beta_end", format!("a number below 1 and at least `beta_start`, {start}"));
+        }
         config.only("beta_schedule", &[json!("scaled_linear")])?;
         config.only("trained_betas", &[])?;
         config.only("clip_sample", &[json!(false)])?;
@@ -186,12 +195,12 @@ impl Schedule {
             "sigma_min" => false,
             found => return Err(unknown(file, "final_sigmas_type", found, "zero or sigma_min")),
         };
-        Ok(Self {
+        let schedule = Self {
             ends: (start.sqrt(), end.sqrt()),
             n_train,
             prediction,
             set_alpha_to_one: config.bool("set_alpha_to_one", true)?,
-            steps_offset: config.usize("steps_offset", Some(0))?,
+            steps_offset: config.within("steps_offset", Some(0), 0, n_train - 1)?,
             last_sigma_zero,
             skip_prk_steps: config.bool("skip_prk_steps", false)?,
             options: ScheduleOptions {
@@ -199,7 +208,12 @@ impl Schedule {
                 use_karras_sigmas: Some(config.bool("use_karras_sigmas", false)?),
                 rescale_betas_zero_snr: Some(config.bool("rescale_betas_zero_snr", false)?),
             },
-        })
+        };
+        // Its noise level is infinite where nothing is left of the signal.
+        if schedule.alphas_cumprod(false).last().is_none_or(|alpha| !alpha.is_normal()) {
+            return config.refuse("beta_end", format!("betas that leave some of the signal after {n_train} timesteps"));
+        }
+        Ok(schedule)
     }
 
     /// ᾱ at each of the training timesteps, f32 as diffusers computes and keeps it.

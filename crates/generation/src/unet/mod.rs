@@ -27,12 +27,18 @@ use serde_json::json;
 use std::path::Path;
 use std::sync::Mutex;
 
+/// Largest side of the training latents.
+const LARGEST_SAMPLE: usize = 1 << 13;
+
+/// Most transformer blocks in a row; SDXL has ten.
+const MOST_BLOCKS: usize = 256;
+
 /// What `unet/config.json` decides.
 #[derive(Debug, Clone)]
 pub(crate) struct UNetConfig {
     pub(crate) sample_size: usize,
     pub(crate) in_channels: usize,
-    out_channels: usize,
+    pub(crate) out_channels: usize,
     channels: Vec<usize>,
     down_attention: Vec<bool>,
     up_attention: Vec<bool>,
@@ -71,7 +77,8 @@ pub(crate) struct Told {
 impl UNetConfig {
     fn of(mut c: Config) -> Result<Self> {
         let file = &c.file().to_owned();
-        let channels = c.usizes("block_out_channels", None, None)?;
+        let groups = c.count("norm_num_groups", Some(32))?;
+        let channels = c.channels("block_out_channels", groups)?;
         let n = channels.len();
         let mut attention = |key: &str, with: &str, without: &str| -> Result<Vec<bool>> {
             let names = c.strings(key)?;
@@ -113,8 +120,11 @@ impl UNetConfig {
         let added = if c.string("addition_embed_type", "")?.is_empty() {
             None
         } else {
-            let time_width = c.usize("addition_time_embed_dim", None)?;
-            let input = c.usize("projection_class_embeddings_input_dim", None)?;
+            let time_width = c.count("addition_time_embed_dim", None)?;
+            if !time_width.is_multiple_of(2) {
+                return c.refuse("addition_time_embed_dim", "an even number: sines and cosines");
+            }
+            let input = c.count("projection_class_embeddings_input_dim", None)?;
             let pooled_width = input.checked_sub(SIZE_NUMBERS * time_width).filter(|n| *n > 0);
             let wrong = || {
                 let reason = format!(
@@ -125,21 +135,32 @@ impl UNetConfig {
             Some(AddedConfig { time_width, pooled_width: pooled_width.ok_or_else(wrong)? })
         };
         let config = Self {
-            sample_size: c.usize("sample_size", None)?,
-            in_channels: c.usize("in_channels", Some(4))?,
-            out_channels: c.usize("out_channels", Some(4))?,
-            layers_per_block: c.usize("layers_per_block", Some(2))?,
-            cross_attention_dim: c.usize("cross_attention_dim", Some(1280))?,
-            heads: c.usizes("attention_head_dim", Some(n), Some(8))?,
-            transformer_depth: c.usizes("transformer_layers_per_block", Some(n), Some(1))?,
+            sample_size: c.within("sample_size", None, 1, LARGEST_SAMPLE)?,
+            in_channels: c.count("in_channels", Some(4))?,
+            out_channels: c.count("out_channels", Some(4))?,
+            layers_per_block: c.layers("layers_per_block", Some(2))?,
+            cross_attention_dim: c.count("cross_attention_dim", Some(1280))?,
+            heads: c.counts("attention_head_dim", Some(n), Some(8))?,
+            transformer_depth: c.counts("transformer_layers_per_block", Some(n), Some(1))?,
             use_linear_projection: c.bool("use_linear_projection", false)?,
-            norm_num_groups: c.usize("norm_num_groups", Some(32))?,
-            norm_eps: c.f64("norm_eps", 1e-5)?,
+            norm_num_groups: groups,
+            norm_eps: c.positive("norm_eps", 1e-5, 1.0)?,
             channels,
             down_attention,
             up_attention,
             added,
         };
+        if !config.channels[0].is_multiple_of(2) {
+            return c.refuse("block_out_channels", "an even number first: its time embedding is sines and cosines");
+        }
+        // The middle block, at the last level, always attends.
+        let attends = |level: usize| level + 1 == n || config.down_attention[level] || config.up_attention[n - 1 - level];
+        if let Some(level) = (0..n).find(|&level| attends(level) && !config.channels[level].is_multiple_of(config.heads[level])) {
+            return c.refuse("attention_head_dim", format!("at level {level} a divisor of its {} channels", config.channels[level]));
+        }
+        if config.transformer_depth.iter().any(|depth| *depth > MOST_BLOCKS) {
+            return c.refuse("transformer_layers_per_block", format!("at most {MOST_BLOCKS}"));
+        }
         c.finish()?;
         Ok(config)
     }

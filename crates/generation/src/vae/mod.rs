@@ -4,7 +4,7 @@ mod strips;
 mod tiles;
 
 use crate::checkpoint::LoadOptions;
-use crate::config::Config;
+use crate::config::{Config, LARGEST};
 use crate::error::Result;
 use crate::layers::{Conv, GroupNorm, IntoMap, IntoTokens};
 use crate::weights::{Scope, Weights};
@@ -214,7 +214,8 @@ impl Vae {
     }
 
     fn load(mut c: Config, weights: impl FnOnce() -> Result<Weights>) -> Result<Self> {
-        let channels = c.usizes("block_out_channels", None, None)?;
+        let groups = c.count("norm_num_groups", Some(32))?;
+        let channels = c.channels("block_out_channels", groups)?;
         let n = channels.len();
         c.only("act_fn", &[json!("silu")])?;
         c.only("down_block_types", &[json!(vec!["DownEncoderBlock2D"; n])])?;
@@ -223,12 +224,12 @@ impl Vae {
         c.only("use_quant_conv", &[json!(true)])?;
         c.only("use_post_quant_conv", &[json!(true)])?;
         c.ignore(&["force_upcast"]); // Everything runs in f32.
-        let sample_size = c.usize("sample_size", Some(512))?;
-        let layers = c.usize("layers_per_block", Some(1))?;
-        let groups = c.usize("norm_num_groups", Some(32))?;
-        let latent = c.usize("latent_channels", Some(4))?;
-        let (c_in, c_out) = (c.usize("in_channels", Some(3))?, c.usize("out_channels", Some(3))?);
-        let scaling_factor = c.f64("scaling_factor", 0.18215)?;
+        let sample_size = c.within("sample_size", Some(512), 1 << (n - 1), LARGEST)?;
+        let layers = c.layers("layers_per_block", Some(1))?;
+        let latent = c.count("latent_channels", Some(4))?;
+        // Red, green and blue.
+        let (c_in, c_out) = (c.within("in_channels", Some(3), 3, 3)?, c.within("out_channels", Some(3), 3, 3)?);
+        let scaling_factor = c.positive("scaling_factor", 0.18215, 1e3)?;
         c.finish()?;
 
         let weights = weights()?;

@@ -9,9 +9,15 @@ use scalebench_generation::{DeviceId, Dtype, UNetBench, VaeBench};
 use scalebench_metrics::Inception;
 use serde_json::{Value, json};
 
-use crate::cli::{Bench, BenchInception, BenchUnet, BenchVae, BenchWhat, Timed};
+use crate::cli::{Bench, BenchInception, BenchUnet, BenchVae, BenchWhat, Size, Timed};
 use crate::experiment::methods;
 use crate::host::{device, memory};
+
+/// Largest side of latents.
+const LARGEST: u32 = 4096;
+
+/// Most samples at a time.
+const MOST_IN_BATCH: usize = 4096;
 
 /// Steps of the run that the timed step is the first of.
 const RUN: usize = 50;
@@ -22,6 +28,15 @@ pub(super) fn run(args: &Bench) -> Result<()> {
         BenchWhat::Vae(args) => &args.timed,
         BenchWhat::Inception(args) => &args.timed,
     };
+    let (size, batch) = match &args.what {
+        BenchWhat::Unet(args) => (Some(args.size), args.batch),
+        BenchWhat::Vae(args) => (Some(args.size), args.batch),
+        BenchWhat::Inception(args) => (None, args.batch),
+    };
+    ensure!((1..=MOST_IN_BATCH).contains(&batch), "--batch: expected 1 to {MOST_IN_BATCH}, found {batch}");
+    if let Some(Size { width, height }) = size {
+        ensure!(width.max(height) <= LARGEST, "--size: expected sides of at most {LARGEST} latents, found {width}x{height}");
+    }
     device::open(timed.on.device)?;
     match &args.what {
         BenchWhat::Unet(args) => unet(args),
@@ -45,14 +60,12 @@ fn unet(args: &BenchUnet) -> Result<()> {
 }
 
 fn vae(args: &BenchVae) -> Result<()> {
-    ensure!(args.batch >= 1, "--batch: expected at least 1");
     let mut bench = VaeBench::open(&args.config, &device::current()).context("--config")?;
     let latents = bench.latents(args.batch, (args.size.height as usize, args.size.width as usize))?;
     time(&args.timed, json!({ "images": args.batch, "dtype": Dtype::F32 }), || Ok(bench.decode(&latents).map(drop)?))
 }
 
 fn inception(args: &BenchInception) -> Result<()> {
-    ensure!(args.batch >= 1, "--batch: expected at least 1");
     let network = Inception::load_on(&args.weights, &device::current()).context("--weights")?;
     let side = Inception::SIDE;
     let images = Tensor::rand(-1f32, 1f32, (args.batch, 3, side, side), &Device::Cpu)?;

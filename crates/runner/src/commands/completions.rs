@@ -9,6 +9,6 @@ use crate::cli::{Cli, Completions};
 
 pub(super) fn run(args: &Completions) -> Result<()> {
     let mut script = Vec::new();
-    clap_complete::generate(args.shell, &mut Cli::command(), env!("CARGO_BIN_NAME"), &mut script);
+    clap_complete::generate(args.shell, &mut Cli::command(), env!("CARGO_PKG_NAME"), &mut script);
     std::io::stdout().write_all(&script).context("cannot write to stdout")
 }

@@ -8,15 +8,19 @@ use scalebench_emoji::{Split, emojis, prompt_order, render};
 use scalebench_metrics::Image;
 
 use crate::cli::{Dataset, SplitName};
+use crate::experiment::resolve::MOST_IMAGES;
 use crate::run::png;
 use crate::run::store::write_file;
+
+/// Largest side of an image.
+const LARGEST: u32 = 1 << 14;
 
 /// Emoji rendered at once; bounds the memory.
 const CHUNK: usize = 64;
 
 pub(super) fn run(args: &Dataset) -> Result<()> {
-    ensure!(args.views >= 1, "--views: expected at least 1");
-    ensure!(args.size >= 1, "--size: expected at least 1");
+    ensure!((1..=MOST_IMAGES).contains(&args.views), "--views: expected 1 to {MOST_IMAGES}, found {}", args.views);
+    ensure!((1..=LARGEST).contains(&args.size), "--size: expected 1 to {LARGEST}, found {}", args.size);
     std::fs::create_dir_all(&args.out).with_context(|| format!("cannot create {}", args.out.display()))?;
     if args.png { write_png(args) } else { write_bytes(args) }
 }

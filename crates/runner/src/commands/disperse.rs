@@ -1,9 +1,10 @@
 //! `scalebench disperse`
 
-use anyhow::{Context, Result};
-use scalebench_generation::{Dispersion, Tensor};
+use anyhow::Result;
+use scalebench_generation::{Dispersion, Tensor, Trace};
 
 use crate::cli::Disperse;
+use crate::run::store::write_file;
 
 pub(super) fn run(args: &Disperse) -> Result<()> {
     let Disperse { small, large, input, scale, eta, .. } = *args;
@@ -16,7 +17,7 @@ pub(super) fn run(args: &Disperse) -> Result<()> {
         }
         return Ok(());
     };
-    let tensor = Tensor::from_vec(matrix, (n_rows, n_columns), &candle_core::Device::Cpu)?;
-    let save = || tensor.save_safetensors("R", file);
-    save().with_context(|| format!("cannot write {}", file.display()))
+    let mut trace = Trace::default();
+    trace.tensors.insert("R".to_owned(), Tensor::from_vec(matrix, (n_rows, n_columns), &candle_core::Device::Cpu)?);
+    write_file(file, &trace.safetensors()?)
 }

@@ -8,6 +8,7 @@ use scalebench_metrics::Image;
 
 use crate::cli::Generate;
 use crate::experiment::methods;
+use crate::experiment::resolve::check_family;
 use crate::host::{device, memory};
 use crate::run::images::warn_of_overflow;
 use crate::run::png;
@@ -24,6 +25,7 @@ pub(super) fn run(args: Generate) -> Result<()> {
     let options = LoadOptions { variant: args.variant.clone(), dtype: args.dtype, device: device::current() };
     let pipeline = locate(&args.checkpoint).and_then(|folder| Pipeline::load_with(&folder, &options)).context("--checkpoint")?;
     let folder = || args.checkpoint.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    args.family.as_deref().map(check_family).transpose().context("--family")?;
     let family = args.family.clone().or_else(|| pipeline.family().map(|f| f.name.to_owned())).unwrap_or_else(folder);
     let request = Request {
         prompt: args.prompt,
@@ -57,7 +59,7 @@ pub(super) fn run(args: Generate) -> Result<()> {
     eprintln!("{}", times(&trace));
     let image = Image::new(image.width as usize, image.height as usize, image.data)?;
     if let Some(file) = &args.trace {
-        trace.save(file)?;
+        write_file(file, &trace.safetensors()?)?;
     }
     write_file(&args.out, &png::encode(&image, None)?)
 }

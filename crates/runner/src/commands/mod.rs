@@ -16,9 +16,11 @@ mod score;
 mod status;
 mod submit;
 mod sweep;
+mod verify;
 mod weights;
 mod workers;
 
+use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::Result;
@@ -27,6 +29,8 @@ use crate::cli::{Cli, Command};
 use crate::experiment::schema;
 use crate::host::data;
 use crate::report::folder;
+use crate::run::file::RunFile;
+use crate::run::lock;
 use crate::run::shard::Shard;
 use crate::run::store::Store;
 
@@ -47,7 +51,8 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode> {
         Command::Stats(args) => score::stats(&args),
         Command::Protocols(args) => list::protocols(&args),
         Command::Disperse(args) => disperse::run(&args),
-        Command::Report(args) => folder::write(&Store::new(&args.dir, Shard::WHOLE)),
+        Command::Report(args) => report(&args.dir),
+        Command::Verify(args) => return verify::run(&args),
         Command::Methods => list::methods(),
         Command::Schema => schema::print(),
         Command::Models(args) => list::models(&args),
@@ -59,4 +64,13 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode> {
         Command::Man(args) => man::run(&args),
     };
     done.map(|()| ExitCode::SUCCESS)
+}
+
+/// Makes the report of a finished run again, while no sweep is at work on it.
+fn report(run: &Path) -> Result<()> {
+    let store = Store::new(run, Shard::WHOLE);
+    // Before anything is written into what is no run.
+    RunFile::read(&store)?;
+    let _lock = lock::take(run, Shard::WHOLE)?;
+    folder::write(&store)
 }

@@ -17,6 +17,9 @@ use crate::run::store::{Store, Timing};
 use crate::words::table::aligned;
 use crate::words::time::duration;
 
+/// Minutes; ten years.
+const LONGEST_WINDOW: f64 = 5_256_000.0;
+
 #[derive(Debug, Serialize)]
 struct Found {
     experiment: String,
@@ -54,7 +57,8 @@ struct Seen {
 }
 
 pub(super) fn run(args: &Status) -> Result<()> {
-    ensure!(args.window > 0.0 && args.window.is_finite(), "--window: expected minutes above 0, found {}", args.window);
+    let range = args.window > 0.0 && args.window <= LONGEST_WINDOW;
+    ensure!(range, "--window: expected minutes above 0, at most {LONGEST_WINDOW}, found {}", args.window);
     ensure!(args.dir.is_dir(), "{}: expected a run directory, found none", args.dir.display());
     let window = Duration::from_secs_f64(args.window * 60.0);
     let found = look(&Store::new(&args.dir, Shard::WHOLE), SystemTime::now(), window)?;

@@ -19,7 +19,7 @@ use crate::report::{folder, tables};
 use crate::run::progress::{self, Event};
 use crate::run::shard::Shard;
 use crate::run::store::Store;
-use crate::run::{file, images, schedule, score};
+use crate::run::{file, images, lock, schedule, score, seal};
 
 pub(super) fn run(args: &Sweep) -> Result<()> {
     progress::log_as(args.log);
@@ -76,6 +76,7 @@ impl Prepared {
         }
         let store = Store::new(&self.directory(args.out.as_deref())?, args.shard);
         warn_of_counts(resolved, plan);
+        let _lock = lock::take(store.root(), args.shard)?;
         file::begin(&store, resolved, command(args, &resolved.name))?;
         store.remove_leftovers()?;
         images::make_images(inputs, plan, &store, args.shard, args.on.batch_size)?;
@@ -108,11 +109,13 @@ impl Prepared {
     /// Scores, and everything that shows them, once all images are there.
     fn finish(&self, store: &Store, shard: Shard) -> Result<()> {
         let Prepared { resolved, inputs, plan } = self;
+        seal::remove(store)?;
         for cell in plan.cells.iter().filter(|cell| cell.asked_for) {
             schedule::write(store, cell, &inputs.pipelines[cell.model])?;
         }
         let rows = score::score(resolved, inputs, plan, store)?;
         tables::write(store, &rows)?;
+        seal::write(store, &plan.cells.iter().map(|cell| cell.name.as_str()).collect::<Vec<_>>())?;
         folder::write(store)?;
         print!("{}", tables::text(&rows));
         if !resolved.metrics.comparable() {

@@ -11,8 +11,9 @@ use crate::experiment::protocol::{Against, Comparison as Columns};
 use crate::experiment::resolved::{Resolved, Scale, cell_name};
 use crate::run::file::{RUN_FILE, RunFile};
 use crate::run::score::{Other, feature_file, prompt_scores_identity, reference_identity};
+use crate::run::seal::{self, CHECKSUMS};
 use crate::run::shard::Shard;
-use crate::run::store::{ManifestLine, Store};
+use crate::run::store::{ManifestLine, Store, manifest_file};
 
 /// A finished run, or what was kept of one.
 pub(crate) struct Run {
@@ -43,7 +44,7 @@ impl Run {
         let resolved = RunFile::read(&store)?.experiment;
         let cell = |outline: Outline| -> Result<RunCell> {
             let file = manifest_file(&outline.name);
-            let manifest: Vec<ManifestLine> = store.read_lines(&file)?;
+            let manifest: Vec<ManifestLine> = seal::read_lines(&store, &file)?;
             ensure!(
                 manifest.len() == outline.images,
                 "{}: expected {} images of a finished run, found {}",
@@ -60,6 +61,9 @@ impl Run {
     /// What every file is called that [`Run::open`] and the comparison read, relative to the run directory.
     pub(crate) fn files(&self) -> Result<Vec<String>> {
         let mut files = vec![RUN_FILE.to_owned()];
+        if self.store.path(CHECKSUMS).is_file() {
+            files.push(CHECKSUMS.to_owned());
+        }
         for cell in &self.cells {
             files.push(manifest_file(&cell.outline.name));
             files.extend(self.store.timing_files(&cell.outline.name));
@@ -215,10 +219,6 @@ impl Sides {
         };
         Sides { generated: select(&self.generated, indices), other }
     }
-}
-
-pub(crate) fn manifest_file(cell: &str) -> String {
-    format!("cells/{cell}/manifest.jsonl")
 }
 
 fn keys(manifest: &[ManifestLine]) -> Vec<&str> {

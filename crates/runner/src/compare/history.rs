@@ -20,6 +20,7 @@ use crate::compare::finished::Run;
 use crate::experiment::resolved::{Resolved, difference};
 use crate::host::machine::{self, Machine};
 use crate::run::file::{RUN_FILE, RunFile};
+use crate::run::lock;
 use crate::run::results::Interval;
 use crate::run::shard::Shard;
 use crate::run::store::Store;
@@ -167,6 +168,8 @@ impl History {
                     None => true,
                 })
             };
+            // Nobody is at work on what is about to be replaced.
+            drop(lock::take(&folder, Shard::WHOLE)?);
             if !self.has(&before) && before.can_resume(&now) && same_experiment()? {
                 return Ok(before);
             }

@@ -4,13 +4,13 @@ use std::path::Path;
 
 use scalebench_metrics::{FeatureSet, Tap};
 
-use crate::compare::finished::{Run, manifest_file};
+use crate::compare::finished::Run;
 use crate::experiment::plan::outline;
 use crate::experiment::protocol::{self, Against};
 use crate::experiment::resolved::{FeatureNetwork, Images, Method, Metrics, Model, Prompts, Reference, Resolved, Sampler, Scale};
 use crate::run::file::{RUN_FILE, RunFile};
 use crate::run::shard::Shard;
-use crate::run::store::{ManifestLine, Store, Timing};
+use crate::run::store::{ManifestLine, Store, Timing, manifest_file};
 
 /// An experiment of `images` images a cell: a base cell and two methods at 4×.
 pub(crate) fn resolved(images: usize) -> Resolved {

@@ -10,3 +10,4 @@ pub(crate) mod stats;
 mod tests;
 pub(crate) mod trend;
 pub(crate) mod verdicts;
+pub(crate) mod verify;

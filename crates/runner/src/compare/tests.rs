@@ -2,12 +2,12 @@
 
 use std::path::Path;
 
-use crate::compare::finished::{Run, manifest_file};
+use crate::compare::finished::Run;
 use crate::compare::judge::{Clock, Comparison, CostTest, Costs, Criteria, MEMORY, Pairing, SPEED, Score, Verdict, compare, pair};
 use crate::compare::made_up::{Change, PLAIN, resolved, write};
 use crate::compare::verdicts::{junit, text};
 use crate::experiment::resolved::{Images, Reference, Resolved, Scale};
-use crate::run::store::ManifestLine;
+use crate::run::store::{ManifestLine, manifest_file};
 use anyhow::Result;
 
 const CRITERIA: Criteria = Criteria { alpha: 0.05, slow_down: 1.2, clock: Clock::Wall, more_memory: 1.1 };

@@ -39,6 +39,9 @@ impl Change {
     }
 }
 
+/// Most variants of one method or checkpoint.
+const MOST_VARIANTS: usize = 10_000;
+
 /// The axis of experiments under other seeds.
 pub(crate) const SEED: &str = "seed";
 
@@ -179,6 +182,8 @@ fn multiply<'a, T: Clone>(plain: Variant<T>, axes: impl Iterator<Item = (String,
             let point = point.clone();
             values.iter().map(move |value| point.iter().chain([value]).cloned().collect()).collect::<Vec<Vec<Change>>>()
         };
+        let n = points.len().saturating_mul(values.len());
+        ensure!(n <= MOST_VARIANTS, "matrix: {key}: {n} combinations, expected at most {MOST_VARIANTS}");
         points = points.iter().flat_map(with).collect();
     }
     let variant = |changes: Vec<Change>| {

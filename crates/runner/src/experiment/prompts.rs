@@ -51,6 +51,11 @@ pub(crate) fn unread(written: &spec::Prompts, n_images: usize) -> (Prompts, Vec<
     (Prompts::File { path, column: written.column.clone(), seed: written.seed, digest: String::new() }, vec![String::new(); n_images])
 }
 
+/// The entries of a table's column; the name says which kind of table it is.
+pub(crate) fn table(name: &Path, bytes: Vec<u8>, column: &str) -> Result<Vec<String>> {
+    Format::of(name).context("expected .csv, .tsv or .parquet")?.read(bytes, Some(column))
+}
+
 fn lines(bytes: &[u8]) -> Result<Vec<String>> {
     let text = std::str::from_utf8(bytes).context("expected UTF-8 text")?;
     let lines: Vec<String> = text.lines().map(str::trim).filter(|line| !line.is_empty()).map(str::to_owned).collect();

@@ -11,7 +11,7 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use scalebench_metrics::{Aspect, Crops, Extractor, Jackknife, Metric, Position, Preprocess, Profile, ReferenceBlocks};
 use serde::{Deserialize, Serialize};
 
-use crate::experiment::yaml::{did_you_mean, is_file_name};
+use crate::experiment::yaml::{self, did_you_mean, is_file_name};
 
 /// What is measured, on what, against what.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -339,7 +339,7 @@ impl Protocol {
 /// The area in a key `<=WxH`.
 fn area(key: &str) -> Option<u64> {
     let (width, height) = key.strip_prefix("<=")?.split_once('x')?;
-    Some(width.parse::<u64>().ok()? * height.parse::<u64>().ok()?)
+    width.parse::<u64>().ok()?.checked_mul(height.parse().ok()?)
 }
 
 macro_rules! embedded {
@@ -423,9 +423,9 @@ pub(crate) fn find(name: &str, folder: &Path) -> Result<Protocol> {
     bail!("unknown protocol `{name}`, expected a path ending in .yaml or one of {}{hint}", known.join(", "))
 }
 
-fn parse(text: &str, file: &str) -> Result<Protocol> {
-    let value: serde_yaml::Value = serde_yaml::from_str(text).map_err(|error| anyhow!("{file}: {error}"))?;
-    let protocol: Protocol = crate::experiment::yaml::from_value(value).map_err(|message| anyhow!("{file}: {message}"))?;
+pub(crate) fn parse(text: &str, file: &str) -> Result<Protocol> {
+    let value = yaml::read(text.as_bytes()).map_err(|error| anyhow!("{file}: {error}"))?;
+    let protocol: Protocol = yaml::from_value(value).map_err(|message| anyhow!("{file}: {message}"))?;
     protocol.check().with_context(|| file.to_owned())?;
     Ok(protocol)
 }

@@ -16,12 +16,18 @@ use crate::experiment::protocol::{self, Comparison, Network};
 use crate::experiment::resolved::{
     Brought, FeatureNetwork, Images, Method, Metrics, Model, Reference, Resolved, Sampler, Scale, comparisons_of_fid,
 };
-use crate::experiment::yaml::from_value;
+use crate::experiment::yaml::{did_you_mean, from_value};
 use crate::experiment::{image_table, prompts, spec};
 use crate::host::{data, device, digest};
 
 /// Fewest images per cell that FID with a jackknife interval can be computed from.
 const MIN_IMAGES: usize = 3;
+
+/// Most images of a cell: their numbers have six digits.
+pub(crate) const MOST_IMAGES: usize = 1_000_000;
+
+/// Most images that are drawn as one batch.
+const MOST_IN_BATCH: usize = 1024;
 
 /// What a resolved experiment refers to, loaded.
 pub(crate) struct Inputs {
@@ -202,6 +208,13 @@ fn resolve_methods(experiment: &spec::Experiment, sampler: &Sampler, file: &Path
     Ok((methods, configured))
 }
 
+/// Refuses the name of a family that no method can have settings for.
+pub(crate) fn check_family(family: &str) -> Result<()> {
+    let names = FAMILIES.map(|family| family.name);
+    ensure!(names.contains(&family), "`{family}`: expected one of {}{}", names.join(", "), did_you_mean(family, names));
+    Ok(())
+}
+
 /// What a variant of a checkpoint is called.
 fn variant_name(variant: &matrix::Variant<(String, spec::Model)>) -> String {
     let name = &variant.of.0;
@@ -217,6 +230,7 @@ fn load_model(
 ) -> Result<(Model, Blueprint, Option<Pipeline>)> {
     let shown = variant_name(&variant);
     let matrix::Variant { of: (name, model), changes, .. } = variant;
+    model.family.as_deref().map(check_family).transpose().with_context(|| at(&format!("models.{name}.family")))?;
     let at = at(&format!("models.{name}.path"));
     let known = FAMILIES.iter().find(|f| f.name == name);
     let path = model.path.or_else(|| known.and_then(|f| f.repository).map(PathBuf::from));
@@ -349,7 +363,12 @@ impl Sampler {
             seed_once_per_batch_of: written.seed_once_per_batch_of,
             jpeg_quality: written.jpeg_quality,
         };
-        ensure!(sampler.seed_once_per_batch_of != Some(0), "{}: expected at least 1", at("sampler.seed_once_per_batch_of"));
+        let batch = sampler.seed_once_per_batch_of.unwrap_or(1);
+        ensure!(
+            (1..=MOST_IN_BATCH).contains(&batch),
+            "{}: expected 1 to {MOST_IN_BATCH}, found {batch}",
+            at("sampler.seed_once_per_batch_of")
+        );
         ensure!(sampler.jpeg_quality.is_none_or(|q| (1..=100).contains(&q)), "{}: expected 1 to 100", at("sampler.jpeg_quality"));
         let kind = sampler.kind().with_context(|| at("sampler.name"))?;
         sampler.eta = written.eta.unwrap_or(kind.usual_eta());
@@ -368,7 +387,8 @@ fn scales(written: &[spec::Scale]) -> Result<Vec<Scale>> {
                 Scale { factor, width, height }
             }
         };
-        ensure!(scale.factor.is_finite() && scale.factor > 0.0, "{} is not a pixel factor", scale.factor);
+        let sides = [scale.factor, scale.width, scale.height];
+        ensure!(sides.iter().all(|side| side.is_finite() && *side > 0.0), "{} is not a pixel factor", scale.factor);
         ensure!(!scales.contains(&scale), "{} stands there twice", scale.label());
         scales.push(scale);
     }
@@ -379,6 +399,7 @@ fn scales(written: &[spec::Scale]) -> Result<Vec<Scale>> {
 fn images(written: &spec::Images, scales: &[Scale]) -> Result<Images> {
     let check = |n: usize| {
         let least = format!("expected at least {MIN_IMAGES} (the interval of FID leaves some out, and two must remain), found {n}");
+        ensure!(n <= MOST_IMAGES, "expected at most {MOST_IMAGES}, found {n}");
         if n >= MIN_IMAGES { Ok(n) } else { Err(anyhow!(least)) }
     };
     let written = match written {
@@ -443,6 +464,8 @@ fn resolve_reference(
     };
     let n = reference.n_images();
     ensure!(n.is_none_or(|n| n >= 2), "expected at least 2 images, found {}", n.unwrap_or_default());
+    let drawn = matches!(reference, Reference::Emoji { .. });
+    ensure!(!drawn || n.is_none_or(|n| n <= MOST_IMAGES), "images: expected at most {MOST_IMAGES}, found {}", n.unwrap_or_default());
     Ok((reference, inputs))
 }
 

@@ -138,6 +138,9 @@ pub(crate) fn cell_name(model: &str, scale: &Scale, method: &str) -> String {
     format!("{model}/{}-{method}", scale.label())
 }
 
+/// Pixels of the largest image, 32768 × 32768.
+const MOST_PIXELS: f64 = 1_073_741_824.0;
+
 /// A pixel factor, and its linear multiples of the training size.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Scale {
@@ -265,6 +268,13 @@ impl Model {
             (width - width.round()).abs() < 1e-6 && (height - height.round()).abs() < 1e-6,
             "{}x of {}x{} is {width:.2}x{height:.2}, expected whole pixels; give the shape as \
              {{factor: F, width: W, height: H}}",
+            scale.factor,
+            self.width,
+            self.height
+        );
+        ensure!(
+            width >= 1.0 && height >= 1.0 && width * height <= MOST_PIXELS,
+            "{}x of {}x{} is {width}x{height}, expected 1 to {MOST_PIXELS} pixels",
             scale.factor,
             self.width,
             self.height

@@ -15,7 +15,7 @@ use serde::de::{self, Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_yaml::{Mapping, Value};
 
 use crate::experiment::pattern::names_each;
-use crate::experiment::yaml::{did_you_mean, from_value, is_file_name};
+use crate::experiment::yaml::{self, did_you_mean, from_value, is_file_name};
 use crate::host::data;
 
 /// One experiment: a question, and the matrix of cells that answers it.
@@ -494,7 +494,7 @@ fn names_nothing(file: &Path) -> String {
 
 fn load(file: &Path) -> Result<Value> {
     let text = std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
-    serde_yaml::from_str(&text).map_err(|error| anyhow!("{}: {error}", file.display()))
+    yaml::read(text.as_bytes()).map_err(|error| anyhow!("{}: {error}", file.display()))
 }
 
 /// Maps key by key; everything else of `over` replaces what is there.
@@ -563,8 +563,8 @@ fn axis_of<'a>(path: &'a str, matrix: &Value) -> (&'a str, Option<&'a str>) {
 
 /// Applies one `key=value`; the key is a dotted path, the value YAML.
 fn set(root: &mut Value, text: &str) -> Result<()> {
-    let (path, value) = text.split_once('=').context("expected KEY=VALUE")?;
-    let value: Value = serde_yaml::from_str(value)?;
+    let (path, value) = text.split_once('=').filter(|(path, _)| !path.is_empty()).context("expected KEY=VALUE")?;
+    let value = yaml::read(value.as_bytes())?;
     let mut at = root;
     let mut rest = Some(path);
     let mut above = Vec::new();

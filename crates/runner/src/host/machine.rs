@@ -42,6 +42,12 @@ impl Machine {
     }
 }
 
+/// What this machine calls itself.
+pub(crate) fn host() -> String {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").ok().or_else(|| std::env::var("HOSTNAME").ok());
+    name.map(|name| name.trim().to_owned()).filter(|name| !name.is_empty()).unwrap_or_else(|| "this machine".to_owned())
+}
+
 /// Digest of this program's file.
 pub(crate) fn build() -> Result<String> {
     let program = std::env::current_exe().context("cannot find this program's file")?;

@@ -1,8 +1,64 @@
-//! The allocator's habits and what the process has used.
+//! The allocator's habits, what the process has used, and what happens when there is no more.
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use scalebench_generation::DeviceId;
 
 use crate::host::device;
+
+/// The system's allocator, which ends the process with one line and status 2 where memory is not to be had. Rust's own way is to abort.
+#[derive(Debug)]
+pub struct OrStop;
+
+/// Exit status where memory is not to be had: that of every failure.
+const FAILED: i32 = 2;
+
+static TELL: OnceLock<fn(usize)> = OnceLock::new();
+
+/// Has `tell` say how many bytes were not to be had, before the process ends.
+pub(crate) fn on_exhaustion(tell: fn(usize)) {
+    TELL.get_or_init(|| tell);
+}
+
+fn stop(bytes: usize) -> ! {
+    static STOPPING: AtomicBool = AtomicBool::new(false);
+    // Telling takes a little memory, too; who finds none for that ends in silence.
+    if !STOPPING.swap(true, Ordering::Relaxed)
+        && let Some(tell) = TELL.get()
+    {
+        tell(bytes);
+    }
+    std::process::exit(FAILED)
+}
+
+fn or_stop(found: *mut u8, bytes: usize) -> *mut u8 {
+    if found.is_null() { stop(bytes) } else { found }
+}
+
+// SAFETY: every call is the system allocator's, with the caller's own promises.
+unsafe impl GlobalAlloc for OrStop {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        // SAFETY: as above.
+        or_stop(unsafe { System.alloc(layout) }, layout.size())
+    }
+
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        // SAFETY: as above.
+        or_stop(unsafe { System.alloc_zeroed(layout) }, layout.size())
+    }
+
+    unsafe fn realloc(&self, from: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        // SAFETY: as above.
+        or_stop(unsafe { System.realloc(from, layout, size) }, size)
+    }
+
+    unsafe fn dealloc(&self, from: *mut u8, layout: Layout) {
+        // SAFETY: as above.
+        unsafe { System.dealloc(from, layout) }
+    }
+}
 
 /// Asks the C library to keep freed memory. A network frees and allocates the same hundreds of megabytes in every
 /// step; given back to the system each time, their pages have to be zeroed and mapped anew, which took a tenth of a

@@ -15,8 +15,8 @@ use crate::report::{figures, grid, heatmap, latex, tables, tradeoff};
 use crate::run::file::RunFile;
 use crate::run::results::label;
 use crate::run::schedule::{self, Schedule};
-use crate::run::store::{ManifestLine, Store};
-use crate::run::{png, score};
+use crate::run::store::{ManifestLine, Store, manifest_file};
+use crate::run::{png, score, seal};
 
 /// What is said beside numbers that were not made with the full-width network.
 pub(crate) const NOT_COMPARABLE: &str = "pocket features: not comparable with published FID";
@@ -101,7 +101,7 @@ fn sample(store: &Store, resolved: &Resolved, model: &Model, scale: &Scale, seed
         if resolved.is_missing(&cell) {
             continue;
         }
-        let manifest: Vec<ManifestLine> = store.read_lines(&format!("cells/{cell}/manifest.jsonl"))?;
+        let manifest: Vec<ManifestLine> = seal::read_lines(store, &manifest_file(&cell))?;
         ensure!(!manifest.is_empty(), "cell {cell}: no manifest, expected a finished run");
         let mut images = manifest.iter().take(n_columns).map(|line| -> Result<Image> {
             let bytes = store.read_image(&cell, line.index, &line.key)?;

@@ -15,6 +15,7 @@ use crate::experiment::jobs::Row as Job;
 use crate::experiment::methods::BASELINE;
 use crate::run::numbers::{figure, value_and_half_width};
 use crate::run::results::{Difference, Interval, Row, Score, Standing, label};
+use crate::run::seal;
 use crate::run::store::Store;
 use crate::words::table::aligned;
 
@@ -110,7 +111,7 @@ pub(crate) fn write(store: &Store, rows: &[Row]) -> Result<()> {
     ParquetWriter::new(&mut parquet).finish(&mut all)?;
     store.write("timings.csv", &csv(all.select(CELL.into_iter().chain(COSTS))?)?)?;
     store.write(PARQUET, &parquet)?;
-    store.write("results.csv", &csv(all.drop_many(COSTS))?)
+    store.write("results.csv", &csv_of(rows)?)
 }
 
 fn csv(mut frame: DataFrame) -> Result<Vec<u8>> {
@@ -201,7 +202,7 @@ pub(crate) fn jobs_parquet(rows: &[Job]) -> Result<Vec<u8>> {
 /// Reads the rows back from `results.parquet`.
 pub(crate) fn read(store: &Store) -> Result<Vec<Row>> {
     let path = store.path(PARQUET);
-    let bytes = store.read(PARQUET)?;
+    let bytes = seal::read(store, PARQUET)?;
     let bytes = bytes.with_context(|| format!("{}: expected the results of a finished run", path.display()))?;
     let rows = || -> Result<Vec<Row>> {
         let all = ParquetReader::new(std::io::Cursor::new(bytes)).finish()?;
@@ -274,6 +275,11 @@ pub(crate) fn read(store: &Store) -> Result<Vec<Row>> {
         (0..all.height()).map(row).collect()
     };
     rows().with_context(|| format!("cannot read {}", path.display()))
+}
+
+/// What `results.csv` is expected to hold, by `results.parquet`.
+pub(crate) fn csv_of(rows: &[Row]) -> Result<Vec<u8>> {
+    csv(frame(rows)?.drop_many(COSTS))
 }
 
 /// Header and cells of the table that people read: value and interval in one cell.

@@ -4,8 +4,10 @@ use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 
 use crate::experiment::resolved::{Resolved, difference};
+use crate::experiment::yaml;
 use crate::host::machine::Machine;
 use crate::run::progress::{self, Event};
+use crate::run::seal;
 use crate::run::store::Store;
 
 /// Name of the run's description in its directory.
@@ -30,8 +32,14 @@ impl RunFile {
 
     /// The description of a run; None in a new directory.
     fn find(store: &Store) -> Result<Option<RunFile>> {
-        let Some(bytes) = store.read(RUN_FILE)? else { return Ok(None) };
-        serde_yaml::from_slice(&bytes).with_context(|| format!("{}: not a run description", store.path(RUN_FILE).display())).map(Some)
+        let Some(bytes) = seal::read(store, RUN_FILE)? else { return Ok(None) };
+        RunFile::parse(&bytes).with_context(|| store.path(RUN_FILE).display().to_string()).map(Some)
+    }
+
+    /// The description in a file's content.
+    pub(crate) fn parse(bytes: &[u8]) -> Result<RunFile> {
+        let described = || -> Result<RunFile, serde_yaml::Error> { serde_yaml::from_value(yaml::read(bytes)?) };
+        described().context("not a run description")
     }
 }
 
@@ -46,6 +54,7 @@ pub(crate) fn begin(store: &Store, resolved: &Resolved, command: String) -> Resu
             RunFile { experiment: resolved.clone(), ..stored }
         }
     };
+    seal::remove(store)?;
     store.write(RUN_FILE, serde_yaml::to_string(&file)?.as_bytes())
 }
 

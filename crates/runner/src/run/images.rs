@@ -1,5 +1,6 @@
 //! Making the images of a plan.
 
+use std::collections::BTreeMap;
 use std::io::Cursor;
 use std::slice;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -17,8 +18,9 @@ use crate::experiment::plan::{Cell, Plan, Work};
 use crate::experiment::resolve::Inputs;
 use crate::host::{device, interrupt, memory};
 use crate::run::progress::{self, Event};
+use crate::run::seal;
 use crate::run::shard::Shard;
-use crate::run::store::{ManifestLine, Store, Timing};
+use crate::run::store::{ManifestLine, Store, Timing, manifest_file};
 
 /// Prompts that are embedded at a time, before the text encoders make room for the U-Net.
 const EMBEDDED_AHEAD: usize = 64;
@@ -30,13 +32,23 @@ fn held(cell: &Cell, shard: Shard) -> usize {
 
 /// Indices of a cell's images that this shard has still to make.
 pub(crate) fn missing(cell: &Cell, store: &Store, shard: Shard) -> Result<Vec<usize>> {
+    // Another image under the same key is none of this run's: an older manifest knows better.
+    let digests = digests(cell, store);
     let mut missing = Vec::new();
     for (i, job) in cell.jobs.iter().enumerate().filter(|(i, _)| shard.holds(*i)) {
-        if store.read_image(&cell.name, i, &job.key)?.is_none() {
+        let bytes = store.read_image(&cell.name, i, &job.key)?;
+        let is_it = |bytes: &Vec<u8>| digests.get(job.key.as_str()).is_none_or(|known| blake3::hash(bytes).to_string() == *known);
+        if bytes.filter(is_it).is_none() {
             missing.push(i);
         }
     }
     Ok(missing)
+}
+
+/// Digests of a cell's images by their keys, as far as a manifest of before says so; a damaged one says nothing.
+fn digests(cell: &Cell, store: &Store) -> BTreeMap<String, String> {
+    let lines: Vec<ManifestLine> = store.read_lines(&manifest_file(&cell.name)).unwrap_or_default();
+    lines.into_iter().map(|line| (line.key, line.blake3)).collect()
 }
 
 /// Bytes that the largest maps of all images that are made beside each other may take together.
@@ -108,6 +120,9 @@ pub(crate) fn make_images(inputs: &Inputs, plan: &Plan, store: &Store, shard: Sh
     // The bar counts pixels, so that its estimate knows that larger images take longer.
     let pixels = |cell: &Cell| u64::from(cell.width) * u64::from(cell.height);
     let bar = progress::bar(todo.iter().map(|(cell, missing)| pixels(cell) * missing.len() as u64).sum(), "");
+    if n_todo > 0 {
+        seal::remove(store)?;
+    }
     progress::say(&Event::Started { images: plan.cells.iter().map(|cell| held(cell, shard)).sum(), to_make: n_todo });
     let start = Instant::now();
     let mut done = 0;
@@ -300,7 +315,7 @@ pub(crate) fn write_manifests(plan: &Plan, store: &Store) -> Result<usize> {
         }
         n_missing += cell.jobs.len() - lines.len();
         if lines.len() == cell.jobs.len() {
-            store.write_lines(&format!("cells/{}/manifest.jsonl", cell.name), &lines)?;
+            store.write_lines(&manifest_file(&cell.name), &lines)?;
         }
     }
     Ok(n_missing)

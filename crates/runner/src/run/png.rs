@@ -6,6 +6,9 @@ use scalebench_metrics::Image;
 /// Keyword of the text chunk that holds an image's run-store key.
 const KEYWORD: &str = "scalebench:key";
 
+/// Deflate makes at most 258 bytes of 2 bits.
+const LARGEST_RATIO: usize = 1032;
+
 /// Encodes an image; `key` goes into a text chunk.
 pub(crate) fn encode(image: &Image, key: Option<&str>) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
@@ -25,6 +28,7 @@ pub(crate) fn encode(image: &Image, key: Option<&str>) -> Result<Vec<u8>> {
 pub(crate) fn decode(bytes: &[u8]) -> Result<(Image, Option<String>)> {
     let mut reader = ::png::Decoder::new(std::io::Cursor::new(bytes)).read_info()?;
     let size = reader.output_buffer_size().context("image too large")?;
+    ensure!(size <= bytes.len().saturating_mul(LARGEST_RATIO), "{} bytes cannot hold an image of {size}", bytes.len());
     let mut rgb = vec![0; size];
     let frame = reader.next_frame(&mut rgb)?;
     ensure!((frame.color_type, frame.bit_depth) == (::png::ColorType::Rgb, ::png::BitDepth::Eight), "not an 8-bit RGB image");

@@ -12,6 +12,7 @@ use scalebench_generation::{Pipeline, SiteTable, StageSteps};
 use serde::{Deserialize, Serialize};
 
 use crate::experiment::plan::{Cell, Work};
+use crate::run::seal;
 use crate::run::store::Store;
 
 /// The actions of one cell. Steps count from 1, the noisiest.
@@ -334,7 +335,7 @@ pub(crate) fn write(store: &Store, cell: &Cell, pipeline: &Pipeline) -> Result<(
 /// Reads the schedule of a cell; runs of earlier versions have none.
 pub(crate) fn read(store: &Store, cell: &str) -> Result<Option<Schedule>> {
     let relative = path(cell);
-    let Some(bytes) = store.read(&relative)? else { return Ok(None) };
+    let Some(bytes) = seal::read(store, &relative)? else { return Ok(None) };
     let place = || format!("{}: not a schedule", store.path(&relative).display());
     Ok(Some(serde_json::from_slice(&bytes).with_context(place)?))
 }

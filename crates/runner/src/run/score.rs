@@ -352,9 +352,9 @@ impl Scorer<'_> {
             Ok((tap, self.store.path(&feature_file(&provenance, identity)?), provenance))
         };
         let files = taps.iter().map(|tap| file(*tap)).collect::<Result<Vec<_>>>()?;
-        // A damaged cache entry is as good as none.
+        // A damaged cache entry, and one of which nobody knows whether it is, is as good as none.
         let cached = files.iter().map(|(tap, path, provenance)| {
-            let features = FeatureSet::load(path).ok().filter(|features| features.provenance == *provenance);
+            let features = FeatureSet::load_digested(path).ok().filter(|features| features.provenance == *provenance);
             features.map(|features| (*tap, features))
         });
         if let Some(sets) = cached.collect::<Option<Sets>>() {

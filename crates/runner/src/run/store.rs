@@ -8,11 +8,13 @@
 //! DIR/cells/<cell>/schedule.json       what the method does by layer and step
 //! DIR/features/<key>.safetensors
 //! DIR/results.csv, results.parquet, timings.csv
+//! DIR/checksums.b3                     digests of the files above, once the run is finished
 //! DIR/report/
 //! ```
 //!
-//! A temporary file's name is a function of its target and the shard, so that shards never meet and
-//! what a killed process leaves behind is removed when the same command starts again.
+//! A temporary file's name is a function of its target and the shard, of which one process at a time is in charge
+//! ([`crate::run::lock`]), so that writers never meet and what a killed process leaves behind is removed when the same command
+//! starts again.
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -23,8 +25,8 @@ use anyhow::{Context, Result};
 use scalebench_metrics::Image;
 use serde::{Deserialize, Serialize};
 
-use crate::run::png;
 use crate::run::shard::Shard;
+use crate::run::{lock, png};
 
 /// A run directory, seen by one shard.
 #[derive(Debug, Clone)]
@@ -64,6 +66,10 @@ impl Store {
         Store { root: root.to_owned(), shard }
     }
 
+    pub(crate) fn root(&self) -> &Path {
+        &self.root
+    }
+
     pub(crate) fn path(&self, relative: &str) -> PathBuf {
         self.root.join(relative)
     }
@@ -73,17 +79,7 @@ impl Store {
         let path = self.path(relative);
         let folder = path.parent().expect("a file in the run directory has a parent");
         let name = path.file_name().expect("a file has a name").to_string_lossy();
-        let temporary = folder.join(format!(".{name}{}", self.suffix()));
-        let write = || {
-            fs::create_dir_all(folder)?;
-            let mut file = File::create(&temporary)?;
-            file.write_all(bytes)?;
-            file.sync_all()?;
-            fs::rename(&temporary, &path)?;
-            // The rename itself is only durable once the folder is.
-            File::open(folder)?.sync_all()
-        };
-        write().with_context(|| format!("cannot write {}", path.display()))
+        write_by(&path, &folder.join(format!(".{name}{}", self.suffix())), bytes)
     }
 
     fn suffix(&self) -> String {
@@ -100,12 +96,19 @@ impl Store {
         }
     }
 
-    /// Removes what a killed process left behind. A run that is not sharded clears up after all.
+    /// Removes what a killed process left behind. A run that is not sharded clears up after all that are not at work.
     pub(crate) fn remove_leftovers(&self) -> Result<()> {
-        // Feature files are written by the metrics crate, whose temporary names end in `.tmp-<pid>`.
-        let is_leftover = |name: &str| {
-            let ours = name.ends_with(&self.suffix());
-            name.starts_with('.') && (ours || self.shard == Shard::WHOLE && name.contains(".tmp"))
+        let is_at_work = |shard: Shard| shard != self.shard && lock::is_taken(&self.root, shard);
+        let others_are_at_work = self.shards().into_iter().any(is_at_work);
+        let is_leftover = |name: &str| match name.strip_prefix('.') {
+            None => false,
+            Some(_) if name.ends_with(&self.suffix()) => true,
+            Some(_) if self.shard != Shard::WHOLE => false,
+            Some(rest) => match rest.strip_suffix(".tmp").and_then(|rest| rest.rsplit('.').next()) {
+                Some(shard) => lock::named(shard).is_none_or(|shard| !is_at_work(shard)),
+                // Feature files are written by the metrics crate, whose temporary names do not tell the shard.
+                None => rest.contains(".tmp-") && !others_are_at_work,
+            },
         };
         let mut folders = vec![self.root.clone()];
         while let Some(folder) = folders.pop() {
@@ -121,6 +124,12 @@ impl Store {
             }
         }
         Ok(())
+    }
+
+    /// The shards that processes have been in charge of.
+    fn shards(&self) -> Vec<Shard> {
+        let names = fs::read_dir(&self.root).into_iter().flatten().flatten().map(|entry| entry.file_name());
+        names.filter_map(|name| lock::named(name.to_string_lossy().strip_prefix('.')?.strip_suffix(".lock")?)).collect()
     }
 
     /// Where image `index` of a cell is, or will be.
@@ -165,8 +174,12 @@ impl Store {
 
     /// Reads what [`Store::write_lines`] wrote; a missing file has no lines.
     pub(crate) fn read_lines<T: for<'de> Deserialize<'de>>(&self, relative: &str) -> Result<Vec<T>> {
-        let bytes = self.read(relative)?.unwrap_or_default();
-        let text = String::from_utf8_lossy(&bytes);
+        self.parse_lines(relative, &self.read(relative)?.unwrap_or_default())
+    }
+
+    /// The same of a file's content.
+    pub(crate) fn parse_lines<T: for<'de> Deserialize<'de>>(&self, relative: &str, bytes: &[u8]) -> Result<Vec<T>> {
+        let text = String::from_utf8_lossy(bytes);
         text.lines()
             .enumerate()
             .map(|(i, line)| {
@@ -203,12 +216,34 @@ impl Store {
     }
 }
 
+/// Where a cell's manifest is.
+pub(crate) fn manifest_file(cell: &str) -> String {
+    format!("cells/{cell}/manifest.jsonl")
+}
+
 /// Writes a file under a path of the user's choice, whole or not at all.
 pub(crate) fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
     // A bare file name has the empty path as its parent, which cannot be opened.
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let name = path.file_name().with_context(|| format!("{}: expected a file name", path.display()))?;
-    Store::new(folder, Shard::WHOLE).write(&name.to_string_lossy(), bytes)
+    // Of this process alone: others may write there as well.
+    write_by(&folder.join(name), &folder.join(format!(".{}.{}.tmp", name.to_string_lossy(), std::process::id())), bytes)
+}
+
+/// Writes under a temporary name beside the final one, and renames. What could not be written whole is removed.
+fn write_by(path: &Path, temporary: &Path, bytes: &[u8]) -> Result<()> {
+    let folder = path.parent().unwrap_or(Path::new("."));
+    let write = || {
+        fs::create_dir_all(folder)?;
+        let mut file = File::create(temporary)?;
+        file.write_all(bytes)?;
+        // On the disk before it has its name, or a loss of power could leave the name with half of the content.
+        file.sync_all()?;
+        fs::rename(temporary, path)?;
+        // The rename itself is only durable once the folder is.
+        File::open(folder)?.sync_all()
+    };
+    write().inspect_err(|_| drop(fs::remove_file(temporary))).with_context(|| format!("cannot write {}", path.display()))
 }
 
 #[cfg(test)]

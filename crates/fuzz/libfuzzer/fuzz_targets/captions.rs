@@ -1,0 +1,3 @@
+#![no_main]
+
+scalebench_libfuzzer::target!("captions");
