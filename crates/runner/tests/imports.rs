@@ -23,7 +23,7 @@ fn sources(krate: &str) -> BTreeMap<String, String> {
                 let code = text.lines().filter(|line| !line.trim_start().starts_with("//")).collect::<Vec<_>>().join("\n");
                 // The program's own file is a call of its library.
                 let module = if ["main", "lib", "mod"].contains(&stem) { path.to_owned() } else { module };
-                *found.entry(module).or_insert_with(String::new) += &code;
+                *found.entry(module).or_default() += &code;
             }
         }
     }
