@@ -8,6 +8,37 @@
 //! The network names no method and methods hold no tensors. A plan that is plain everywhere leaves the
 //! network bit-identical to the unmodified one. All tensors are f32; maps are
 //! `(batch, channels, height, width)`.
+//!
+//! ```
+//! use scalebench_generation::{MethodSpec, Pipeline, Request, Sampler, ScheduleOptions, Seeding, SizeConditioning, VaeDecode};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let pipeline = Pipeline::load("../../datasets/pocket".as_ref())?;
+//! let (width, height) = pipeline.native_size();
+//! // Twice the trained sides, so four times the pixels.
+//! let request = Request {
+//!     prompt: "cat face".to_owned(),
+//!     negative_prompt: String::new(),
+//!     width: 2 * width,
+//!     height: 2 * height,
+//!     steps: 2,
+//!     sampler: Sampler::Ddim,
+//!     schedule: ScheduleOptions::default(),
+//!     guidance_scale: 3.5,
+//!     guidance_rescale: 0.0,
+//!     eta: 0.0,
+//!     seed: 0,
+//!     size_conditioning: SizeConditioning::Target,
+//!     vae_decode: VaeDecode::Whole,
+//!     seeding: Seeding::PerImage,
+//! };
+//! let file = "../../experiments/methods/scalecrafter.yaml".as_ref();
+//! let method = MethodSpec::parse(&std::fs::read_to_string(file)?, file)?.resolve("pocket", 4.0, pipeline.sites())?;
+//! let image = pipeline.generate(&request, &method, None)?;
+//! assert_eq!(image.data.len(), 128 * 128 * 3);
+//! # Ok(())
+//! # }
+//! ```
 
 mod bench;
 mod checkpoint;

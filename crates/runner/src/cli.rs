@@ -53,6 +53,8 @@ pub(crate) enum Command {
     Verify(Verify),
     /// Join the results of finished runs of one protocol into one table
     Results(Results),
+    /// Make a static site of finished runs: leaderboards, a page a method, comparisons, costs
+    Site(Site),
     /// Write out what travels in this program: the pocket checkpoint, its Inception and the experiments on it
     Unpack(Unpack),
     /// List the built-in methods
@@ -719,6 +721,24 @@ pub(crate) struct Results {
     /// csv and json have every column; latex and markdown are the table that people read
     #[arg(long, value_enum, value_name = "FORMAT", default_value = "markdown")]
     pub(crate) format: TableFormat,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+The site is made from what is kept of a run: run.yaml, the results, and the report's page, be that in a run directory or copied
+out of one. It needs no server and fetches nothing. A site that is in DIR already is replaced; a folder with other things is left alone.
+
+Example: the runs of this repository
+  scalebench site --out site reports/site.yaml
+Example: runs of one's own
+  scalebench site --out site runs/quick runs/mine")]
+pub(crate) struct Site {
+    /// Run directories, folders with committed reports, or one site file (.yaml): title, runs, goldens
+    #[arg(required = true, value_name = "RUN")]
+    pub(crate) runs: Vec<PathBuf>,
+    /// Folder of the site
+    #[arg(long, value_name = "DIR")]
+    pub(crate) out: PathBuf,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

@@ -4,6 +4,7 @@
 //! | --- | --- |
 //! | [`commands`], [`cli`] | what can be asked for on the command line |
 //! | [`compare`] | run against run: tests, verdicts, histories |
+//! | [`site`] | many runs as a static site |
 //! | [`report`] | showing a run: tables, charts, heat maps, grids, the page |
 //! | [`cost`] | what an experiment costs: operations, seconds, memory |
 //! | [`run`] | making a run: its directory, images, features and scores, and what it says meanwhile |
@@ -28,6 +29,7 @@ pub mod fuzzing;
 mod host;
 mod report;
 mod run;
+mod site;
 mod words;
 
 use std::process::ExitCode;

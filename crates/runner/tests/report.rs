@@ -33,10 +33,10 @@ fn decode(text: &str) -> String {
 
 /// Parses HTML as strictly as XML, but for elements that hold nothing and elements whose content is no markup.
 fn parse(html: &str) -> Vec<Element> {
-    const VOID: [&str; 4] = ["meta", "link", "img", "br"];
+    const VOID: [&str; 5] = ["meta", "link", "img", "br", "input"];
     let mut elements: Vec<Element> = Vec::new();
     let mut open: Vec<usize> = Vec::new();
-    let mut rest = html.strip_prefix("<!doctype html>\n").expect("a doctype");
+    let mut rest = html.strip_prefix("<!DOCTYPE html>").expect("a doctype");
     while let Some(at) = rest.find('<') {
         let text = &rest[..at];
         assert!(!text.contains('>'), "a `>` that is not escaped: {text}");
@@ -97,8 +97,15 @@ fn names(elements: &[Element], open: &[usize]) -> Vec<String> {
     open.iter().map(|i| elements[*i].name.clone()).collect()
 }
 
-/// What must hold for every page.
+/// What must hold for every report.
 fn check_page(elements: &[Element]) {
+    check_any(elements, &|_| false);
+    let count = |name: &str| elements.iter().filter(|e| e.name == name).count();
+    assert_eq!(count("script"), 1);
+}
+
+/// What must hold for every page, which may lead to some other files.
+fn check_any(elements: &[Element], is_file: &dyn Fn(&str) -> bool) {
     let get = |element: &Element, key: &str| element.attributes.get(key).cloned();
     let ids: Vec<String> = elements.iter().filter_map(|e| get(e, "id")).collect();
     assert_eq!(ids.iter().collect::<BTreeSet<_>>().len(), ids.len(), "identifiers are unique: {ids:?}");
@@ -108,7 +115,7 @@ fn check_page(elements: &[Element]) {
             assert!(!key.starts_with("on"), "a handler: {key}={value}");
             if ["src", "href", "srcset", "action", "data", "xlink:href"].contains(&key.as_str()) {
                 let inside = value.strip_prefix('#').is_some_and(|id| ids.iter().any(|known| known == id));
-                assert!(inside || value.starts_with("data:"), "not self-contained: {key}={value}");
+                assert!(inside || value.starts_with("data:") || is_file(value), "leads nowhere: {key}={value}");
             }
             if key == "aria-labelledby" {
                 assert!(ids.contains(value), "{key}={value} names nothing");
@@ -129,12 +136,12 @@ fn check_page(elements: &[Element]) {
             }
             "link" => assert_eq!(get(element, "href").as_deref(), Some("data:,")),
             "style" => assert!(!element.text.contains("url(") && !element.text.contains("@import")),
-            "iframe" | "object" | "embed" | "base" | "form" => panic!("{} has no place here", element.name),
+            "iframe" | "object" | "embed" | "base" => panic!("{} has no place here", element.name),
             _ => {}
         }
     }
     let count = |name: &str| elements.iter().filter(|e| e.name == name).count();
-    assert_eq!((count("html"), count("h1"), count("script"), count("main"), count("dialog")), (1, 1, 1, 1, 1));
+    assert_eq!((count("html"), count("h1"), count("main"), count("dialog")), (1, 1, 1, 1));
     assert_eq!(count("table"), count("caption"), "every table says what it is");
     assert_eq!(count("figure"), count("figcaption"));
     let viewport = elements.iter().find(|e| get(e, "name").as_deref() == Some("viewport")).expect("a viewport");
@@ -228,6 +235,8 @@ fn a_report_is_whole_safe_and_the_same_when_rebuilt() {
     assert_eq!(cells.into_iter().collect::<Vec<_>>(), [5], "{tex}");
     assert!(read("report/table.md").contains("**"));
 
+    check_site(dir.path());
+
     // A rebuilt report is the same report; one of a run without schedules says that it has none.
     scalebench(&["report", &path("run")]);
     assert!(read("report/index.html") == html, "a rebuilt page differs");
@@ -238,4 +247,70 @@ fn a_report_is_whole_safe_and_the_same_when_rebuilt() {
     let without = read("report/index.html");
     check_page(&parse(&without));
     assert!(without.contains("This run keeps no record of it"));
+}
+
+/// The site of the run: of its directory, and of what is committed of one.
+fn check_site(dir: &Path) {
+    let path = |name: &str| dir.join(name).to_str().unwrap().to_owned();
+    let folder = dir.join("kept/run");
+    std::fs::create_dir_all(&folder).unwrap();
+    for file in ["run.yaml", "results.csv", "timings.csv", "report/index.html"] {
+        std::fs::copy(dir.join("run").join(file), folder.join(Path::new(file).file_name().unwrap())).unwrap();
+    }
+    std::fs::write(path("kept/site.yaml"), "title: Which <b>one</b>?\nruns: [run]\n").unwrap();
+    let pages = |site: &str| -> BTreeMap<String, String> {
+        let entries = std::fs::read_dir(dir.join(site)).unwrap().map(|entry| entry.unwrap().path());
+        let name = |path: &Path| path.file_name().unwrap().to_str().unwrap().to_owned();
+        entries
+            .filter(|path| path.extension().is_some_and(|e| e == "html"))
+            .map(|path| (name(&path), std::fs::read_to_string(&path).unwrap()))
+            .collect()
+    };
+    scalebench(&["site", "--out", &path("site"), &path("run")]);
+    let found = pages("site");
+    scalebench(&["site", "--out", &path("site-of-kept"), &path("kept/site.yaml")]);
+    let mut of_kept = pages("site-of-kept");
+    assert!(of_kept["index.html"].contains("Which &lt;b&gt;one&lt;/b&gt;?"));
+    of_kept.insert("index.html".to_owned(), found["index.html"].clone());
+    assert!(found == of_kept, "a run and what was kept of it make different sites");
+
+    for (name, page) in &found {
+        let elements = parse(page);
+        let is_file = |target: &str| {
+            let (file, anchor) = target.split_once('#').unwrap_or((target, ""));
+            let is_page = file.ends_with(".html")
+                && found
+                    .get(file)
+                    .is_some_and(|page| anchor.is_empty() || file == "compare.html" || page.contains(&format!(" id=\"{anchor}\"")));
+            is_page || file.starts_with("samples/") && dir.join("site").join(file).is_file()
+        };
+        check_any(&elements, &is_file);
+        // The script's data is no markup either.
+        let hostile = elements
+            .iter()
+            .any(|e| e.attributes.keys().any(|key| key.starts_with("on")) || e.attributes.get("src").is_some_and(|src| src == "x"));
+        assert!(!hostile, "{name}");
+    }
+    let alt = format!("Dilated <by> 2 & more_%: {}, seed 0", HOSTILE[0]);
+    for name in ["run-run.html", "method-dilated.html"] {
+        let images = parse(&found[name]).into_iter().filter(|e| e.name == "img" && e.attributes["alt"] == alt).count();
+        assert_eq!(images, 2, "{name}: a sample at each of two sizes");
+    }
+    let board = parse(&found["index.html"]);
+    let methods: Vec<&str> = board.iter().filter_map(|e| e.attributes.get("data-method")).map(String::as_str).collect();
+    assert_eq!(methods.iter().filter(|method| **method == "Dilated <by> 2 & more_%").count(), 2, "{methods:?}");
+    // The heat map of the report is the one of the site.
+    let svg = std::fs::read_to_string(dir.join("run/report/schedule-tiny-0.25x-dilated.svg")).unwrap();
+    assert!(found["method-dilated.html"].contains(&svg) && found["run-run.html"].contains(&svg));
+
+    // Another site replaces it, and nothing of the old one stays; a folder of other things is no place for one.
+    std::fs::rename(dir.join("kept/run"), dir.join("kept/other")).unwrap();
+    scalebench(&["site", "--out", &path("site"), &path("kept/other")]);
+    let replaced = pages("site");
+    assert!(replaced.contains_key("run-other.html") && !replaced.contains_key("run-run.html"));
+    let mut command = Command::new(env!("CARGO_BIN_EXE_scalebench"));
+    let refused = command.args(["site", "--out", &path("kept"), &path("run")]).output().unwrap();
+    let message = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert_eq!(refused.status.code(), Some(2), "{message}");
+    assert!(message.contains("kept: holds other things than a site"), "{message}");
 }

@@ -13,6 +13,7 @@ mod nightly;
 mod reconstruct;
 mod results;
 mod score;
+mod site;
 mod status;
 mod submit;
 mod sweep;
@@ -44,6 +45,7 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode> {
         Command::Sweep(args) => sweep::run(&args),
         Command::Jobs(args) => jobs::run(&args),
         Command::Results(args) => results::run(&args),
+        Command::Site(args) => site::run(&args),
         Command::Unpack(args) => data::unpack(&args.folder),
         Command::Generate(args) => generate::run(args),
         Command::Features(args) => score::features(&args),

@@ -247,7 +247,7 @@ fn junit_is_xml_that_counts() {
 }
 
 /// Runs that differ in nothing but what was drawn raise alarms no more often than was said: `alpha` for a regression
-/// or an improvement together. Prints the rates for `--nocapture`; `crates/README.md` has those of 200 repeats.
+/// or an improvement together. Prints the rates for `--nocapture`; `experiments/book/run-against-run.md` has those of 200 repeats.
 #[test]
 fn false_alarms_keep_the_level() {
     const REPEATS: u64 = 20;

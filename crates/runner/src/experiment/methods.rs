@@ -52,9 +52,14 @@ pub(crate) fn names() -> impl Iterator<Item = &'static str> {
     BUILTIN.iter().map(|(name, _)| *name)
 }
 
+/// The YAML of a built-in method.
+pub(crate) fn text(name: &str) -> Option<&'static str> {
+    BUILTIN.iter().find(|(builtin, _)| *builtin == name).map(|(_, text)| *text)
+}
+
 /// A built-in method by name, or the method in a YAML file; relative paths start at `folder`.
 pub(crate) fn find(name: &str, folder: &Path) -> Result<MethodSpec> {
-    if let Some((_, text)) = BUILTIN.iter().find(|(builtin, _)| *builtin == name) {
+    if let Some(text) = text(name) {
         let file = format!("experiments/methods/{name}.yaml");
         return Ok(MethodSpec::parse(text, Path::new(&file))?);
     }

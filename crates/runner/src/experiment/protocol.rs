@@ -386,16 +386,32 @@ pub(crate) fn published_table(name: &str) -> Option<&'static str> {
     PUBLISHED.iter().find(|(table, _)| *table == name).map(|(_, text)| *text)
 }
 
+/// A row of a table of published numbers.
+pub(crate) struct Published<'a> {
+    pub(crate) family: &'a str,
+    pub(crate) scale: f64,
+    pub(crate) size: (&'a str, &'a str),
+    pub(crate) method: &'a str,
+    /// Columns and values, where there is one.
+    pub(crate) values: Vec<(&'a str, Option<f64>)>,
+}
+
+/// The rows of a table of published numbers.
+pub(crate) fn published_rows(table: &str) -> impl Iterator<Item = Published<'static>> {
+    let mut lines = published_table(table).unwrap_or_default().lines();
+    let columns: Vec<&str> = lines.next().unwrap_or_default().split(',').collect();
+    lines.filter_map(move |line| {
+        let cells: Vec<&str> = line.split(',').collect();
+        let &[family, scale, width, height, method, ..] = &cells[..] else { return None };
+        let values = columns.iter().zip(&cells).skip(5).map(|(column, cell)| (*column, cell.parse().ok())).collect();
+        Some(Published { family, scale: scale.trim_end_matches('x').parse().ok()?, size: (width, height), method, values })
+    })
+}
+
 /// The published value of a cell in a column, where the table has it.
 pub(crate) fn published(table: &str, family: &str, scale: f64, method: &str, column: &str) -> Option<f64> {
-    let mut lines = published_table(table)?.lines();
-    let at = lines.next()?.split(',').position(|name| name == column)?;
-    let mut rows = lines.map(|line| line.split(',').collect::<Vec<_>>());
-    let row = rows.find(|cells| {
-        let factor = cells.get(1).and_then(|cell| cell.trim_end_matches('x').parse::<f64>().ok());
-        cells[0] == family && factor == Some(scale) && cells.get(4) == Some(&method)
-    });
-    row?.get(at)?.parse().ok()
+    let row = published_rows(table).find(|row| row.family == family && row.scale == scale && row.method == method)?;
+    row.values.into_iter().find(|(name, _)| *name == column)?.1
 }
 
 /// Names of the built-in protocols.

@@ -6,6 +6,8 @@ use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
 use anyhow::{Context, Result, ensure};
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
 use scalebench_metrics::Image;
 
 use crate::experiment::matrix::SEED;
@@ -84,7 +86,8 @@ fn sample(store: &Store, resolved: &Resolved, model: &Model, scale: &Scale, seed
         let (mut tiles, mut small) = (Vec::new(), Vec::new());
         for image in images {
             let image = image?;
-            tiles.push(Tile { jpeg: grid::embedded(&image)?, width: image.width, height: image.height });
+            let src = format!("data:image/webp;base64,{}", BASE64_STANDARD.encode(grid::embedded(&image)?));
+            tiles.push(Tile { src, width: image.width, height: image.height });
             small.push(grid::tile(&image)?);
         }
         strips.push(grid::row(&small)?);

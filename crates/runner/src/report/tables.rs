@@ -5,9 +5,10 @@
 //! holds them alone.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io::Cursor;
 
-use anyhow::{Context, Result};
-use polars::prelude::{Column, CsvWriter, DataFrame, DataType, ParquetReader, ParquetWriter, SerReader, SerWriter};
+use anyhow::{Context, Result, ensure};
+use polars::prelude::{Column, CsvReadOptions, CsvWriter, DataFrame, DataType, ParquetReader, ParquetWriter, SerReader, SerWriter};
 use scalebench_metrics::Verdict;
 use serde_json::json;
 
@@ -20,6 +21,8 @@ use crate::run::store::Store;
 use crate::words::table::aligned;
 
 const PARQUET: &str = "results.parquet";
+const CSV: &str = "results.csv";
+const TIMINGS: &str = "timings.csv";
 const CELL: [&str; 5] = ["model", "scale", "width", "height", "method"];
 /// Begins the names of the columns that hold what sets variants apart.
 const SET: &str = "set.";
@@ -109,9 +112,9 @@ pub(crate) fn write(store: &Store, rows: &[Row]) -> Result<()> {
     let mut all = frame(rows)?;
     let mut parquet = Vec::new();
     ParquetWriter::new(&mut parquet).finish(&mut all)?;
-    store.write("timings.csv", &csv(all.select(CELL.into_iter().chain(COSTS))?)?)?;
+    store.write(TIMINGS, &csv(all.select(CELL.into_iter().chain(COSTS))?)?)?;
     store.write(PARQUET, &parquet)?;
-    store.write("results.csv", &csv_of(rows)?)
+    store.write(CSV, &csv_of(rows)?)
 }
 
 fn csv(mut frame: DataFrame) -> Result<Vec<u8>> {
@@ -201,80 +204,128 @@ pub(crate) fn jobs_parquet(rows: &[Job]) -> Result<Vec<u8>> {
 
 /// Reads the rows back from `results.parquet`.
 pub(crate) fn read(store: &Store) -> Result<Vec<Row>> {
-    let path = store.path(PARQUET);
-    let bytes = seal::read(store, PARQUET)?;
-    let bytes = bytes.with_context(|| format!("{}: expected the results of a finished run", path.display()))?;
-    let rows = || -> Result<Vec<Row>> {
-        let all = ParquetReader::new(std::io::Cursor::new(bytes)).finish()?;
-        let text = |name: &str, i| -> Result<Option<String>> { Ok(all.column(name)?.str()?.get(i).map(str::to_owned)) };
-        let float = |name: &str, i| -> Result<Option<f64>> { Ok(all.column(name)?.f64()?.get(i)) };
-        let side = |name: &str, i| -> Result<u32> { all.column(name)?.u32()?.get(i).context("empty cell") };
-        let count = |name: &str, i| -> Result<Option<u64>> { Ok(all.column(name)?.u64()?.get(i)) };
-        let interval = |name: &str, i| -> Result<Option<Interval>> {
-            let bounds = (float(&format!("{name}_lo"), i)?, float(&format!("{name}_hi"), i)?);
-            Ok(match (float(name, i)?, bounds) {
-                (Some(value), (Some(lo), Some(hi))) => Some(Interval { value, lo, hi }),
-                _ => None,
-            })
-        };
-        let columns: Vec<&str> = all.get_column_names().iter().map(|name| name.as_str()).collect();
-        let set = |i: usize| -> Result<BTreeMap<String, String>> {
-            let mut set = BTreeMap::new();
-            for column in columns.iter().filter(|column| column.starts_with(SET)) {
-                let value = match all.column(column)?.str() {
-                    Ok(texts) => texts.get(i).map(str::to_owned),
-                    Err(_) => float(column, i)?.map(|number| number.to_string()),
-                };
-                set.extend(value.map(|value| (column[SET.len()..].to_owned(), value)));
-            }
-            Ok(set)
-        };
-        let baseline = |i: usize| -> Result<String> {
-            match columns.contains(&"baseline") {
-                true => text("baseline", i)?.context("empty cell"),
-                false => Ok(BASELINE.to_owned()),
-            }
-        };
-        // A score is what has a column for its differences.
-        let names: Vec<String> =
-            all.get_column_names().iter().filter_map(|name| Some(name.strip_prefix("d_")?.strip_suffix("_verdict")?.to_owned())).collect();
-        let score = |column: &String, i: usize| -> Result<Score> {
-            let verdict = text(&format!("d_{column}_verdict"), i)?;
-            let difference = match (interval(&format!("d_{column}"), i)?, meaning(&VERDICTS, verdict)) {
-                (Some(interval), Some(verdict)) => {
-                    Some(Difference { interval, verdict, n_to_decide: count(&format!("d_{column}_n_to_decide"), i)? })
-                }
-                _ => None,
-            };
-            let standing = format!("{column}_standing");
-            let standing = match columns.contains(&standing.as_str()) {
-                true => meaning(&STANDINGS, text(&standing, i)?),
-                false => None,
-            };
-            let published = float(&format!("published_{column}"), i)?;
-            Ok(Score { column: column.clone(), value: interval(column, i)?, difference, standing, published })
-        };
-        let row = |i: usize| -> Result<Row> {
-            Ok(Row {
-                model: text("model", i)?.context("empty cell")?,
-                scale: float("scale", i)?.context("empty cell")?,
-                width: side("width", i)?,
-                height: side("height", i)?,
-                method: text("method", i)?.context("empty cell")?,
-                protocol: text("protocol", i)?.context("empty cell")?,
-                n_images: count("n_images", i)?.context("empty cell")?,
-                n_reference: count("n_reference", i)?,
-                baseline: baseline(i)?,
-                set: set(i)?,
-                scores: names.iter().map(|name| score(name, i)).collect::<Result<_>>()?,
-                unet_flops_per_image: if columns.contains(&FLOPS) { float(FLOPS, i)? } else { None },
-                seconds_per_image: float(COSTS[0], i)?,
-                peak_memory_bytes: count(COSTS[1], i)?,
-            })
-        };
-        (0..all.height()).map(row).collect()
+    let expected = || format!("{}: expected the results of a finished run", store.path(PARQUET).display());
+    let bytes = seal::read(store, PARQUET)?.with_context(expected)?;
+    let all = ParquetReader::new(Cursor::new(bytes)).finish().map_err(anyhow::Error::from);
+    all.and_then(|all| rows(&all)).with_context(|| cannot_read(store, PARQUET))
+}
+
+/// The same, or from `results.csv` and `timings.csv` where only these were kept of a run.
+pub(crate) fn read_kept(store: &Store) -> Result<Vec<Row>> {
+    let (None, Some(bytes)) = (seal::read(store, PARQUET)?, seal::read(store, CSV)?) else { return read(store) };
+    let mut all = typed(bytes).with_context(|| cannot_read(store, CSV))?;
+    if let Some(bytes) = seal::read(store, TIMINGS)? {
+        let timings = typed(bytes).with_context(|| cannot_read(store, TIMINGS))?;
+        add_costs(&mut all, &timings).with_context(|| format!("{}: not of these results", store.path(TIMINGS).display()))?;
+    }
+    rows(&all).with_context(|| cannot_read(store, CSV))
+}
+
+fn cannot_read(store: &Store, file: &str) -> String {
+    format!("cannot read {}", store.path(file).display())
+}
+
+/// A CSV file of ours with the types that its columns have in Parquet.
+fn typed(bytes: Vec<u8>) -> Result<DataFrame> {
+    let options = CsvReadOptions::default().with_has_header(true).with_infer_schema_length(Some(0));
+    let all = options.into_reader_with_file_handle(Cursor::new(bytes)).finish()?;
+    let is_text = |name: &str| {
+        ["model", "method", "protocol", "baseline"].contains(&name) || name.ends_with("_verdict") || name.ends_with("_standing")
     };
-    rows().with_context(|| format!("cannot read {}", path.display()))
+    let is_count = |name: &str| ["n_images", "n_reference", COSTS[1]].contains(&name) || name.ends_with("_n_to_decide");
+    let column = |column: &Column| -> Result<Column> {
+        let name = column.name().as_str();
+        let to = match name {
+            _ if is_text(name) => DataType::String,
+            "width" | "height" => DataType::UInt32,
+            _ if is_count(name) => DataType::UInt64,
+            // Numbers where all of its values are.
+            _ if name.starts_with(SET) => return Ok(column.strict_cast(&DataType::Float64).unwrap_or_else(|_| column.clone())),
+            _ => DataType::Float64,
+        };
+        Ok(column.strict_cast(&to)?)
+    };
+    Ok(DataFrame::new(all.height(), all.columns().iter().map(column).collect::<Result<_>>()?)?)
+}
+
+/// Puts costs beside the results that they are of.
+fn add_costs(all: &mut DataFrame, timings: &DataFrame) -> Result<()> {
+    let cells = |frame: &DataFrame| frame.select(CELL);
+    ensure!(cells(all)?.equals_missing(&cells(timings)?), "expected the same cells in the same order");
+    for cost in COSTS {
+        all.with_column(timings.column(cost)?.clone())?;
+    }
+    Ok(())
+}
+
+fn rows(all: &DataFrame) -> Result<Vec<Row>> {
+    let text = |name: &str, i| -> Result<Option<String>> { Ok(all.column(name)?.str()?.get(i).map(str::to_owned)) };
+    let float = |name: &str, i| -> Result<Option<f64>> { Ok(all.column(name)?.f64()?.get(i)) };
+    let side = |name: &str, i| -> Result<u32> { all.column(name)?.u32()?.get(i).context("empty cell") };
+    let count = |name: &str, i| -> Result<Option<u64>> { Ok(all.column(name)?.u64()?.get(i)) };
+    let interval = |name: &str, i| -> Result<Option<Interval>> {
+        let bounds = (float(&format!("{name}_lo"), i)?, float(&format!("{name}_hi"), i)?);
+        Ok(match (float(name, i)?, bounds) {
+            (Some(value), (Some(lo), Some(hi))) => Some(Interval { value, lo, hi }),
+            _ => None,
+        })
+    };
+    let columns: Vec<&str> = all.get_column_names().iter().map(|name| name.as_str()).collect();
+    let set = |i: usize| -> Result<BTreeMap<String, String>> {
+        let mut set = BTreeMap::new();
+        for column in columns.iter().filter(|column| column.starts_with(SET)) {
+            let value = match all.column(column)?.str() {
+                Ok(texts) => texts.get(i).map(str::to_owned),
+                Err(_) => float(column, i)?.map(|number| number.to_string()),
+            };
+            set.extend(value.map(|value| (column[SET.len()..].to_owned(), value)));
+        }
+        Ok(set)
+    };
+    let baseline = |i: usize| -> Result<String> {
+        match columns.contains(&"baseline") {
+            true => text("baseline", i)?.context("empty cell"),
+            false => Ok(BASELINE.to_owned()),
+        }
+    };
+    // A score is what has a column for its differences.
+    let names: Vec<String> =
+        all.get_column_names().iter().filter_map(|name| Some(name.strip_prefix("d_")?.strip_suffix("_verdict")?.to_owned())).collect();
+    let score = |column: &String, i: usize| -> Result<Score> {
+        let verdict = text(&format!("d_{column}_verdict"), i)?;
+        let difference = match (interval(&format!("d_{column}"), i)?, meaning(&VERDICTS, verdict)) {
+            (Some(interval), Some(verdict)) => {
+                Some(Difference { interval, verdict, n_to_decide: count(&format!("d_{column}_n_to_decide"), i)? })
+            }
+            _ => None,
+        };
+        let standing = format!("{column}_standing");
+        let standing = match columns.contains(&standing.as_str()) {
+            true => meaning(&STANDINGS, text(&standing, i)?),
+            false => None,
+        };
+        let published = float(&format!("published_{column}"), i)?;
+        Ok(Score { column: column.clone(), value: interval(column, i)?, difference, standing, published })
+    };
+    let row = |i: usize| -> Result<Row> {
+        Ok(Row {
+            model: text("model", i)?.context("empty cell")?,
+            scale: float("scale", i)?.context("empty cell")?,
+            width: side("width", i)?,
+            height: side("height", i)?,
+            method: text("method", i)?.context("empty cell")?,
+            protocol: text("protocol", i)?.context("empty cell")?,
+            n_images: count("n_images", i)?.context("empty cell")?,
+            n_reference: count("n_reference", i)?,
+            baseline: baseline(i)?,
+            set: set(i)?,
+            scores: names.iter().map(|name| score(name, i)).collect::<Result<_>>()?,
+            unet_flops_per_image: if columns.contains(&FLOPS) { float(FLOPS, i)? } else { None },
+            seconds_per_image: if columns.contains(&COSTS[0]) { float(COSTS[0], i)? } else { None },
+            peak_memory_bytes: if columns.contains(&COSTS[1]) { count(COSTS[1], i)? } else { None },
+        })
+    };
+    (0..all.height()).map(row).collect()
 }
 
 /// What `results.csv` is expected to hold, by `results.parquet`.
@@ -385,6 +436,12 @@ mod tests {
         let store = Store::new(dir.path(), Shard::WHOLE);
         write(&store, std::slice::from_ref(&row)).unwrap();
         assert_eq!(read(&store).unwrap(), std::slice::from_ref(&row));
+        let without_parquet = || {
+            std::fs::remove_file(store.path(PARQUET)).unwrap();
+            assert!(read(&store).is_err());
+            read_kept(&store).unwrap()
+        };
+        assert_eq!(without_parquet(), std::slice::from_ref(&row));
         let csv = String::from_utf8(store.read("results.csv").unwrap().unwrap()).unwrap();
         let expected = "model,scale,width,height,method,protocol,n_images,n_reference,\
             fid_r,fid_r_lo,fid_r_hi,kid_b,kid_b_lo,kid_b_hi,\
@@ -404,6 +461,11 @@ mod tests {
         ];
         write(&store, &variants).unwrap();
         assert_eq!(read(&store).unwrap(), variants);
+        assert_eq!(without_parquet(), variants);
+        store.write(TIMINGS, b"model,scale,width,height,method,seconds_per_image,peak_memory_bytes\npocket,4.0,160,160,a,1.0,\n").unwrap();
+        assert!(format!("{:#}", read_kept(&store).unwrap_err()).contains("timings.csv: not of these results"));
+        std::fs::remove_file(store.path(TIMINGS)).unwrap();
+        assert_eq!(read_kept(&store).unwrap()[0].seconds_per_image, None);
         let csv = String::from_utf8(store.read("results.csv").unwrap().unwrap()).unwrap();
         assert!(
             csv.starts_with("model,scale,width,height,method,protocol,n_images,n_reference,baseline,set.dtype,set.redilation.tau,fid_r,")

@@ -93,6 +93,13 @@ pub(crate) fn charts(rows: &[Row], methods: &[Method], note: &str) -> Result<Vec
     Ok(charts)
 }
 
+/// The rows of one size that no other one betters in both a score and seconds, from the cheapest on.
+pub(crate) fn worth_their_seconds<'a>(rows: &[&'a Row], column: &str) -> Vec<&'a Row> {
+    let of = |row: &&'a Row| Some((*row, (row.seconds_per_image.filter(|seconds| *seconds > 0.0)?, row.score(column)?.value)));
+    let (rows, points): (Vec<&Row>, Vec<(f64, f64)>) = rows.iter().filter_map(of).unzip();
+    front(&points, lower_is_better(column) != Some(false)).into_iter().map(|i| rows[i]).collect()
+}
+
 /// Indices of the points that no other one is better than in one and at least as good in the other, from the cheapest on.
 fn front(points: &[(f64, f64)], lower_is_better: bool) -> Vec<usize> {
     let badness = |i: usize| if lower_is_better { points[i].1 } else { -points[i].1 };

@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use scalebench_generation::journey::{Start, Through};
 use scalebench_generation::plan::{AttentionAction, AttentionShape, ConvAction, Kernel, LayerAction, LowPass, Resize, SkipAction};
 use scalebench_generation::step::{Band, Conditioning, Maps, Pass, Region, Step, Target};
-use scalebench_generation::{Pipeline, SiteTable, StageSteps};
+use scalebench_generation::{Method, Pipeline, Request, SiteTable, StageSteps};
 use serde::{Deserialize, Serialize};
 
 use crate::experiment::plan::{Cell, Work};
@@ -325,11 +325,15 @@ fn path(cell: &str) -> String {
     format!("cells/{cell}/schedule.json")
 }
 
-/// Writes the schedule of a cell. Seeds and prompts have no say in it, so the first image stands for all.
+/// What a method does to images of a request, the prompt and seed of which have no say in it.
+pub(crate) fn of(pipeline: &Pipeline, request: &Request, method: &Method) -> Result<Schedule> {
+    Ok(Schedule::of_run(pipeline.sites(), &pipeline.outline(request, method)?))
+}
+
+/// Writes the schedule of a cell: the first image stands for all.
 pub(crate) fn write(store: &Store, cell: &Cell, pipeline: &Pipeline) -> Result<()> {
     let (Some(job), Work::Sample(method)) = (cell.jobs.first(), &cell.work) else { return Ok(()) };
-    let schedule = Schedule::of_run(pipeline.sites(), &pipeline.outline(&job.request, method)?);
-    store.write(&path(&cell.name), &serde_json::to_vec(&schedule)?)
+    store.write(&path(&cell.name), &serde_json::to_vec(&of(pipeline, &job.request, method)?)?)
 }
 
 /// Reads the schedule of a cell; runs of earlier versions have none.
