@@ -83,7 +83,8 @@ fn the_book_has_all_of_its_pages() {
     for entry in std::fs::read_dir(experiments.join("book")).unwrap() {
         let name = entry.unwrap().file_name().into_string().unwrap();
         let text = std::fs::read_to_string(experiments.join("book").join(&name)).unwrap();
-        let outward: Vec<String> = targets(&text).into_iter().filter(|target| target.starts_with("../") && !target.starts_with("../README.md")).collect();
+        let outward: Vec<String> =
+            targets(&text).into_iter().filter(|target| target.starts_with("../") && !target.starts_with("../README.md")).collect();
         let outward: Vec<&String> = outward.iter().filter(|target| !target.ends_with(".yaml") && !target.ends_with(".json")).collect();
         assert!(outward.is_empty(), "{name}: {outward:?}");
         there.insert(format!("book/{name}"));

@@ -93,6 +93,9 @@ pub(crate) fn lightbox() -> Markup {
     }
 }
 
+/// What ends the caption of every chart.
+pub(crate) const CHART_NOTE: &str = ". Bars are 95 % intervals.";
+
 /// Charts, two beside each other where there is room.
 pub(crate) fn charts(charts: &[Chart]) -> Markup {
     html! {
@@ -100,7 +103,7 @@ pub(crate) fn charts(charts: &[Chart]) -> Markup {
             @for chart in charts {
                 figure {
                     div.drawing role="img" aria-label={ (chart.title) "; the tables have the numbers" } { (PreEscaped(&chart.svg)) }
-                    figcaption { (chart.title) ". Bars are 95 % intervals." }
+                    figcaption { (chart.title) (CHART_NOTE) }
                 }
             }
         }

@@ -1,15 +1,17 @@
-//! Samples and heat maps read back from a report's page.
+//! Charts, samples and heat maps read back from a report's page.
 //!
 //! The page is one file that holds all of a report, so it is what people keep of a run, and what a site is made from. It is read by
 //! the marks that [`page`](crate::report::page) has put there since the first version, not as any HTML.
 
 use anyhow::{Context, Result, bail};
 
-use crate::report::page::{Column, SampleRow, Samples, ScheduleMap, Tile};
+use crate::report::figures::Chart;
+use crate::report::page::{CHART_NOTE, Column, SampleRow, Samples, ScheduleMap, Tile};
 
 /// What a page shows besides numbers.
 #[derive(Default)]
 pub(crate) struct Shown {
+    pub(crate) charts: Vec<Chart>,
     pub(crate) samples: Vec<Samples>,
     pub(crate) schedules: Vec<ScheduleMap>,
 }
@@ -26,7 +28,19 @@ pub(crate) fn read(page: &str) -> Result<Shown> {
     for place in part("schedules")?.split("<h3>").skip(1) {
         schedules.extend(maps(place)?);
     }
-    Ok(Shown { samples, schedules })
+    let charts = part("charts")?.split("<figure>").skip(1).map(chart).collect::<Result<_>>()?;
+    Ok(Shown { charts, samples, schedules })
+}
+
+/// A drawing and its caption; what its file was called is not known any more.
+fn chart(figure: &str) -> Result<Chart> {
+    let title = decoded(between(figure, "<figcaption>", "</figcaption>")?);
+    let title = title.strip_suffix(CHART_NOTE).unwrap_or(&title).to_owned();
+    Ok(Chart { name: String::new(), title, svg: drawing(figure)? })
+}
+
+fn drawing(figure: &str) -> Result<String> {
+    Ok(format!("<svg {}</svg>", between(figure, "<svg ", "</svg>")?))
 }
 
 /// The text between two marks.
@@ -86,8 +100,7 @@ fn maps(place: &str) -> Result<Vec<ScheduleMap>> {
         maps.push(map(item.split_once("</li>").context("expected the end of an item")?.0, None)?);
     }
     for figure in rest.split("<figure>").skip(1) {
-        let svg = format!("<svg {}</svg>", between(figure, "<svg ", "</svg>")?);
-        maps.push(map(between(figure, "<figcaption><strong>", "</figcaption>")?, Some(svg))?);
+        maps.push(map(between(figure, "<figcaption><strong>", "</figcaption>")?, Some(drawing(figure)?))?);
     }
     Ok(maps)
 }
@@ -101,7 +114,7 @@ fn decoded(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::report::page::{sample_table, schedule_maps};
+    use crate::report::page::{charts, sample_table, schedule_maps};
     use maud::html;
 
     fn tile(src: &str) -> Tile {
@@ -126,12 +139,15 @@ mod tests {
             description: format!("does {hostile}"),
             svg,
         };
-        let maps = [map("plain", None), map(hostile, Some(svg))];
+        let maps = [map("plain", None), map(hostile, Some(svg.clone()))];
+        let chart = Chart { name: "c".to_owned(), title: format!("FID_r {hostile}"), svg: svg.clone() };
         let page = html! {
+            section aria-labelledby="charts" { (charts(std::slice::from_ref(&chart))) }
             section aria-labelledby="samples" { h3 id="samples-0" { (samples.title) } (sample_table(&samples, "samples-0")) }
             section aria-labelledby="schedules" { h3 { "m, 4×" } (schedule_maps(&maps)) }
         };
         let found = read(&page.into_string()).unwrap();
+        assert_eq!((&found.charts[0].title, &found.charts[0].svg), (&chart.title, &chart.svg));
         let [read] = &found.samples[..] else { panic!("{} tables", found.samples.len()) };
         assert_eq!((&read.title, &read.columns), (&samples.title, &samples.columns));
         let rows = |samples: &Samples| -> Vec<(String, bool, Vec<String>)> {

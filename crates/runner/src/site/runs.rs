@@ -6,14 +6,20 @@ use maud::html;
 use super::frame;
 use super::source::Source;
 use crate::report::page::Page;
+use crate::report::readback::Shown;
 use crate::report::{figures, tradeoff};
 
 pub(super) fn page(source: &Source) -> Result<String> {
     let (resolved, note) = (source.resolved(), source.note());
-    let mut charts = figures::charts(&source.rows, &resolved.methods, note)?;
-    charts.extend(tradeoff::charts(&source.rows, &resolved.methods, note)?);
-    let (samples, schedules) = (&source.shown.samples, &source.shown.schedules);
-    let page = Page { run: &source.run, rows: &source.rows, charts: &charts, samples, schedules, note };
+    let Shown { charts, samples, schedules } = &source.shown;
+    // Of a run whose page was not kept.
+    let mut drawn = Vec::new();
+    if charts.is_empty() {
+        drawn = figures::charts(&source.rows, &resolved.methods, note)?;
+        drawn.extend(tradeoff::charts(&source.rows, &resolved.methods, note)?);
+    }
+    let charts = if charts.is_empty() { &drawn } else { charts };
+    let page = Page { run: &source.run, rows: &source.rows, charts, samples, schedules, note };
     Ok(frame::page(&format!("Run {}", source.name), "runs.html", &page.head(), &page.content()?))
 }
 
