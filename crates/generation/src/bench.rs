@@ -81,7 +81,7 @@ impl UNetBench {
                 None => None,
                 Some(added) => Some((generator.randn((batch, added.pooled_width))?, generator.randn((batch, SIZE_NUMBERS))?)),
             };
-            Ok(Told { text, added })
+            Ok(Told { text, added, class: None })
         };
         let shown = Shown { now: &step.latents, before: None };
         let predictions = self.unet.predict(&shown, step.moment.timestep, &passes, &mut told)?;

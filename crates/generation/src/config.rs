@@ -95,6 +95,16 @@ impl Config {
         }
     }
 
+    /// A list of `n` booleans, or one boolean that stands for all of them; without either, false.
+    pub(crate) fn bools(&mut self, key: &str, n: usize) -> Result<Vec<bool>> {
+        let list = match self.find(key) {
+            None => Some(vec![false; n]),
+            Some(Value::Array(list)) => list.iter().map(Value::as_bool).collect(),
+            Some(v) => v.as_bool().map(|v| vec![v; n]),
+        };
+        list.filter(|list| list.len() == n).ok_or_else(|| self.wrong(key, &format!("true, false, or a list of {n} of them")))
+    }
+
     pub(crate) fn string(&mut self, key: &str, default: &str) -> Result<String> {
         match self.find(key) {
             None => Ok(default.to_owned()),

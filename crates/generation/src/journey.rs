@@ -17,18 +17,104 @@ pub struct Route {
     pub guidance_scale: f64,
 }
 
-/// A run: its stages, in order. The last one has the image's size.
+/// A run: its stages, in order. The last one has the image's size, or that of a smaller image which is enlarged to it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Journey {
     /// Never empty.
     pub stages: Vec<Stage>,
+    /// How the last stage's image becomes one of the size that was asked for, if it has another.
+    pub finish: Option<Finish>,
 }
 
 impl Journey {
     /// Everything at the image's size, from noise.
     pub fn direct(latent: (usize, usize)) -> Self {
-        Self { stages: vec![Stage::new(latent)] }
+        Self { stages: vec![Stage::new(latent)], finish: None }
     }
+}
+
+/// How a finished image is enlarged.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Finish {
+    /// The filter, for all that the network does not do.
+    pub filter: ImageFilter,
+    /// The network, if it is not for the filter alone.
+    pub upscaler: Option<Upscaling>,
+}
+
+/// Pillow's resizing of 8-bit images.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ImageFilter {
+    /// The cubic with a = −½.
+    Bicubic,
+    /// The windowed sinc of three lobes.
+    Lanczos,
+}
+
+impl std::fmt::Display for ImageFilter {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        serde::Serialize::serialize(self, f)
+    }
+}
+
+/// Diffusion super-resolution: a network that enlarges by its autoencoder's factor, as often as it takes.
+#[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Upscaling {
+    /// The checkpoint: a folder, or a repository of the Hugging Face hub.
+    pub checkpoint: String,
+    /// How much noise the small image gets, in training timesteps of the checkpoint's `low_res_scheduler`.
+    #[serde(default = "twenty")]
+    pub noise_level: usize,
+    /// DDIM steps.
+    #[serde(default = "seventy_five")]
+    pub steps: usize,
+    /// DDIM's noise share.
+    #[serde(default)]
+    pub eta: f64,
+    /// Weight of the text direction.
+    #[serde(default = "nine")]
+    pub guidance_scale: f64,
+    /// What is done where the factor is not a power of the network's.
+    #[serde(default)]
+    pub reduce: Reduce,
+    /// Overlapping windows in place of the whole map, for bounded memory.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tile: Option<Tile>,
+}
+
+fn twenty() -> usize {
+    20
+}
+
+fn seventy_five() -> usize {
+    75
+}
+
+fn nine() -> f64 {
+    9.0
+}
+
+/// Where an enlargement by too large a factor is made up for.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Reduce {
+    /// The network sees the image as it is; its result is reduced to the target.
+    #[default]
+    Output,
+    /// The image is reduced, so that the network's result has the target's size, but for rounding.
+    Input,
+}
+
+/// Windows on a map.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Tile {
+    /// Side in latents.
+    pub side: usize,
+    /// Latents that neighbours share.
+    pub overlap: usize,
 }
 
 /// One size of a journey.

@@ -60,6 +60,8 @@ mod rivals;
 pub mod sampler;
 pub mod site;
 pub mod step;
+#[cfg(test)]
+mod superres;
 mod text;
 mod unet;
 mod vae;
@@ -71,7 +73,7 @@ pub use checkpoint::{Dtype, FAMILIES, Family, LoadOptions, locate, locate_here};
 pub use disperse::{Dispersion, disperse};
 pub use error::{Error, Result};
 pub use methods::{Method, MethodSpec};
-pub use pipeline::{Blueprint, Injected, Pipeline, Request, Rgb, Seeding, SizeConditioning, StageSteps, Trace};
+pub use pipeline::{Blueprint, Ending, Injected, Pipeline, Request, Rgb, Seeding, SizeConditioning, StageSteps, Trace, Upscaler};
 pub use sampler::{Sampler, ScheduleOptions, Spacing};
 pub use scalebench_kernels::{DeviceId, beside, on_gpu};
 pub use site::SiteTable;

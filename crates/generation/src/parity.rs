@@ -48,7 +48,7 @@ fn pipeline() -> &'static Pipeline {
 fn told(want: &HashMap<String, Tensor>, case: &str) -> Told {
     let at = |part: &str| want.get(&if case.is_empty() { part.to_owned() } else { format!("{case}.{part}") }).cloned();
     let added = at("text_embeds").map(|pooled| (pooled, at("time_ids").unwrap()));
-    Told { text: at("context").unwrap(), added }
+    Told { text: at("context").unwrap(), added, class: None }
 }
 
 fn values(t: &Tensor) -> Vec<f64> {
@@ -864,7 +864,7 @@ fn sdedit_starts_from_the_smaller_image() {
     let walk = walk.walk(Sampler::Ddim, 10, 0.0, &ScheduleOptions::default()).unwrap();
     let start = walk.add_noise(9, &clean, &late["init_latents"]).unwrap();
     let plain = Plan::plain(pipeline().sites());
-    let told = Told { text: late["text.cond"].clone(), added: None };
+    let told = Told { text: late["text.cond"].clone(), added: None, class: None };
     check("first prediction", &pipeline().unet.forward(&start, 1.0, &told, &plain).unwrap(), &late["pass0.9"]);
     for (tau, scale, fragment) in [(0.0, 2.0, "`sdedit.tau` is 0"), (10.0, 2.0, "a tau below"), (3.0, 1.0, "a scale above 1")] {
         let sdedit = Some(Sdedit { tau, of_steps: 10, scale });

@@ -27,6 +27,7 @@ mod mersenne;
 mod norm;
 mod pool;
 mod product;
+pub mod raster;
 mod resize;
 mod share;
 mod simd;

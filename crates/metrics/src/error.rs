@@ -49,18 +49,6 @@ pub enum Error {
         /// Values found.
         found: usize,
     },
-    /// An image or a target size has no pixels.
-    #[error("cannot resize {from_width}x{from_height} to {to_width}x{to_height}: a side is zero")]
-    EmptyResize {
-        /// Source width.
-        from_width: usize,
-        /// Source height.
-        from_height: usize,
-        /// Target width.
-        to_width: usize,
-        /// Target height.
-        to_height: usize,
-    },
     /// A crop is larger than the image it is taken from.
     #[error("image {name} is {width}x{height}, too small for crops of {size}x{size}")]
     CropTooLarge {

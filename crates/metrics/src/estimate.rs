@@ -26,7 +26,7 @@ use crate::kernel::{KernelSums, directions};
 use crate::neighbours::Neighbours;
 use crate::{
     Error, FeatureSet, NeighbourOptions, Prdc, Provenance, Result, Splits, Tap, cmmd, fid, fid_from_statistics, inception_score, kid_u,
-    prdc,
+    pixels, prdc,
 };
 
 /// A number with its uncertainty.
@@ -106,11 +106,20 @@ pub enum Metric {
     Cmmd,
     /// Mean over the images of what [`clip_score`](crate::clip::clip_score) says of each: a set of dimension 1.
     ClipScore,
+    /// Root mean square, over rings of frequency, of the difference between the two sides' mean power spectra, in decibels; of
+    /// [`Extractor::pixels`](crate::Extractor::pixels).
+    Spectrum,
+    /// Mean over the images of log₁₀ of the variance of the Laplacian; of [`Extractor::pixels`](crate::Extractor::pixels).
+    Sharpness,
+    /// How much more alike the parts of an image are than those of an image of the other side: the mean over images of the mean cosine
+    /// between the features of two crops of the image, less the same of the other side. Features are taken relative to the mean over all
+    /// crops of the other side. 0: as there; 1 at most.
+    Repetition,
 }
 
 impl Metric {
     /// Every metric.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 12] = [
         Self::Fid,
         Self::Kid,
         Self::InceptionScore,
@@ -120,6 +129,9 @@ impl Metric {
         Self::Coverage,
         Self::Cmmd,
         Self::ClipScore,
+        Self::Spectrum,
+        Self::Sharpness,
+        Self::Repetition,
     ];
 
     /// The name in configurations and tables.
@@ -134,12 +146,20 @@ impl Metric {
             Self::Coverage => "coverage",
             Self::Cmmd => "cmmd",
             Self::ClipScore => "clip_score",
+            Self::Spectrum => "spectrum",
+            Self::Sharpness => "sharpness",
+            Self::Repetition => "repetition",
         }
     }
 
     /// Whether small values are good: distances, as opposed to scores.
     pub fn lower_is_better(self) -> bool {
-        matches!(self, Self::Fid | Self::Kid | Self::Cmmd)
+        matches!(self, Self::Fid | Self::Kid | Self::Cmmd | Self::Spectrum | Self::Repetition)
+    }
+
+    /// Whether it is of pixels and not of a network's features.
+    pub fn is_of_pixels(self) -> bool {
+        matches!(self, Self::Spectrum | Self::Sharpness)
     }
 
     /// What of the network's answer the metric is computed from.
@@ -170,7 +190,7 @@ impl Metric {
 
     /// Whether there is another side at all.
     pub fn needs_reference(self) -> bool {
-        !matches!(self, Self::InceptionScore | Self::ClipScore)
+        !matches!(self, Self::InceptionScore | Self::ClipScore | Self::Sharpness)
     }
 }
 
@@ -318,6 +338,11 @@ enum Other<'a> {
 
 impl<'a> Pair<'a> {
     fn new(metric: Metric, generated: &'a FeatureSet, other: OtherSide<'a>) -> Result<Self> {
+        if metric.is_of_pixels() != (generated.provenance.extractor == pixels::NAME) {
+            let (name, found) = (metric.name(), &generated.provenance.extractor);
+            let expected = if metric.is_of_pixels() { "pixels, without a network" } else { "a network's features" };
+            return Err(Error::BadPreprocess(format!("{name} is of {expected}, found {found}")));
+        }
         let other = match (metric.needs_reference(), other) {
             (true, OtherSide::None) => return Err(Error::NoReference { metric: metric.name() }),
             (true, OtherSide::Features(features)) => {
@@ -358,6 +383,15 @@ fn plain(metric: Metric, pair: Pair) -> Result<f64> {
         }
         Metric::Cmmd => cmmd(generated, reference),
         Metric::ClipScore => Ok(MeanSums::new(generated, &vec![0; generated.len()], 1)?.mean(None)),
+        Metric::Sharpness => Ok(MeanSums::of_sharpness(generated, &vec![0; generated.len()], 1).mean(None)),
+        Metric::Spectrum => {
+            let [x, y] = [generated, reference].map(|set| SpectrumSums::new(set, &vec![0; set.len()], 1));
+            Ok(x.distance(None, &y, None))
+        }
+        Metric::Repetition => {
+            let (x, y) = repetitions((generated, &vec![0; generated.len()]), (reference, &vec![0; reference.len()]), 1)?;
+            Ok(x.mean(None) - y.mean(None))
+        }
     }
 }
 
@@ -484,6 +518,18 @@ fn replicates(metric: Metric, pair: Pair, blocks: &Blocks, jackknife: &Jackknife
             let sums = MeanSums::new(generated, &x_blocks, blocks.len())?;
             each(&|x, _| Ok(sums.mean(x)))
         }
+        Metric::Sharpness => {
+            let sums = MeanSums::of_sharpness(generated, &x_blocks, blocks.len());
+            each(&|x, _| Ok(sums.mean(x)))
+        }
+        Metric::Spectrum => {
+            let sums = [(generated, &x_blocks), (reference, &y_blocks)].map(|(set, of)| SpectrumSums::new(set, of, blocks.len()));
+            each(&|x, y| Ok(sums[0].distance(x, &sums[1], y)))
+        }
+        Metric::Repetition => {
+            let (ours, theirs) = repetitions((generated, &x_blocks), (reference, &y_blocks), blocks.len())?;
+            each(&|x, y| Ok(ours.mean(x) - theirs.mean(y)))
+        }
         Metric::Fid => {
             let (x, y) = (Scatter::new(generated.matrix()?), Scatter::new(reference.matrix()?));
             let whole = y.statistics(None);
@@ -500,7 +546,69 @@ fn replicates(metric: Metric, pair: Pair, blocks: &Blocks, jackknife: &Jackknife
     }
 }
 
-/// Sums of a set of dimension 1 per block.
+/// Sums of spectra per block, and how many they are.
+struct SpectrumSums(Vec<([f64; pixels::RINGS], f64)>);
+
+impl SpectrumSums {
+    fn new(set: &FeatureSet, of: &[usize], blocks: usize) -> Self {
+        let mut sums = vec![([0.0; pixels::RINGS], 0.0); blocks];
+        for (row, b) in set.data.chunks(set.dim).zip(of) {
+            sums[*b].0.iter_mut().zip(row).for_each(|(sum, value)| *sum += f64::from(*value));
+            sums[*b].1 += 1.0;
+        }
+        Self(sums)
+    }
+
+    fn mean(&self, without: Option<usize>) -> [f64; pixels::RINGS] {
+        let left = || self.0.iter().enumerate().filter(|(b, _)| Some(*b) != without).map(|(_, block)| block);
+        let n: f64 = left().map(|(_, n)| n).sum();
+        std::array::from_fn(|k| left().map(|(sums, _)| sums[k]).sum::<f64>() / n)
+    }
+
+    fn distance(&self, without: Option<usize>, other: &Self, without_there: Option<usize>) -> f64 {
+        let (x, y) = (self.mean(without), other.mean(without_there));
+        (x.iter().zip(y).map(|(x, y)| (x - y).powi(2)).sum::<f64>() / x.len() as f64).sqrt()
+    }
+}
+
+/// Sums of the images' self-similarities on both sides, relative to the second's mean: sets, and the block of each row.
+fn repetitions(x: (&FeatureSet, &[usize]), y: (&FeatureSet, &[usize]), blocks: usize) -> Result<(MeanSums, MeanSums)> {
+    let matrix = y.0.matrix()?;
+    let centre: Vec<f64> = matrix.col_iter().map(|column| column.iter().sum::<f64>() / column.nrows() as f64).collect();
+    let sums = |(set, of): (&FeatureSet, &[usize])| {
+        let mut sums = vec![(0.0, 0.0); blocks];
+        let alike = self_similarities(set, &centre);
+        alike.iter().for_each(|(row, value)| (sums[of[*row]].0, sums[of[*row]].1) = (sums[of[*row]].0 + value, sums[of[*row]].1 + 1.0));
+        if alike.is_empty() {
+            let reason = "repetition compares parts of one image, expected two crops or more of every image, on both sides".to_owned();
+            return Err(Error::BadPreprocess(reason));
+        }
+        Ok(MeanSums(sums))
+    };
+    Ok((sums(x)?, sums(y)?))
+}
+
+/// Of every image with several rows: its first row, and the mean cosine between two of its rows, relative to `centre`.
+fn self_similarities(set: &FeatureSet, centre: &[f64]) -> Vec<(usize, f64)> {
+    let mut members: BTreeMap<u32, Vec<usize>> = BTreeMap::new();
+    set.groups.iter().enumerate().for_each(|(row, group)| members.entry(*group).or_default().push(row));
+    let direction = |row: usize| -> Vec<f64> {
+        let values = set.data[row * set.dim..][..set.dim].iter().zip(centre).map(|(v, c)| f64::from(*v) - c);
+        let values: Vec<f64> = values.collect();
+        let norm = values.iter().map(|v| v * v).sum::<f64>().sqrt().max(f64::MIN_POSITIVE);
+        values.into_iter().map(|v| v / norm).collect()
+    };
+    let alike = |rows: Vec<usize>| {
+        // Σ over pairs i ≠ j of uᵢ·uⱼ is |Σ u|² − n.
+        let n = rows.len() as f64;
+        let mut sum = vec![0.0; set.dim];
+        rows.iter().for_each(|row| sum.iter_mut().zip(direction(*row)).for_each(|(sum, u)| *sum += u));
+        (rows[0], (sum.iter().map(|v| v * v).sum::<f64>() - n) / (n * (n - 1.0)))
+    };
+    members.into_values().filter(|rows| rows.len() > 1).map(alike).collect()
+}
+
+/// Sums of one number an image, or of a set of dimension 1, per block.
 struct MeanSums(Vec<(f64, f64)>);
 
 impl MeanSums {
@@ -514,6 +622,16 @@ impl MeanSums {
             sums[*b].1 += 1.0;
         }
         Ok(Self(sums))
+    }
+
+    /// Of the sharpness of pixels.
+    fn of_sharpness(set: &FeatureSet, of: &[usize], blocks: usize) -> Self {
+        let mut sums = vec![(0.0, 0.0); blocks];
+        for (row, b) in set.data.chunks(set.dim).zip(of) {
+            sums[*b].0 += f64::from(row[pixels::RINGS]);
+            sums[*b].1 += 1.0;
+        }
+        Self(sums)
     }
 
     fn mean(&self, without: Option<usize>) -> f64 {
@@ -658,6 +776,58 @@ mod tests {
             assert_eq!(measure(metric, &f1, Some(&f2)).unwrap(), estimated.value);
         }
         assert!(matches!(measure(Metric::Fid, &f1, OtherSide::None), Err(Error::NoReference { .. })));
+    }
+
+    /// Rows of two an image: what is the same twice has cosine 1, what is opposite −1, and rotations of all features change nothing.
+    #[test]
+    fn repetition_is_the_excess_of_self_similarity() {
+        let of = |rows: &[[f32; 2]]| {
+            let mut set = features(&(vec![rows.len(), 2], rows.concat()), 1);
+            set.groups = (0..rows.len() as u32).map(|i| i / 2).collect();
+            set
+        };
+        // Mean (1, 0); relative to it every image's parts are opposite.
+        let reference = of(&[[2.0, 0.0], [0.0, 0.0], [1.0, 3.0], [1.0, -3.0]]);
+        let same = of(&[[2.0, 2.0], [2.0, 2.0], [5.0, 0.0], [5.0, 0.0]]);
+        let across = of(&[[2.0, 0.0], [1.0, 1.0], [3.0, 0.0], [1.0, -7.0]]);
+        let value = |set: &FeatureSet, other: &FeatureSet| measure(Metric::Repetition, set, Some(other)).unwrap();
+        close("itself", value(&reference, &reference), 0.0, 1e-12);
+        close("the same twice", value(&same, &reference), 2.0, 1e-12);
+        close("unrelated", value(&across, &reference), 1.0, 1e-12);
+        let turned =
+            |set: &FeatureSet| FeatureSet { data: set.data.chunks(2).flat_map(|v| [-v[1] + 4.0, v[0] - 2.0]).collect(), ..set.clone() };
+        close("turned and moved", value(&turned(&across), &turned(&reference)), 1.0, 1e-6);
+        let mut random = Gaussian::new(2);
+        let (mut a, mut b) = (random.features(160, 6, 0.0, 1.0), random.features(200, 6, 0.0, 1.0));
+        for set in [&mut a, &mut b] {
+            set.groups = (0..set.len() as u32).map(|i| i / 4).collect();
+        }
+        let found = estimate(Metric::Repetition, &a, Some(&b), &Jackknife::STANDARD).unwrap();
+        assert!((found.value - measure(Metric::Repetition, &a, Some(&b)).unwrap()).abs() < 1e-12);
+        assert!(found.lo < 0.0 && found.hi > 0.0 && found.n == 40, "{found:?}");
+        // One row an image: there is nothing to compare.
+        let single = random.features(10, 6, 0.0, 1.0);
+        let message = measure(Metric::Repetition, &single, Some(&b)).unwrap_err().to_string();
+        assert!(message.contains("expected two crops or more"), "{message}");
+    }
+
+    #[test]
+    fn spectra_and_sharpness_are_means_of_pixels() {
+        let set = |rows: &[[f32; 2]]| {
+            let row = |[ring, sharp]: [f32; 2]| [vec![ring; pixels::RINGS], vec![sharp]].concat();
+            let data = rows.iter().flat_map(|r| row(*r)).collect::<Vec<f32>>();
+            let mut set = features(&(vec![rows.len(), pixels::DIM], data), 1);
+            set.provenance.extractor = pixels::NAME.to_owned();
+            set
+        };
+        let (a, b) = (set(&[[10.0, 1.0], [14.0, 2.0], [12.0, 3.0]]), set(&[[9.0, 0.0], [9.0, 0.0]]));
+        close("spectrum", measure(Metric::Spectrum, &a, Some(&b)).unwrap(), 3.0, 1e-12);
+        close("sharpness", measure(Metric::Sharpness, &a, OtherSide::None).unwrap(), 2.0, 1e-12);
+        let found = estimate(Metric::Spectrum, &a, Some(&b), &Jackknife::STANDARD).unwrap();
+        close("error", found.std_error, (4.0f64 / 3.0).sqrt(), 1e-9);
+        let [f1, f2] = formula_features();
+        assert!(measure(Metric::Spectrum, &f1, Some(&f2)).unwrap_err().to_string().contains("spectrum is of pixels"));
+        assert!(measure(Metric::Fid, &a, Some(&b)).unwrap_err().to_string().contains("fid is of a network's features"));
     }
 
     #[test]

@@ -15,7 +15,7 @@ use crate::dinov2::Dinov2;
 use crate::inception::{Inception, Taps};
 use crate::preprocess::Input;
 use crate::shards::{Shards, is_shards};
-use crate::{Error, FeatureSet, Image, Preprocess, Profile, Provenance, Result, list_images};
+use crate::{Error, FeatureSet, Image, Preprocess, Profile, Provenance, Result, list_images, pixels};
 
 /// Images in flight between two calls of the progress callback.
 const BATCH: usize = 64;
@@ -190,6 +190,8 @@ enum Network {
     Inception(Box<Inception>),
     Clip(Box<Clip>),
     Dinov2(Box<Dinov2>),
+    /// None: what [`pixels`] says.
+    Pixels,
 }
 
 /// What happens to images that cannot be decoded.
@@ -242,10 +244,20 @@ impl Extractor {
         Ok(Self { network, device: device.clone() })
     }
 
+    /// No network: spectrum and sharpness of the pixels themselves, see [`pixels`]. No profile plays a part.
+    pub fn pixels() -> Self {
+        Self { network: Network::Pixels, device: Device::Cpu }
+    }
+
+    /// Whether it is [`pixels`](Self::pixels).
+    pub fn is_pixels(&self) -> bool {
+        matches!(self.network, Network::Pixels)
+    }
+
     /// The profile that tools use with this network unless told otherwise.
     pub fn usual_profile(&self) -> Profile {
         match self.network {
-            Network::Inception(_) => Profile::Clean,
+            Network::Inception(_) | Network::Pixels => Profile::Clean,
             Network::Clip(_) => Profile::Clip,
             Network::Dinov2(_) => Profile::DgmEval,
         }
@@ -275,6 +287,7 @@ impl Extractor {
             Network::Inception(network) => network.config().feature_dim(),
             Network::Clip(clip) => clip.dim(),
             Network::Dinov2(dino) => dino.dim(),
+            Network::Pixels => pixels::DIM,
         }
     }
 
@@ -284,6 +297,7 @@ impl Extractor {
             Network::Inception(network) => (format!("inception-v3-fid/w{}/{}", network.config().width, tap.name()), network.digest()),
             Network::Clip(clip) => (clip.name(), clip.digest()),
             Network::Dinov2(dino) => (dino.name(), dino.digest()),
+            Network::Pixels => (pixels::NAME.to_owned(), "none"),
         };
         Provenance { extractor, weights: weights.to_owned(), preprocess: preprocess.clone() }
     }
@@ -335,6 +349,7 @@ impl Extractor {
             } else {
                 let one = |(i, sample): (usize, &Sample)| match only_decode {
                     true => sample.decode().map(|_| Rows::new()),
+                    false if self.is_pixels() => self.rows_of_pixels(taps, sample, done + i, preprocess),
                     false => self.answers(taps, self.inputs_of(sample, done + i, preprocess)?),
                 };
                 batch.par_iter().enumerate().map(one).collect()
@@ -382,8 +397,28 @@ impl Extractor {
             Network::Inception(_) => Inception::SIDE,
             Network::Clip(clip) => clip.side(),
             Network::Dinov2(dino) => dino.side(),
+            // Its rows are not made from inputs.
+            Network::Pixels => 0,
         };
         preprocess.inputs(sample.decode()?.as_ref(), side, index as u64, &sample.name)
+    }
+
+    /// What [`pixels`] says of image `index`.
+    fn rows_of_pixels(&self, taps: &[Tap], sample: &Sample, index: usize, preprocess: &Preprocess) -> Result<Rows> {
+        self.only_features(taps)?;
+        let pieces = preprocess.pieces(sample.decode()?.as_ref(), index as u64, &sample.name)?;
+        let rows = pieces.iter().map(|piece| pixels::row(piece, &sample.name)).collect::<Result<Vec<_>>>()?;
+        Ok(vec![rows; taps.len()])
+    }
+
+    /// Refuses taps that are Inception's.
+    fn only_features(&self, taps: &[Tap]) -> Result<()> {
+        if taps.iter().all(|tap| *tap == Tap::Features) {
+            return Ok(());
+        }
+        let distinct: BTreeSet<&str> = taps.iter().map(|tap| tap.name()).collect();
+        let message = format!("taps {distinct:?} are Inception's; this network has its features only");
+        Err(Error::BadPreprocess(message))
     }
 
     /// The same of images `first` and on.
@@ -425,13 +460,15 @@ impl Extractor {
                     let answer = network.forward(&x)?;
                     taps.iter().map(|tap| tap.of(&answer).clone()).collect()
                 }
-                _ if taps.iter().any(|tap| *tap != Tap::Features) => {
-                    let distinct: BTreeSet<&str> = taps.iter().map(|tap| tap.name()).collect();
-                    let message = format!("taps {distinct:?} are Inception's; this network has its features only");
-                    return Err(Error::BadPreprocess(message));
+                other => {
+                    self.only_features(taps)?;
+                    let features = match other {
+                        Network::Clip(clip) => clip.image_features(&x)?,
+                        Network::Dinov2(dino) => dino.features(&x)?,
+                        _ => return Err(Error::BadPreprocess("pixels are looked at without a network".to_owned())),
+                    };
+                    vec![features; taps.len()]
                 }
-                Network::Clip(clip) => vec![clip.image_features(&x)?; taps.len()],
-                Network::Dinov2(dino) => vec![dino.features(&x)?; taps.len()],
             };
             for (rows, answer) in rows.iter_mut().zip(answers) {
                 rows.extend(answer.to_vec2::<f32>()?);

@@ -77,6 +77,12 @@ impl Image {
         size.map(|(width, height)| (width as usize, height as usize))
     }
 
+    /// Luma of every pixel (ITU-R 601-2), rounded as Pillow's `convert("L")` does.
+    pub(crate) fn luma(&self) -> Vec<u8> {
+        let of = |&[r, g, b]: &[u8; 3]| ((u32::from(r) * 19595 + u32::from(g) * 38470 + u32::from(b) * 7471 + 0x8000) >> 16) as u8;
+        self.rgb.as_chunks::<3>().0.iter().map(of).collect()
+    }
+
     /// Copies the `size` × `size` square whose top left corner is at `(left, top)`.
     ///
     /// The caller has checked that it lies inside.

@@ -10,6 +10,8 @@
 //! | precision, recall, density, coverage | [`prdc()`] | features | no | arXiv:1904.06991, arXiv:2002.09797 |
 //! | realism of every image | [`realism`] | features | no | arXiv:1904.06991 |
 //! | Inception score | [`inception_score()`] | logits | no | torch-fidelity 0.4.0, OpenAI |
+//! | spectrum, sharpness | [`measure`] | [`Extractor::pixels`] | yes | [`pixels`] |
+//! | repetition | [`measure`] | features of crops, several an image | yes | this crate's `README.md` |
 //! | interval of any of them | [`estimate()`] | features with group ids | | block jackknife |
 //! | interval of a difference | [`paired_difference`] | two feature sets of the same groups | | block jackknife |
 //!
@@ -59,6 +61,7 @@ mod model_folder;
 mod neighbours;
 pub mod npz;
 mod pickle;
+pub mod pixels;
 pub mod preprocess;
 mod products;
 pub mod random;
@@ -85,7 +88,7 @@ pub use inception::{Inception, InceptionConfig, Taps};
 pub use inception_score::{InceptionScore, Splits, inception_score, inception_score_infinity, inception_score_whole};
 pub use kernel::{DrawOrder, Kernel, Kid, KidOptions, cmmd, kid, kid_u};
 pub use neighbours::{Boundary, NeighbourOptions, Prdc, prdc, realism};
-pub use preprocess::{Aspect, Crops, Position, Preprocess, Profile};
+pub use preprocess::{Aspect, Crops, Position, Preprocess, Profile, Scales};
 pub use shards::Shards;
 pub use statistics_file::{FeatureArray, StatisticsFile, Stored};
 pub use weights::{ConvertedWeights, convert_weights};

@@ -170,6 +170,24 @@ const LARGEST_SIDE: u32 = 1 << 15;
 /// Most crops of an image.
 const MOST_CROPS: u32 = 10_000;
 
+/// At which size an image is when crops are taken of it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Scales {
+    /// Its own.
+    #[default]
+    Native,
+    /// For every crop another: its shorter side is drawn evenly from the crop's size to its own, and it is reduced to that by Pillow's
+    /// Lanczos filter on 8 bits (Anyres-GAN: Chai et al. 2022, arXiv 2204.07156, sec. 4.2 and its code).
+    Random,
+}
+
+impl Scales {
+    fn is_native(&self) -> bool {
+        *self == Self::Native
+    }
+}
+
 /// Square crops, taken before the profile's resize.
 ///
 /// A crop's position is a function of the seed, the image's index and the crop's number only.
@@ -189,6 +207,9 @@ pub struct Crops {
     /// Resize crops to the network's side; else they enter at their own size (Inception only).
     #[serde(default = "yes")]
     pub resize: bool,
+    /// Of an image at which size.
+    #[serde(default, skip_serializing_if = "Scales::is_native")]
+    pub scales: Scales,
 }
 
 fn yes() -> bool {
@@ -198,7 +219,32 @@ fn yes() -> bool {
 impl Crops {
     /// Random crops that are resized to the network.
     pub fn random(count: u32, size: u32, seed: u64) -> Self {
-        Self { count, size, position: Position::Random, seed, resize: true }
+        Self { count, size, position: Position::Random, seed, resize: true, scales: Scales::Native }
+    }
+
+    /// Shorter side that image `index` has when crop `k` is taken of it; at random scales its top left corner is drawn like any other.
+    fn scaled_side(&self, index: u64, k: u64, native: usize) -> usize {
+        let room = native.saturating_sub(self.size as usize);
+        match (self.scales, self.position) {
+            (Scales::Native, _) => native,
+            (Scales::Random, Position::Random) => self.size as usize + keyed_interval(&[self.seed, index, k, 2], room),
+            (Scales::Random, _) => self.size as usize + keyed_interval(&[self.seed, k, 2], room),
+        }
+    }
+
+    /// Crop `k` of image `index`, which is large enough.
+    fn cut(&self, image: &Image, index: u64, k: usize) -> Result<Image> {
+        let native = image.width.min(image.height);
+        let side = self.scaled_side(index, k as u64, native);
+        let size = self.size as usize;
+        let scaled = |n: usize| ((n as f64 * side as f64 / native as f64).round() as usize).max(size);
+        let (width, height) = if side == native { (image.width, image.height) } else { (scaled(image.width), scaled(image.height)) };
+        let (left, top) = self.positions(index, width, height)[k];
+        if side == native {
+            return Ok(image.crop(left, top, size));
+        }
+        let reduced = pillow_u8(&Raster::from(image), width, height, Filter::Lanczos)?;
+        Ok(Image::new(width, height, reduced.pixels.into_flattened())?.crop(left, top, size))
     }
 
     /// Top left corners `(left, top)` of the crops of image `index`.
@@ -236,7 +282,7 @@ impl Crops {
 
 /// Everything that happens between a decoded image and the network.
 ///
-/// In this order: JPEG, resize to `pre_resize`, crops, aspect, profile.
+/// In this order: JPEG, grey, resize to `pre_resize`, crops, aspect, profile.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Preprocess {
@@ -249,6 +295,9 @@ pub struct Preprocess {
     /// Pass the image through JPEG of this quality first (4:2:0), to compare with a reference of JPEG files.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub jpeg_quality: Option<u8>,
+    /// Replace colours by their luma, as Pillow's `convert("L")` does.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub grey: bool,
     /// Resize to a square of this side first (Pillow bicubic, 8 bits), as a user's own
     /// down-sampling to the base resolution would.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -256,6 +305,10 @@ pub struct Preprocess {
     /// Look at crops instead of the whole image.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub crops: Option<Crops>,
+}
+
+fn is_false(value: &bool) -> bool {
+    !value
 }
 
 impl Aspect {
@@ -305,15 +358,21 @@ impl Preprocess {
         if let Some(quality) = self.jpeg_quality {
             id += &format!("/jpeg{quality}");
         }
+        if self.grey {
+            id += "/grey";
+        }
         if let Some(side) = self.pre_resize {
             id += &format!("/pre{side}");
         }
-        if let Some(Crops { count, size, position, seed, resize }) = self.crops {
+        if let Some(Crops { count, size, position, seed, resize, scales }) = self.crops {
             id += &match position {
                 Position::Random => format!("/crops{count}x{size}@{seed}"),
                 Position::Grid => format!("/grid{count}x{size}"),
                 Position::Shared => format!("/shared{count}x{size}@{seed}"),
             };
+            if scales == Scales::Random {
+                id += "/scales";
+            }
             if !resize {
                 id += "/native";
             }
@@ -321,14 +380,17 @@ impl Preprocess {
         id
     }
 
-    /// Network inputs of one image; one per crop, or just one.
+    /// What is looked at of one image, before the profile: the crops, or the whole.
     ///
-    /// `side` is the network's. `index` is the image's place in its set; it keys the crop positions.
-    /// `name` is for errors.
-    pub fn inputs(&self, image: &Image, side: usize, index: u64, name: &str) -> Result<Vec<Input>> {
+    /// `index` is the image's place in its set; it keys the crop positions. `name` is for errors.
+    pub(crate) fn pieces(&self, image: &Image, index: u64, name: &str) -> Result<Vec<Image>> {
         let mut image = std::borrow::Cow::Borrowed(image);
         if let Some(quality) = self.jpeg_quality {
             *image.to_mut() = jpeg::round_trip(&image, quality)?;
+        }
+        if self.grey {
+            let luma = image.luma();
+            image.to_mut().rgb = luma.into_iter().flat_map(|v| [v; 3]).collect();
         }
         if let Some(side) = self.pre_resize.map(|side| side as usize).filter(|side| (image.width, image.height) != (*side, *side)) {
             let raster = pillow_u8(&Raster::from(&*image), side, side, Filter::Bicubic)?;
@@ -337,24 +399,31 @@ impl Preprocess {
         let Some(crops) = self.crops else {
             if self.aspect == Aspect::CenterCrop && image.width != image.height {
                 let side = image.width.min(image.height);
-                let cut = image.crop((image.width - side) / 2, (image.height - side) / 2, side);
-                *image.to_mut() = cut;
+                return Ok(vec![image.crop((image.width - side) / 2, (image.height - side) / 2, side)]);
             }
-            return Ok(vec![Input { side, planes: self.profile.apply(&image, side)? }]);
+            return Ok(vec![image.into_owned()]);
         };
         let size = crops.size as usize;
         if image.width.min(image.height) < size {
             let (width, height, name) = (image.width, image.height, name.to_owned());
             return Err(Error::CropTooLarge { name, width, height, size });
         }
-        let input = |(left, top)| {
-            let crop = image.crop(left, top, size);
-            Ok(match crops.resize {
-                true => Input { side, planes: self.profile.apply(&crop, side)? },
-                false => Input { side: size, planes: self.profile.scale_only(&crop)? },
+        (0..crops.count as usize).map(|k| crops.cut(&image, index, k)).collect()
+    }
+
+    /// Network inputs of one image; one per crop, or just one.
+    ///
+    /// `side` is the network's. `index` is the image's place in its set; it keys the crop positions.
+    /// `name` is for errors.
+    pub fn inputs(&self, image: &Image, side: usize, index: u64, name: &str) -> Result<Vec<Input>> {
+        let at_own_size = self.crops.filter(|crops| !crops.resize).map(|crops| crops.size as usize);
+        let input = |piece: Image| {
+            Ok(match at_own_size {
+                None => Input { side, planes: self.profile.apply(&piece, side)? },
+                Some(size) => Input { side: size, planes: self.profile.scale_only(&piece)? },
             })
         };
-        crops.positions(index, image.width, image.height).into_iter().map(input).collect()
+        self.pieces(image, index, name)?.into_iter().map(input).collect()
     }
 }
 
@@ -362,7 +431,7 @@ impl Preprocess {
 mod tests {
     use super::*;
 
-    const CROPS: Crops = Crops { count: 1, size: 1, position: Position::Random, seed: 0, resize: true };
+    const CROPS: Crops = Crops { count: 1, size: 1, position: Position::Random, seed: 0, resize: true, scales: Scales::Native };
 
     fn ramp(width: usize, height: usize) -> Image {
         let rgb = (0..3 * width * height).map(|i| (i % 251) as u8).collect();
@@ -402,6 +471,39 @@ mod tests {
         assert_eq!(inputs[1].planes, Profile::Clean.apply(&image.crop(left, top, 20), 299).unwrap());
         let small = preprocess.inputs(&ramp(19, 30), 299, 0, "small.png").unwrap_err();
         assert!(small.to_string().contains("small.png is 19x30"));
+    }
+
+    /// Every crop of an image that is reduced for it, by a side that depends on seed, image and crop alone.
+    #[test]
+    fn crops_at_random_scales_are_of_reduced_images() {
+        let image = ramp(60, 40);
+        let crops = Crops { count: 40, size: 20, seed: 3, scales: Scales::Random, ..CROPS };
+        let preprocess = Preprocess { crops: Some(crops), ..Preprocess::default() };
+        assert_eq!(preprocess.id(), "clean/crops40x20@3/scales");
+        let pieces = preprocess.pieces(&image, 9, "x").unwrap();
+        let sides: Vec<usize> = (0..40).map(|k| crops.scaled_side(9, k, 40)).collect();
+        assert!(sides.iter().all(|side| (20..=40).contains(side)), "{sides:?}");
+        assert!(sides.iter().collect::<std::collections::BTreeSet<_>>().len() > 8, "{sides:?}");
+        for (k, side) in sides.iter().enumerate().take(6) {
+            let (width, height) = ((60.0 * *side as f64 / 40.0).round() as usize, *side);
+            let reduced = pillow_u8(&Raster::from(&image), width, height, Filter::Lanczos).unwrap();
+            let reduced = Image::new(width, height, reduced.pixels.into_flattened()).unwrap();
+            let (left, top) = crops.positions(9, width, height)[k];
+            assert_eq!(pieces[k], reduced.crop(left, top, 20), "crop {k} at {side}");
+        }
+        // The same list of scales for every image where places are shared.
+        let shared = Crops { position: Position::Shared, ..crops };
+        assert_eq!(shared.scaled_side(1, 5, 40), shared.scaled_side(2, 5, 40));
+        assert_ne!(sides, (0..40).map(|k| crops.scaled_side(10, k, 40)).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn grey_is_pillows() {
+        let image = Image::new(2, 1, vec![255, 0, 0, 10, 200, 90]).unwrap();
+        let grey = Preprocess { grey: true, ..Preprocess::default() };
+        assert_eq!(grey.id(), "clean/grey");
+        // By Pillow: 76 and 131.
+        assert_eq!(grey.pieces(&image, 0, "x").unwrap()[0].rgb, [76, 76, 76, 131, 131, 131]);
     }
 
     #[test]

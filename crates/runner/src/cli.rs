@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use scalebench_generation::{DeviceId, Dtype, Sampler, SizeConditioning, Spacing, VaeDecode};
-use scalebench_metrics::{Crops, KidOptions, Metric, Position, Profile, Tap};
+use scalebench_metrics::{Crops, KidOptions, Metric, Position, Profile, Scales, Tap};
 
 use crate::compare::judge::Clock;
 use crate::host::device::Devices;
@@ -37,6 +37,10 @@ pub(crate) enum Command {
     Jobs(Jobs),
     /// Make one image
     Generate(Generate),
+    /// Write a run's sample grid, or two methods' images side by side for a study that does not say whose is whose
+    Grid(Grid),
+    /// Turn the choices of such a study into a win rate with an exact interval
+    Votes(Votes),
     /// Extract features of a folder of images
     Features(Features),
     /// Compare two sets of images
@@ -55,7 +59,7 @@ pub(crate) enum Command {
     Results(Results),
     /// Make a static site of finished runs: leaderboards, a page a method, comparisons, costs
     Site(Site),
-    /// Write out what travels in this program: the pocket checkpoint, its Inception and the experiments on it
+    /// Write out what travels in this program: the pocket checkpoint, its upscaler, its Inception and the experiments on it
     Unpack(Unpack),
     /// List the built-in methods
     #[command(after_help = METHODS_HELP)]
@@ -103,7 +107,7 @@ Example: two processes on one machine, then the results
 Example: what was made, as it is made
   scalebench sweep experiments/quick.yaml --log json 2>&1 >/dev/null | jq -c 'select(.event == \"image\")'")]
 pub(crate) struct Sweep {
-    /// The experiment file, see experiments/README.md; or the name of a built-in one: emoji, nightly, pocket, quick, repetition
+    /// The experiment file, see experiments/README.md; or the name of a built-in one: emoji, nightly, pocket, quick, repetition, superres
     pub(crate) experiment: PathBuf,
     /// Run directory [default: runs/<name of the experiment file>]
     #[arg(long, value_name = "DIR")]
@@ -412,6 +416,65 @@ impl FromStr for Size {
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
+The page of a study is one file that works without a network: arrow keys, or a touch, choose; it hands out votes.csv.
+
+Example: the grid of a run at 16x
+  scalebench grid runs/superres --scale 16x --out grid.png
+Example: a study of fifty pairs, and what came of it
+  scalebench grid runs/superres --scale 4x --blind scalecrafter,sd-upscale --images 50 --out study.html
+  scalebench votes --key study.key.json anna.csv ben.csv")]
+pub(crate) struct Grid {
+    /// Run directory
+    pub(crate) dir: PathBuf,
+    /// Which scale, by its factor or label [default: the only one]
+    #[arg(long, value_name = "SCALE")]
+    pub(crate) scale: Option<String>,
+    /// Which model [default: the first]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) model: Option<String>,
+    /// A study in place of the grid: two methods, the same prompts and seeds, order and sides shuffled
+    #[arg(long, value_name = "A,B", value_delimiter = ',')]
+    pub(crate) blind: Option<Vec<String>>,
+    /// Pairs of the study [default: all]
+    #[arg(long, value_name = "N", requires = "blind")]
+    pub(crate) images: Option<usize>,
+    /// Seed of order and sides
+    #[arg(long, value_name = "N", default_value_t = 0, requires = "blind")]
+    pub(crate) seed: u32,
+    /// What the study asks [default: Which of the two images is better?]
+    #[arg(long, value_name = "TEXT", requires = "blind")]
+    pub(crate) question: Option<String>,
+    /// Where the key goes, which says whose image is on which side [default: that of --out, ending in .key.json]
+    #[arg(long, value_name = "FILE", requires = "blind")]
+    pub(crate) key: Option<PathBuf>,
+    /// The grid (PNG), or the study (HTML)
+    #[arg(long, value_name = "FILE")]
+    pub(crate) out: PathBuf,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Votes count one by one, which takes voters for independent of one another; the line of majorities counts every pair once.
+
+Example: the win rate of the first method of the study
+  scalebench votes --key study.key.json anna.csv ben.csv")]
+pub(crate) struct Votes {
+    /// Files that the study's page handed out, one a voter
+    #[arg(required = true, value_name = "CSV")]
+    pub(crate) votes: Vec<PathBuf>,
+    /// The study's key
+    #[arg(long, value_name = "FILE")]
+    pub(crate) key: PathBuf,
+    /// Coverage of the interval
+    #[arg(long, value_name = "P", default_value_t = 0.95)]
+    pub(crate) level: f64,
+    /// Print one JSON object
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
 Example: once for the real images, then used as often as wanted
   scalebench features --images photos --extractor inception --out photos.safetensors
   scalebench score --real photos.safetensors --fake generated --extractor inception
@@ -424,7 +487,7 @@ pub(crate) struct Features {
     pub(crate) images: PathBuf,
     #[command(flatten)]
     pub(crate) look: Look,
-    /// Square crops instead of whole images: COUNTxSIZE, then any of ,random ,grid ,shared ,seed=N ,native (not resized)
+    /// Square crops instead of whole images: COUNTxSIZE, then any of ,random ,grid ,shared ,seed=N ,native (not resized) ,scales (of the image reduced by random factors)
     #[arg(long, value_name = "SPEC")]
     pub(crate) crops: Option<CropSpec>,
     /// Resize to a square of this side first
@@ -450,8 +513,8 @@ pub(crate) struct Features {
 /// Through which network images are looked at, and how they get there.
 #[derive(Debug, Args)]
 pub(crate) struct Look {
-    /// Feature network: Inception weights (safetensors or the original .pth), `inception` for those in torch's cache, or a
-    /// Hugging Face folder of CLIP or DINOv2
+    /// Feature network: Inception weights (safetensors or the original .pth), `inception` for those in torch's cache, a
+    /// Hugging Face folder of CLIP or DINOv2, or `pixels`: none, for spectrum and sharpness
     #[arg(long, value_name = "PATH")]
     pub(crate) extractor: Option<PathBuf>,
     /// Weights of the network named by --extractor, if they lie elsewhere
@@ -464,6 +527,9 @@ pub(crate) struct Look {
     /// Cut the largest square out of the middle first, instead of squashing what is not square
     #[arg(long)]
     pub(crate) center_crop: bool,
+    /// Replace colours by their luma first
+    #[arg(long)]
+    pub(crate) grey: bool,
     #[command(flatten)]
     pub(crate) on: OnDevice,
 }
@@ -488,7 +554,7 @@ pub(crate) struct Score {
     /// Base-resolution generations of the same prompts, in the same order: for protocols with comparisons against them
     #[arg(long, value_name = "DIR|ZIP")]
     pub(crate) base: Option<PathBuf>,
-    /// fid, kid, kid_subsets (torch-fidelity's mean over subsets), fid_infinity, is, precision, recall, density, coverage, cmmd, clip_score
+    /// fid, kid, kid_subsets (torch-fidelity's mean over subsets), fid_infinity, is, precision, recall, density, coverage, cmmd, clip_score, spectrum, sharpness, repetition
     #[arg(long, value_delimiter = ',', default_value = "fid,kid", conflicts_with = "protocol")]
     pub(crate) metrics: Vec<ScoreMetric>,
     /// Measure what a protocol measures; see `scalebench protocols`
@@ -505,7 +571,7 @@ pub(crate) struct Score {
     /// DINOv2 for a protocol that uses it: a Hugging Face folder
     #[arg(long, value_name = "DIR", requires = "protocol")]
     pub(crate) dinov2: Option<PathBuf>,
-    /// Crops of the generated images: COUNTxSIZE, then any of ,random ,grid ,shared ,seed=N ,native
+    /// Crops of the generated images: COUNTxSIZE, then any of ,random ,grid ,shared ,seed=N ,native ,scales
     #[arg(long, value_name = "SPEC", conflicts_with = "protocol")]
     pub(crate) fake_crops: Option<CropSpec>,
     /// Crops of the real images
@@ -574,7 +640,7 @@ impl FromStr for ScoreMetric {
     }
 }
 
-/// `COUNTxSIZE[,random|grid|shared][,seed=N][,native]`.
+/// `COUNTxSIZE[,random|grid|shared][,seed=N][,native][,scales]`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct CropSpec(pub(crate) Crops);
 
@@ -582,17 +648,18 @@ impl FromStr for CropSpec {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let expected = "expected COUNTxSIZE, then any of ,random ,grid ,shared ,seed=N ,native";
+        let expected = "expected COUNTxSIZE, then any of ,random ,grid ,shared ,seed=N ,native ,scales";
         let mut parts = text.split(',');
         let size = parts.next().and_then(|size| size.split_once('x')).and_then(|(n, size)| Some((n.parse().ok()?, size.parse().ok()?)));
         let (count, size) = size.ok_or(expected)?;
-        let mut crops = Crops { count, size, position: Position::Random, seed: 0, resize: true };
+        let mut crops = Crops { count, size, position: Position::Random, seed: 0, resize: true, scales: Scales::Native };
         for part in parts {
             match part {
                 "random" => crops.position = Position::Random,
                 "grid" => crops.position = Position::Grid,
                 "shared" => crops.position = Position::Shared,
                 "native" => crops.resize = false,
+                "scales" => crops.scales = Scales::Random,
                 _ => crops.seed = part.strip_prefix("seed=").and_then(|seed| seed.parse().ok()).ok_or(expected)?,
             }
         }

@@ -83,7 +83,7 @@ impl JointDiffusion {
 }
 
 /// Where windows of `window` begin on a side of `all`: every `stride`, the last one flush with the edge.
-pub(super) fn starts(all: usize, window: usize, stride: usize) -> Vec<usize> {
+pub(crate) fn starts(all: usize, window: usize, stride: usize) -> Vec<usize> {
     let last = all - window;
     (0..last).step_by(stride).chain([last]).collect()
 }

@@ -37,6 +37,7 @@ mod shifted_cascade;
 mod skip_residual;
 mod structure_guidance;
 mod upsample_guidance;
+mod upscale;
 mod window_attention;
 mod window_prompts;
 
@@ -45,6 +46,9 @@ pub use fouriscale::Base;
 pub use freeu::Trigger;
 pub use resized_blocks::{How, Rule};
 pub use shifted_cascade::ShiftedStage;
+pub use upscale::BaseSize;
+
+pub(crate) use joint_diffusion::starts as window_starts;
 
 use crate::error::{Error, Result};
 use crate::journey::{Journey, Route};
@@ -93,12 +97,13 @@ impl Resolving<'_> {
 
     /// Which of the ingredients that lay out stages there are.
     fn journeys(&self) -> Vec<&'static str> {
-        let Settings { sdedit, cascade, noise_refresh, shifted_cascade, .. } = self.settings;
+        let Settings { sdedit, cascade, noise_refresh, shifted_cascade, upscale, .. } = self.settings;
         let all = [
             ("sdedit", sdedit.is_some()),
             ("cascade", cascade.is_some()),
             ("noise_refresh", noise_refresh.is_some()),
             ("shifted_cascade", shifted_cascade.is_some()),
+            ("upscale", upscale.is_some()),
         ];
         all.into_iter().filter_map(|(key, there)| there.then_some(key)).collect()
     }
@@ -214,6 +219,8 @@ ingredients! {
     frequency_modulation: frequency_modulation::FrequencyModulation,
     /// Attention maps mixed with the smaller image's.
     attention_modulation: attention_modulation::AttentionModulation,
+    /// A smaller image enlarged when it is finished.
+    upscale: upscale::Upscale,
 }
 
 /// A method file as written.

@@ -1,11 +1,12 @@
 //! What a checkpoint's configuration files decide without its weights.
 
 use super::published::configurations;
+use super::upscaler::Upscaler;
 use super::{Request, Seeding, StageSteps};
 use crate::checkpoint::{FAMILIES, Family};
 use crate::config::Config;
 use crate::error::{Error, Result};
-use crate::journey::{Journey, Route, Stage};
+use crate::journey::{Finish, Journey, Route, Stage};
 use crate::methods::Method;
 use crate::sampler::{Prediction, Sampler, Schedule, Walk};
 use crate::site::SiteTable;
@@ -13,7 +14,20 @@ use crate::step::{Moment, Step};
 use crate::unet::UNet;
 use crate::vae::Vae;
 use serde_json::Value;
+use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
+
+/// How a finished image is enlarged.
+#[derive(Debug)]
+pub struct Ending<'a> {
+    /// Its (width, height) in pixels.
+    pub from: (u32, u32),
+    /// By what.
+    pub finish: Finish,
+    /// The network, if there is one and it was lent, and the (width, height) of each image that it sees.
+    pub upscaler: Option<(&'a Upscaler, Vec<(u32, u32)>)>,
+}
 
 /// Pixels of the largest image, 32768 × 32768.
 const MOST_PIXELS: u64 = 1 << 30;
@@ -30,6 +44,8 @@ pub struct Blueprint {
     schedule: Schedule,
     unet: Value,
     vae: Value,
+    /// What methods enlarge finished images with, by the name that they know it by.
+    upscalers: BTreeMap<String, Arc<Upscaler>>,
 }
 
 impl Blueprint {
@@ -41,7 +57,16 @@ impl Blueprint {
             name => name,
         });
         let family = FAMILIES.iter().find(|family| Some(family.name) == name);
-        Self { sites: networks.0.sites.clone(), family, native: config.sample_size, factor: networks.1.factor, schedule, unet, vae }
+        Self {
+            sites: networks.0.sites.clone(),
+            family,
+            native: config.sample_size,
+            factor: networks.1.factor,
+            schedule,
+            unet,
+            vae,
+            upscalers: BTreeMap::new(),
+        }
     }
 
     /// Of a family's published checkpoint; None of one that has not been published.
@@ -139,6 +164,11 @@ impl Blueprint {
                 return Err(Error::method(method.name(), reason));
             }
         }
+        if let Some(upscaling) = journey.finish.as_ref().and_then(|finish| finish.upscaler.as_ref())
+            && let Some(upscaler) = self.upscalers.get(&upscaling.checkpoint)
+        {
+            upscaler.check(method.name(), upscaling)?;
+        }
         if let Seeding::Batched { batch, row } = request.seeding
             && row >= batch
         {
@@ -158,6 +188,22 @@ impl Blueprint {
             Ok(StageSteps { stage, steps })
         };
         (0..journey.stages.len()).map(of_stage).collect()
+    }
+
+    /// Lends a network to methods that enlarge by the checkpoint of this name.
+    pub fn lend_upscaler(&mut self, checkpoint: &str, upscaler: Arc<Upscaler>) {
+        self.upscalers.insert(checkpoint.to_owned(), upscaler);
+    }
+
+    /// What [`Pipeline::generate`](super::Pipeline::generate) would do to the finished image at the request's size, if anything.
+    pub fn ending(&self, request: &Request, method: &Method) -> Result<Option<Ending<'_>>> {
+        let journey = self.journey(request, method)?;
+        let Some(finish) = journey.finish else { return Ok(None) };
+        let (h, w) = journey.stages[journey.stages.len() - 1].latent;
+        let from = (w as u32 * self.vae_factor(), h as u32 * self.vae_factor());
+        let lent = finish.upscaler.as_ref().and_then(|upscaling| Some((self.upscalers.get(&upscaling.checkpoint)?, upscaling.reduce)));
+        let upscaler = lent.map(|(upscaler, reduce)| (&**upscaler, upscaler.sizes(from, (request.width, request.height), reduce)));
+        Ok(Some(Ending { from, upscaler, finish }))
     }
 
     /// One step of a stage.

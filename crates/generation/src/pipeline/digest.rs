@@ -5,8 +5,8 @@ use crate::error::{Error, Result};
 use std::path::{Path, PathBuf};
 
 /// Hashes names and contents of the files that a pipeline reads, in a fixed order.
-pub(super) fn digest(folder: &Path, options: &LoadOptions) -> Result<String> {
-    let mut files: Vec<PathBuf> = vec!["scheduler/scheduler_config.json".into()];
+pub(super) fn digest(folder: &Path, options: &LoadOptions, schedulers: &[&str]) -> Result<String> {
+    let mut files: Vec<PathBuf> = schedulers.iter().map(|folder| Path::new(folder).join("scheduler_config.json")).collect();
     for suffix in ["", "_2"] {
         let encoder = format!("text_encoder{suffix}");
         if !suffix.is_empty() && !folder.join(&encoder).is_dir() {

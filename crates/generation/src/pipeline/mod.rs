@@ -7,11 +7,14 @@ mod published;
 mod request;
 mod texts;
 mod travel;
+mod upscaler;
 mod views;
 mod words;
 
-pub use blueprint::Blueprint;
+pub use blueprint::{Blueprint, Ending};
 pub use request::{Injected, Request, Rgb, Seeding, SizeConditioning, Trace};
+pub(crate) use upscaler::Enlarging;
+pub use upscaler::Upscaler;
 
 use crate::checkpoint::{Dtype, LoadOptions};
 use crate::config::Config;
@@ -21,7 +24,7 @@ use crate::methods::Method;
 use crate::noise::Generator;
 use crate::sampler::Schedule;
 use crate::step::Step;
-use crate::text::{ClipTokenizer, TextEncoder};
+use crate::text::TextEncoder;
 use crate::unet::UNet;
 use crate::vae::{Vae, VaeDecode};
 use crate::weights::first_not_finite;
@@ -30,7 +33,7 @@ use digest::digest;
 use scalebench_kernels::in_pool;
 use std::collections::hash_map::{Entry, HashMap};
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::time::Instant;
 use texts::Texts;
 use travel::Travel;
@@ -95,16 +98,15 @@ impl Pipeline {
             ));
         }
         check_latents(folder, &unet, &vae)?;
-        let texts = Texts {
-            folder: folder.to_owned(),
-            options: options.clone(),
-            tokenizer: ClipTokenizer::open(&folder.join("tokenizer"))?,
-            encoder: Mutex::new(Some(Arc::new(text))),
-            embedded: Mutex::default(),
-        };
+        if let Some(classes) = unet.config.classes {
+            return wrong(format!(
+                "`num_class_embeds` is {classes}, expected none; a checkpoint that enlarges images belongs into a method's `upscaler`"
+            ));
+        }
+        let texts = Texts::new(folder, options, text)?;
         let config = |component: &str| Ok::<_, Error>(Config::open(&folder.join(component).join("config.json"))?.value());
         let blueprint = Blueprint::new((&unet, &vae), schedule, config("unet")?, config("vae")?);
-        Ok(Self { blueprint, texts, unet, vae, digest: digest(folder, options)?, dtype: options.dtype })
+        Ok(Self { blueprint, texts, unet, vae, digest: digest(folder, options, &["scheduler"])?, dtype: options.dtype })
     }
 
     /// Hash (BLAKE3, hex) of every file that determines the checkpoint's output.
@@ -149,16 +151,53 @@ impl Pipeline {
     pub fn generate_with(&self, request: &Request, method: &Method, injected: &Injected, mut trace: Option<&mut Trace>) -> Result<Rgb> {
         in_pool(|| {
             let latents = Travel::new(self, &[request], method, injected, trace.as_deref_mut())?.arrive()?;
-            self.timed_decode(&latents, request.vae_decode, trace)
+            let image = self.timed_decode(&latents, request.vae_decode, trace.as_deref_mut())?;
+            self.finished(image, request, method, usize::MAX, trace)
         })
     }
 
-    /// The first `n` steps of every stage alone, decoded: for timing.
+    /// The first `n` steps of every stage alone, and of the upscaler if there is one, decoded: for timing.
     pub fn first_steps(&self, request: &Request, method: &Method, n: usize, mut trace: Option<&mut Trace>) -> Result<Rgb> {
         in_pool(|| {
             let latents = Travel::new(self, &[request], method, &Injected::default(), trace.as_deref_mut())?.only_steps(n).arrive()?;
-            self.timed_decode(&latents, request.vae_decode, trace)
+            let image = self.timed_decode(&latents, request.vae_decode, trace.as_deref_mut())?;
+            self.finished(image, request, method, n, trace)
         })
+    }
+
+    /// An image as it was decoded, enlarged if the method's journey ends so. The upscaler makes `limit` steps at most.
+    fn finished(&self, image: Rgb, request: &Request, method: &Method, limit: usize, mut trace: Option<&mut Trace>) -> Result<Rgb> {
+        let Some(Ending { finish, upscaler, .. }) = self.ending(request, method)? else { return Ok(image) };
+        let start = Instant::now();
+        let target = (request.width, request.height);
+        let Some(upscaling) = &finish.upscaler else {
+            let image = image.resized(target, finish.filter)?;
+            if let Some(trace) = trace {
+                trace.seconds.push(("enlarge".into(), start.elapsed().as_secs_f64()));
+            }
+            return Ok(image);
+        };
+        let Some((upscaler, sizes)) = upscaler else {
+            let reason = format!("enlarges by `{}`, expected that it was lent to the pipeline", upscaling.checkpoint);
+            return Err(Error::method(method.name(), reason));
+        };
+        let mut image = image;
+        for size in sizes {
+            let enlarging = Enlarging {
+                prompt: &request.prompt,
+                negative_prompt: &request.negative_prompt,
+                seed: request.seed,
+                settings: upscaling,
+                limit,
+            };
+            image = upscaler.enlarge(&image.resized(size, finish.filter)?, &enlarging, trace.as_deref_mut())?;
+        }
+        image.resized(target, finish.filter)
+    }
+
+    /// Lends a network to methods that enlarge by the checkpoint of this name.
+    pub fn lend_upscaler(&mut self, checkpoint: &str, upscaler: Arc<Upscaler>) {
+        self.blueprint.lend_upscaler(checkpoint, upscaler);
     }
 
     fn timed_decode(&self, latents: &Tensor, how: VaeDecode, trace: Option<&mut Trace>) -> Result<Rgb> {
@@ -186,10 +225,11 @@ impl Pipeline {
         }
         in_pool(|| {
             let latents = Travel::new(self, requests, method, &Injected::default(), None)?.arrive()?;
-            match first.vae_decode {
-                VaeDecode::Whole => Rgb::of(&self.vae.decode(&(latents / self.vae.scaling_factor)?)?),
-                _ => (0..requests.len()).map(|i| self.decode(&latents.narrow(0, i, 1)?, first.vae_decode)).collect(),
-            }
+            let images = match first.vae_decode {
+                VaeDecode::Whole => Rgb::of(&self.vae.decode(&(latents / self.vae.scaling_factor)?)?)?,
+                _ => (0..requests.len()).map(|i| self.decode(&latents.narrow(0, i, 1)?, first.vae_decode)).collect::<Result<_>>()?,
+            };
+            images.into_iter().zip(requests).map(|(image, request)| self.finished(image, request, method, usize::MAX, None)).collect()
         })
     }
 
@@ -207,8 +247,12 @@ impl Pipeline {
         self.first_steps(request, method, 1, None)?;
         let mut trace = Trace::of_times();
         self.first_steps(request, method, 1, Some(&mut trace))?;
-        let mut seconds = trace.seconds.iter().filter(|(name, _)| name == "decode" || name == "enlarge").map(|(_, seconds)| seconds).sum();
-        let mut timed = trace.seconds.iter().filter(|(name, _)| name.contains("step ")).map(|(_, seconds)| *seconds);
+        let of = |part: &'static str| trace.seconds.iter().filter(move |(name, _)| name == part).map(|(_, seconds)| *seconds);
+        let mut seconds: f64 = of("decode").chain(of("enlarge")).chain(of("upscale decode")).sum();
+        let upscaling = self.journey(request, method)?.finish.and_then(|finish| finish.upscaler);
+        seconds += of("upscale step 0").sum::<f64>() * upscaling.map_or(0.0, |upscaling| upscaling.steps as f64);
+        let of_base = trace.seconds.iter().filter(|(name, _)| name.contains("step ") && !name.starts_with("upscale"));
+        let mut timed = of_base.map(|(_, seconds)| *seconds);
         for StageSteps { stage, steps } in self.outline(request, method)? {
             let cost = |step: &Step| step.evaluations(stage.latent).map(|(n, (h, w), _)| (n * h * w) as f64).sum::<f64>();
             seconds += timed.next().unwrap_or(0.0) * steps.iter().map(cost).sum::<f64>() / cost(&steps[0]);

@@ -2,10 +2,12 @@
 
 use super::check_finite;
 use crate::error::{Error, Result};
+use crate::journey::ImageFilter;
 use crate::noise::Generator;
 use crate::sampler::{Sampler, ScheduleOptions};
 use crate::vae::VaeDecode;
 use candle_core::{Device, Tensor};
+use scalebench_kernels::raster;
 use std::collections::BTreeMap;
 
 /// What to generate. With the checkpoint and the method it determines the image.
@@ -107,13 +109,14 @@ pub struct Injected {
 
 /// What is recorded on the way: the time that each stage took and, if wanted, tensors: `init_latents`, `noise`, `text.cond`, `text.uncond`, per step
 /// `pass<j>.<i>`, `guided.<i>` and `latents.<i>`, and `final_latents`. In a journey these are the last stage's; those of the stages
-/// before begin with `stage<s>.`.
+/// before begin with `stage<s>.`. What an upscaler does comes under `upscale.`: `image` (the small one), `image_noise`, `init_latents`, `guided.<i>`,
+/// `latents.<i>`.
 #[derive(Debug, Clone, Default)]
 pub struct Trace {
     /// By name.
     pub tensors: BTreeMap<String, Tensor>,
     /// Seconds of each part: `text`, `step <i>`, `decode`, in order; of the stages before the last `stage<s> step <i>`, and
-    /// `enlarge` between stages.
+    /// `enlarge` between stages; of an upscaler `upscale step <i>` and `upscale decode`.
     pub seconds: Vec<(String, f64)>,
     pub(super) without_tensors: bool,
 }
@@ -138,6 +141,21 @@ impl Trace {
 }
 
 impl Rgb {
+    /// The image at another (width, height), to the bit as Pillow resizes it; itself where it has this size.
+    pub(super) fn resized(self, (width, height): (u32, u32), filter: ImageFilter) -> Result<Self> {
+        if (self.width, self.height) == (width, height) {
+            return Ok(self);
+        }
+        let filter = match filter {
+            ImageFilter::Bicubic => raster::Filter::Bicubic,
+            ImageFilter::Lanczos => raster::Filter::Lanczos,
+        };
+        let pixels = self.data.as_chunks::<3>().0.to_vec();
+        let from = raster::Raster::new(self.width as usize, self.height as usize, pixels)?;
+        let data = raster::pillow_u8(&from, width as usize, height as usize, filter)?.pixels.into_flattened();
+        Ok(Self { width, height, data })
+    }
+
     /// The bytes of each of some images `(images, 3, height, width)` in [−1, 1].
     pub(super) fn of(images: &Tensor) -> Result<Vec<Self>> {
         let (_, channels, height, width) = images.dims4()?;

@@ -7,7 +7,7 @@ use crate::text::{ClipTokenizer, Embedding, TextEncoder};
 use crate::unet::{SIZE_NUMBERS, Told as ToldBatch};
 use candle_core::{Device, Tensor};
 use std::collections::HashMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// The text side: embeddings made ahead, and an encoder that is loaded when it is needed.
@@ -21,6 +21,17 @@ pub(super) struct Texts {
 }
 
 impl Texts {
+    /// The text side of a checkpoint folder, whose `encoder` is loaded.
+    pub(super) fn new(folder: &Path, options: &LoadOptions, encoder: TextEncoder) -> Result<Self> {
+        Ok(Self {
+            folder: folder.to_owned(),
+            options: options.clone(),
+            tokenizer: ClipTokenizer::open(&folder.join("tokenizer"))?,
+            encoder: Mutex::new(Some(Arc::new(encoder))),
+            embedded: Mutex::default(),
+        })
+    }
+
     fn encoder(&self) -> Result<Arc<TextEncoder>> {
         let mut slot = self.encoder.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(encoder) = &*slot {
@@ -85,10 +96,10 @@ impl Told<'_> {
         }
         let text = Tensor::cat(&rows.iter().map(|e| &e.hidden).collect::<Vec<_>>(), 0)?;
         if size.is_none() {
-            return Ok(ToldBatch { text, added: None });
+            return Ok(ToldBatch { text, added: None, class: None });
         }
         let pooled: Vec<&Tensor> = rows.iter().filter_map(|e| e.pooled.as_ref()).collect();
         let sizes = Tensor::from_vec(sizes, (rows.len(), SIZE_NUMBERS), &Device::Cpu)?;
-        Ok(ToldBatch { text, added: Some((Tensor::cat(&pooled, 0)?, sizes)) })
+        Ok(ToldBatch { text, added: Some((Tensor::cat(&pooled, 0)?, sizes)), class: None })
     }
 }

@@ -158,19 +158,19 @@ pub(super) fn restored(x: &Tensor, like: &Tensor) -> Result<Tensor> {
 }
 
 /// Overlapping maps and how many cover each pixel.
-struct Canvas {
+pub(super) struct Canvas {
     shape: (usize, usize, usize, usize),
     sum: Vec<f32>,
     count: Vec<f32>,
 }
 
 impl Canvas {
-    fn new(like: &Tensor) -> Result<Self> {
+    pub(super) fn new(like: &Tensor) -> Result<Self> {
         let shape = like.dims4()?;
         Ok(Self { shape, sum: vec![0.0; like.elem_count()], count: vec![0.0; shape.2 * shape.3] })
     }
 
-    fn add(&mut self, (top, left): (usize, usize), map: &Tensor) -> Result<()> {
+    pub(super) fn add(&mut self, (top, left): (usize, usize), map: &Tensor) -> Result<()> {
         let (images, channels, h, w) = map.dims4()?;
         let (_, _, height, width) = self.shape;
         let values = map.flatten_all()?.to_vec1::<f32>()?;
@@ -186,7 +186,7 @@ impl Canvas {
     }
 
     /// The mean; 0 where nothing was added.
-    fn divided(mut self) -> Result<Tensor> {
+    pub(super) fn divided(mut self) -> Result<Tensor> {
         for plane in self.sum.chunks_exact_mut(self.count.len()) {
             plane.iter_mut().zip(&self.count).for_each(|(sum, n)| *sum /= n.max(1.0));
         }

@@ -216,18 +216,26 @@ impl Schedule {
         Ok(schedule)
     }
 
+    /// Reads a configuration of which nothing but the noise matters, since no sampler walks it: an upscaler's `low_res_scheduler`.
+    pub(crate) fn open_noise(file: &Path) -> Result<Vec<f32>> {
+        let mut config = Config::open(file)?;
+        let n_train = config.within("num_train_timesteps", Some(1000), 2, MOST_TIMESTEPS)?;
+        let (start, end) = (config.positive("beta_start", 1e-4, 1.0)? as f32, config.positive("beta_end", 0.02, 1.0)? as f32);
+        if end >= 1.0 || end < start {
+            return config.refuse("beta_end", format!("a number below 1 and at least `beta_start`, {start}"));
+        }
+        config.only("trained_betas", &[])?;
+        let betas: Vec<f32> = match config.string("beta_schedule", "linear")?.as_str() {
+            "linear" => linspace(start, end, n_train),
+            "scaled_linear" => linspace(start.sqrt(), end.sqrt(), n_train).into_iter().map(|root| root * root).collect(),
+            found => return Err(unknown(file, "beta_schedule", found, "linear or scaled_linear")),
+        };
+        Ok(cumulated(betas.into_iter().map(|beta| 1.0 - beta)))
+    }
+
     /// ᾱ at each of the training timesteps, f32 as diffusers computes and keeps it.
     fn alphas_cumprod(&self, zero_snr: bool) -> Vec<f32> {
-        let cumulate = |alphas: &mut dyn Iterator<Item = f32>| -> Vec<f32> {
-            let mut product = 1f32;
-            alphas
-                .map(|alpha| {
-                    product *= alpha;
-                    product
-                })
-                .collect()
-        };
-        let table = cumulate(&mut linspace(self.ends.0, self.ends.1, self.n_train).into_iter().map(|root| 1.0 - root * root));
+        let table = cumulated(linspace(self.ends.0, self.ends.1, self.n_train).into_iter().map(|root| 1.0 - root * root));
         if !zero_snr {
             return table;
         }
@@ -236,7 +244,7 @@ impl Schedule {
         let bars: Vec<f32> = roots.iter().map(|r| ((r - last) * (first / (first - last))).powi(2)).collect();
         // Through betas and back, as the reference goes.
         let alpha = |i: usize| if i == 0 { bars[0] } else { bars[i] / bars[i - 1] };
-        cumulate(&mut (0..bars.len()).map(|i| 1.0 - (1.0 - alpha(i))))
+        cumulated((0..bars.len()).map(|i| 1.0 - (1.0 - alpha(i))))
     }
 
     /// Training timesteps.
@@ -424,6 +432,16 @@ fn noise_needed(noise: Option<&Tensor>) -> Result<&Tensor> {
 
 fn unknown(file: &Path, key: &str, found: &str, expected: &str) -> Error {
     Error::Config { file: file.to_owned(), key: key.into(), found: format!("`{found}`"), expected: expected.into() }
+}
+
+/// Products of the first 1, 2, 3, … numbers.
+fn cumulated(alphas: impl Iterator<Item = f32>) -> Vec<f32> {
+    let mut product = 1f32;
+    let running = alphas.map(|alpha| {
+        product *= alpha;
+        product
+    });
+    running.collect()
 }
 
 /// `torch.linspace` in f32: both halves count from their own end.

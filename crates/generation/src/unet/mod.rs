@@ -30,6 +30,9 @@ use std::sync::Mutex;
 /// Largest side of the training latents.
 const LARGEST_SAMPLE: usize = 1 << 13;
 
+/// Most classes of a network that knows some: the x4 upscaler has 1000.
+const MOST_CLASSES: usize = 1 << 16;
+
 /// Most transformer blocks in a row; SDXL has ten.
 const MOST_BLOCKS: usize = 256;
 
@@ -48,6 +51,12 @@ pub(crate) struct UNetConfig {
     heads: Vec<usize>,
     transformer_depth: Vec<usize>,
     use_linear_projection: bool,
+    /// Per level, whether its transformers attend to the text in place of the map itself, twice.
+    only_cross_attention: Vec<bool>,
+    /// The same of the middle block.
+    mid_only_cross_attention: bool,
+    /// Classes that the network may be told, such as noise levels.
+    pub(crate) classes: Option<usize>,
     norm_num_groups: usize,
     norm_eps: f64,
     /// SDXL's text and size embedding.
@@ -72,6 +81,8 @@ pub(crate) struct Told {
     pub(crate) text: Tensor,
     /// SDXL: pooled text embedding `(batch, pooled_width)` and size numbers `(batch, 6)`.
     pub(crate) added: Option<(Tensor, Tensor)>,
+    /// The class of the whole batch, of a network with classes.
+    pub(crate) class: Option<usize>,
 }
 
 impl UNetConfig {
@@ -117,6 +128,14 @@ impl UNetConfig {
         // Attention runs in f32 throughout; the head count belongs to other added embeddings.
         c.ignore(&["upcast_attention", "addition_embed_type_num_heads"]);
         c.only("addition_embed_type", &[json!("text_time")])?;
+        let only_cross_attention = c.bools("only_cross_attention", n)?;
+        // One boolean is of the middle block, too; a list says nothing of it.
+        let of_all = c.bool("only_cross_attention", false).unwrap_or(false);
+        let mid_only_cross_attention = c.bool("mid_block_only_cross_attention", of_all)?;
+        let classes = match c.within("num_class_embeds", Some(0), 0, MOST_CLASSES)? {
+            0 => None,
+            classes => Some(classes),
+        };
         let added = if c.string("addition_embed_type", "")?.is_empty() {
             None
         } else {
@@ -143,6 +162,9 @@ impl UNetConfig {
             heads: c.counts("attention_head_dim", Some(n), Some(8))?,
             transformer_depth: c.counts("transformer_layers_per_block", Some(n), Some(1))?,
             use_linear_projection: c.bool("use_linear_projection", false)?,
+            only_cross_attention,
+            mid_only_cross_attention,
+            classes,
             norm_num_groups: groups,
             norm_eps: c.positive("norm_eps", 1e-5, 1.0)?,
             channels,
@@ -346,6 +368,8 @@ pub(crate) struct UNet {
     conv_in: SiteConv,
     time: Embedding,
     added: Option<Embedding>,
+    /// A row for each class, `(classes, time_width)`.
+    classes: Option<Tensor>,
     down_blocks: Vec<Stage>,
     mid_resnets: [ResnetBlock; 2],
     mid_attention: Transformer,
@@ -385,6 +409,7 @@ impl UNet {
             Some(a) => Some(Embedding::load(&root.pp("add_embedding"), a.pooled_width + SIZE_NUMBERS * a.time_width, time)?),
             None => None,
         };
+        let classes = config.classes.map(|n| root.get("class_embedding.weight", &[n, time])).transpose()?;
 
         // What each skip connection carries, in the order in which the down path makes them.
         let mut skips = vec![channels[0]];
@@ -399,7 +424,7 @@ impl UNet {
                 resnets.push(ResnetBlock::load(build, &layer, c, out)?);
                 if config.down_attention[level] {
                     layer = at.pp("attentions").pp(i);
-                    attentions.push(Transformer::load(build, &layer, out, level)?);
+                    attentions.push(Transformer::load(build, &layer, out, level, config.only_cross_attention[level])?);
                 }
                 layers.push(build.sites.add_layer(layer.path()));
                 c = out;
@@ -417,7 +442,7 @@ impl UNet {
 
         let mid = root.pp("mid_block");
         let first = ResnetBlock::load(build, &mid.pp("resnets.0"), c, c)?;
-        let mid_attention = Transformer::load(build, &mid.pp("attentions.0"), c, n - 1)?;
+        let mid_attention = Transformer::load(build, &mid.pp("attentions.0"), c, n - 1, config.mid_only_cross_attention)?;
         let mid_resnets = [first, ResnetBlock::load(build, &mid.pp("resnets.1"), c, c)?];
 
         let mut up_blocks = Vec::new();
@@ -432,7 +457,8 @@ impl UNet {
                 joins.push(build.sites.add_skip(at_resnet.path(), i, c));
                 resnets.push(ResnetBlock::load(build, &at_resnet, c + skip, out)?);
                 if config.up_attention[i] {
-                    attentions.push(Transformer::load(build, &at.pp("attentions").pp(j), out, level)?);
+                    let at = at.pp("attentions").pp(j);
+                    attentions.push(Transformer::load(build, &at, out, level, config.only_cross_attention[level])?);
                 }
                 c = out;
             }
@@ -450,6 +476,7 @@ impl UNet {
             conv_in,
             time: time_embedding,
             added,
+            classes,
             down_blocks,
             mid_resnets,
             mid_attention,
@@ -530,10 +557,14 @@ impl UNet {
         self.forward_observed(latents, timestep, told, plan, &mut |_, _| {})
     }
 
-    /// The time embedding, `(1, time_width)`, or with the added embedding `(batch, time_width)`.
+    /// The time embedding with that of the class, `(1, time_width)`, or with the added embedding `(batch, time_width)`.
     fn embed_time(&self, timestep: f64, told: &Told, see: &mut dyn FnMut(&str, &Tensor)) -> Result<Tensor> {
         let time = self.time.forward(&sinusoid(&[timestep as f32], self.config.channels[0])?.to_device(&self.device)?)?;
         see("time_embedding", &time);
+        let time = match (&self.classes, told.class) {
+            (Some(classes), Some(class)) => time.broadcast_add(&classes.narrow(0, class, 1)?)?,
+            _ => time,
+        };
         let (Some(embedding), Some(config)) = (&self.added, &self.config.added) else { return Ok(time) };
         let (pooled, sizes) = told.added.as_ref().expect("the pipeline tells what the network asks for");
         let (batch, _) = sizes.dims2()?;

@@ -35,16 +35,24 @@ impl Attention {
         })
     }
 
-    /// Attention to the text, its map kept or mixed with another as `cx` says. `site` is the self-attention beside it.
-    fn cross(&self, x: &Tensor, site: usize, cx: &Context<'_>) -> Result<Tensor> {
+    /// Attention to the text, its map kept or mixed with another as `cx` says. `site` is the self-attention beside it, if that is one.
+    fn cross(&self, x: &Tensor, site: Option<usize>, cx: &Context<'_>) -> Result<Tensor> {
         let (q, k, v) = (self.to_q.forward(x)?, self.to_k.forward(cx.text)?, self.to_v.forward(cx.text)?);
         let map = |q: &Tensor, k: &Tensor| Ok(kernels::attention_map(q, k, self.heads, self.scale)?);
         cx.maps.see(|| map(&q, &k))?;
         // Sums over sites and steps, on the CPU.
         let host = |t: &Tensor| t.to_device(&Device::Cpu)?.to_dtype(DType::F32);
-        cx.prompt.see(site, || map(&host(&q)?, &host(&k)?))?;
+        if let Some(site) = site {
+            cx.prompt.see(site, || map(&host(&q)?, &host(&k)?))?;
+        }
         let found = cx.maps.mixed(self.attend(&q, &k, &v, 1.0)?, &v)?;
         self.to_out.forward(&found)
+    }
+
+    /// Attention to the text and nothing else.
+    fn text(&self, x: &Tensor, cx: &Context<'_>) -> Result<Tensor> {
+        let (q, k, v) = (self.to_q.forward(x)?, self.to_k.forward(cx.text)?, self.to_v.forward(cx.text)?);
+        self.to_out.forward(&self.attend(&q, &k, &v, 1.0)?)
     }
 
     /// Attention among the pixels of a map of `size` (height, width), under `action`.
@@ -99,8 +107,8 @@ fn borrowed(
 
 #[derive(Debug)]
 struct Block {
-    /// Index of `attn1` among the self-attention sites.
-    site: usize,
+    /// Index of `attn1` among the self-attention sites; None where it attends to the text as well.
+    site: Option<usize>,
     norm1: LayerNorm,
     attn1: Attention,
     norm2: LayerNorm,
@@ -111,13 +119,13 @@ struct Block {
 }
 
 impl Block {
-    fn load(build: &mut Build, at: &Scope<'_>, width: usize, heads: usize, halvings: usize) -> Result<Self> {
-        let context = build.config.cross_attention_dim;
+    fn load(build: &mut Build, at: &Scope<'_>, width: usize, level: usize, only_cross: bool) -> Result<Self> {
+        let (context, heads) = (build.config.cross_attention_dim, build.config.heads[level]);
         let attn1 = at.pp("attn1");
         Ok(Self {
-            site: build.sites.add_attention(attn1.path(), halvings),
+            site: (!only_cross).then(|| build.sites.add_attention(attn1.path(), level)),
             norm1: LayerNorm::load(&at.pp("norm1"), width)?,
-            attn1: Attention::load(&attn1, width, width, heads)?,
+            attn1: Attention::load(&attn1, width, if only_cross { context } else { width }, heads)?,
             norm2: LayerNorm::load(&at.pp("norm2"), width)?,
             attn2: Attention::load(&at.pp("attn2"), width, context, heads)?,
             norm3: LayerNorm::load(&at.pp("norm3"), width)?,
@@ -129,7 +137,11 @@ impl Block {
     /// `x` `(batch, tokens, width)`, the pixels of a map of `size` (height, width).
     fn forward(&self, x: &Tensor, size: (usize, usize), cx: &Context<'_>) -> Result<Tensor> {
         let h = self.norm1.forward(x)?;
-        let x = kernels::add(x, &self.attn1.own(&h, size, &cx.plan.attentions[self.site], self.site, cx.tape)?)?;
+        let found = match self.site {
+            Some(site) => self.attn1.own(&h, size, &cx.plan.attentions[site], site, cx.tape)?,
+            None => self.attn1.text(&h, cx)?,
+        };
+        let x = kernels::add(x, &found)?;
         let x = kernels::add(&x, &self.attn2.cross(&self.norm2.forward(&x)?, self.site, cx)?)?;
         let h = kernels::geglu(&self.ff_in.forward(&self.norm3.forward(&x)?)?)?;
         Ok(kernels::add(&x, &self.ff_out.forward(&h)?)?)
@@ -147,15 +159,16 @@ pub(crate) struct Transformer {
 }
 
 impl Transformer {
-    pub(crate) fn load(build: &mut Build, at: &Scope<'_>, width: usize, level: usize) -> Result<Self> {
-        let (heads, depth) = (build.config.heads[level], build.config.transformer_depth[level]);
+    /// With `only_cross`, both attentions of a block are to the text.
+    pub(crate) fn load(build: &mut Build, at: &Scope<'_>, width: usize, level: usize, only_cross: bool) -> Result<Self> {
+        let depth = build.config.transformer_depth[level];
         let linear = build.config.use_linear_projection;
         let shape: &[usize] = if linear { &[width, width] } else { &[width, width, 1, 1] };
         Ok(Self {
             norm: GroupNorm::load(&at.pp("norm"), width, build.config.norm_num_groups, 1e-6)?,
             proj_in: IntoTokens::load(&at.pp("proj_in"), shape)?,
             blocks: (0..depth)
-                .map(|i| Block::load(build, &at.pp("transformer_blocks").pp(i), width, heads, level))
+                .map(|i| Block::load(build, &at.pp("transformer_blocks").pp(i), width, level, only_cross))
                 .collect::<Result<_>>()?,
             proj_out: IntoMap::load(&at.pp("proj_out"), shape)?,
         })

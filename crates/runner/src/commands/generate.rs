@@ -9,6 +9,7 @@ use scalebench_metrics::Image;
 use crate::cli::Generate;
 use crate::experiment::methods;
 use crate::experiment::resolve::check_family;
+use crate::experiment::upscalers::Upscalers;
 use crate::host::{device, memory};
 use crate::run::images::warn_of_overflow;
 use crate::run::png;
@@ -23,7 +24,7 @@ pub(super) fn run(args: Generate) -> Result<()> {
     };
     device::open(args.on.device)?;
     let options = LoadOptions { variant: args.variant.clone(), dtype: args.dtype, device: device::current() };
-    let pipeline = locate(&args.checkpoint).and_then(|folder| Pipeline::load_with(&folder, &options)).context("--checkpoint")?;
+    let mut pipeline = locate(&args.checkpoint).and_then(|folder| Pipeline::load_with(&folder, &options)).context("--checkpoint")?;
     let folder = || args.checkpoint.file_name().unwrap_or_default().to_string_lossy().into_owned();
     args.family.as_deref().map(check_family).transpose().context("--family")?;
     let family = args.family.clone().or_else(|| pipeline.family().map(|f| f.name.to_owned())).unwrap_or_else(folder);
@@ -51,6 +52,9 @@ pub(super) fn run(args: Generate) -> Result<()> {
     let pixels = |width: u32, height: u32| f64::from(width) * f64::from(height);
     let scale = pixels(args.size.width, args.size.height) / pixels(width, height);
     let method = method.resolve(&family, scale, pipeline.sites()).context("--method")?;
+    if let Some((name, upscaler)) = Upscalers::default().find(&method, args.dtype, Path::new("")).context("--method")? {
+        pipeline.lend_upscaler(&name, upscaler);
+    }
     pipeline.check(&request, &method)?;
     warn_of_overflow(&pipeline, &request.prompt)?;
     pipeline.embed_ahead([&request])?;
@@ -69,7 +73,8 @@ fn times(trace: &Trace) -> String {
     let of = |name: &str| trace.seconds.iter().filter(|(n, _)| n.starts_with(name)).map(|(_, s)| *s).collect::<Vec<_>>();
     // Of every stage.
     let steps: Vec<f64> = trace.seconds.iter().filter(|(name, _)| name.contains("step ")).map(|(_, s)| *s).collect();
-    let (text, enlarge, decode) = (of("text"), of("enlarge"), of("decode"));
+    let (text, enlarge) = (of("text"), of("enlarge"));
+    let decode = [of("decode"), of("upscale decode")].concat();
     let enlarged = if enlarge.is_empty() { String::new() } else { format!("enlarge {:.2} s, ", enlarge.iter().sum::<f64>()) };
     let (sum, n) = (steps.iter().sum::<f64>(), steps.len());
     let peak = memory::peak().map(|bytes| format!("; peak memory {:.2} GB", bytes as f64 / 1e9)).unwrap_or_default();

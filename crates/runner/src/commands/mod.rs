@@ -6,6 +6,7 @@ mod completions;
 mod dataset;
 mod disperse;
 mod generate;
+mod grid;
 mod jobs;
 mod list;
 mod man;
@@ -18,6 +19,7 @@ mod status;
 mod submit;
 mod sweep;
 mod verify;
+mod votes;
 mod weights;
 mod workers;
 
@@ -48,6 +50,8 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode> {
         Command::Site(args) => site::run(&args),
         Command::Unpack(args) => data::unpack(&args.folder),
         Command::Generate(args) => generate::run(args),
+        Command::Grid(args) => grid::run(&args),
+        Command::Votes(args) => votes::run(&args),
         Command::Features(args) => score::features(&args),
         Command::Score(args) => score::run(&args),
         Command::Stats(args) => score::stats(&args),

@@ -1,7 +1,7 @@
 //! `scalebench features`, `scalebench score` and `scalebench stats`
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 use scalebench_metrics::{
@@ -13,7 +13,7 @@ use scalebench_metrics::{
 use crate::cli::{CropSpec, Features, Look, Score, ScoreMetric, Stats};
 use crate::experiment::image_table;
 use crate::experiment::protocol::{self, Against, Comparison, Network};
-use crate::experiment::resolve::load_extractor;
+use crate::experiment::resolve::{PIXELS, load_extractor};
 use crate::host::device;
 use crate::run::progress;
 use crate::words::table::aligned;
@@ -29,6 +29,7 @@ impl Look {
         Preprocess {
             profile: self.preprocess.unwrap_or_else(|| extractor.usual_profile()),
             aspect: if self.center_crop { Aspect::CenterCrop } else { Aspect::Squash },
+            grey: self.grey,
             ..Preprocess::default()
         }
     }
@@ -206,7 +207,7 @@ impl Scorer<'_> {
             let profile = if cmmd { scalebench_metrics::Profile::Cmmd } else { base.profile };
             let side = |crops: Option<CropSpec>, pre_resize, jpeg_quality| {
                 let crops = crops.map(|CropSpec(crops)| crops);
-                Preprocess { profile, aspect: base.aspect, crops, pre_resize, jpeg_quality }
+                Preprocess { profile, aspect: base.aspect, grey: base.grey, crops, pre_resize, jpeg_quality }
             };
             Measure {
                 column: metric.name().to_owned(),
@@ -236,6 +237,7 @@ impl Scorer<'_> {
         let base = args.base.as_deref().map(|path| images("--base", path)).transpose()?;
         let real = args.real.as_deref().map(|path| images("--real", path)).transpose()?;
         let base_size = args.base_size.or(base.map(|(width, height)| width.min(height)));
+        let pixels = PathBuf::from(PIXELS);
         let mut measures = Vec::new();
         for comparison in &protocol.compare {
             let Comparison { against, network, id, .. } = comparison;
@@ -244,6 +246,7 @@ impl Scorer<'_> {
                     Network::Inception => args.look.weights.as_ref().or(args.look.extractor.as_ref()),
                     Network::Clip => args.clip.as_ref(),
                     Network::Dinov2 => args.dinov2.as_ref(),
+                    Network::Pixels => Some(&pixels),
                 };
                 let flag = network.key();
                 let path = path.with_context(|| format!("--{flag}: expected a path, since protocol {name} uses {network:?}"))?;

@@ -68,6 +68,7 @@ pub(crate) fn resolved(images: usize) -> Resolved {
                 comparable: false,
             }],
         },
+        upscalers: Default::default(),
     }
 }
 

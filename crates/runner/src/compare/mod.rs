@@ -11,3 +11,4 @@ mod tests;
 pub(crate) mod trend;
 pub(crate) mod verdicts;
 pub(crate) mod verify;
+pub(crate) mod votes;

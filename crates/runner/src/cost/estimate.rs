@@ -19,7 +19,7 @@ use crate::experiment::resolve::Inputs;
 use crate::experiment::resolved::Resolved;
 use crate::host::machine::Machine;
 use crate::host::memory;
-use crate::run::flops::Flops;
+use crate::run::flops::{Finishing, Flops};
 use crate::run::images::{Sharing, missing};
 use crate::run::shard::Shard;
 use crate::run::store::Store;
@@ -186,6 +186,8 @@ struct Counted {
     /// Operations of all stages before the last one, and of both ways through the autoencoder where a stage starts from the image of
     /// the one before.
     before: f64,
+    /// Of what becomes of the finished image.
+    finishing: Finishing,
 }
 
 impl Counted {
@@ -193,8 +195,8 @@ impl Counted {
         let (unet, decoder) = (Flops::unet(checkpoint)?, Flops::decoder(checkpoint)?);
         let run = checkpoint.outline(request, method)?;
         let (last, before) = run.split_last().context("a run without stages")?;
-        let factor = checkpoint.vae_factor() as usize;
-        let latent = (request.height as usize / factor, request.width as usize / factor);
+        // That of the image, or of the smaller one that is enlarged when it is finished.
+        let latent = last.stage.latent;
         let of_all = |stage: &StageSteps| -> usize { stage.steps.iter().map(|step| evaluations(step, stage.stage.latent)).sum() };
         let of_stage = |stage: &StageSteps| unet.of_stage(checkpoint.sites(), stage);
         let before = before.iter().zip(&run[1..]).map(|(stage, next)| {
@@ -203,7 +205,8 @@ impl Counted {
             of_stage(stage) + ways
         });
         let (before, of_run, passes) = (before.sum(), of_stage(last), run.iter().map(of_all).sum());
-        Ok(Counted { of_pass: unet.at(latent), of_decoder: decoder.at(latent), of_run, before, passes, latent, unet, run })
+        let finishing = Finishing::of(checkpoint, request, method)?;
+        Ok(Counted { of_pass: unet.at(latent), of_decoder: decoder.at(latent), of_run, before, passes, latent, unet, run, finishing })
     }
 
     /// Steps of the last stage.
@@ -234,9 +237,9 @@ impl Calibrator<'_> {
             images,
             done: images - to_do,
             to_do,
-            steps: counted.run.iter().map(|stage| stage.steps.len()).sum(),
-            passes: counted.passes,
-            flops_per_image: counted.of_run + counted.of_decoder + counted.before,
+            steps: counted.run.iter().map(|stage| stage.steps.len()).sum::<usize>() + counted.finishing.steps,
+            passes: counted.passes + counted.finishing.passes,
+            flops_per_image: counted.of_run + counted.of_decoder + counted.before + counted.finishing.unet + counted.finishing.decoder,
             seconds_per_image,
             hours: if to_do == 0 { Some(0.0) } else { seconds_per_image.map(|seconds| seconds * to_do as f64 / 3600.0) },
             peak_memory_bytes: timed.as_ref().and_then(|timed| timed.peak_memory_bytes),
@@ -247,6 +250,15 @@ impl Calibrator<'_> {
     /// How long an image takes, by steps that are timed.
     fn timed(&mut self, cell: &Cell, method: &Method, counted: &Counted) -> Result<Timed> {
         let pipeline = &self.inputs.pipelines[cell.model];
+        let request = &cell.jobs[0].request;
+        if pipeline.ending(request, method)?.is_some() {
+            // Another size, and another network: a step of each is timed.
+            pipeline.embed_ahead([request])?;
+            memory::release();
+            memory::reset_peak();
+            let seconds_per_image = pipeline.estimate_seconds(request, method)?;
+            return Ok(Timed { seconds_per_image, peak_memory_bytes: memory::peak(), extrapolated: false });
+        }
         let Counted { unet, latent, of_pass, of_decoder, .. } = counted;
         let plain_passes = pipeline.outline(&cell.jobs[0].request, &Method::direct(pipeline.sites()))?[0].steps[0].views[0].passes.len();
         let calibration = PLAIN_STEPS as f64 * plain_passes as f64 * of_pass;

@@ -44,7 +44,10 @@ builtin![
     "accdiffusion",
     "fouriscale",
     "freescale",
-    "fam"
+    "fam",
+    "sd-upscale",
+    "upscale-bicubic",
+    "upscale-lanczos"
 ];
 
 /// Names of the built-in methods.

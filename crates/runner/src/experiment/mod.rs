@@ -15,4 +15,5 @@ pub(crate) mod resolve;
 pub(crate) mod resolved;
 pub(crate) mod schema;
 pub(crate) mod spec;
+pub(crate) mod upscalers;
 pub(crate) mod yaml;

@@ -146,7 +146,7 @@ pub(crate) fn plan(resolved: &Resolved, inputs: &Inputs) -> Result<Plan> {
                 let key = match &work {
                     Work::Sample(method) => {
                         checkpoint.check(&request, method)?;
-                        key(described, method, &request, sampler.jpeg_quality)?
+                        key(described, checkpoint, method, &request, sampler.jpeg_quality)?
                     }
                     Work::Bring(files) => brought_key(files.get(i), &request),
                 };
@@ -161,7 +161,7 @@ pub(crate) fn plan(resolved: &Resolved, inputs: &Inputs) -> Result<Plan> {
 }
 
 /// The run-store key of an image: equal keys, equal pixels.
-fn key(model: &Model, method: &Method, request: &Request, jpeg_quality: Option<u8>) -> Result<String> {
+fn key(model: &Model, checkpoint: &Blueprint, method: &Method, request: &Request, jpeg_quality: Option<u8>) -> Result<String> {
     #[derive(Serialize)]
     struct Identity<'a> {
         checkpoint: &'a str,
@@ -169,8 +169,12 @@ fn key(model: &Model, method: &Method, request: &Request, jpeg_quality: Option<u
         request: &'a Request,
         dtype: Dtype,
         jpeg_quality: Option<u8>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        upscaler: Option<String>,
     }
-    let identity = Identity { checkpoint: &model.digest, method, request, dtype: model.dtype, jpeg_quality };
+    let ending = checkpoint.ending(request, method)?;
+    let upscaler = ending.and_then(|ending| ending.upscaler).map(|(upscaler, _)| upscaler.digest().to_owned());
+    let identity = Identity { checkpoint: &model.digest, method, request, dtype: model.dtype, jpeg_quality, upscaler };
     // Through a value: its maps are sorted, so the key does not depend on the order of fields.
     let canonical = serde_json::to_value(identity)?.to_string();
     Ok(blake3::hash(canonical.as_bytes()).to_string())

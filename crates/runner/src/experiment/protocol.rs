@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use scalebench_metrics::{Aspect, Crops, Extractor, Jackknife, Metric, Position, Preprocess, Profile, ReferenceBlocks};
+use scalebench_metrics::{Aspect, Crops, Extractor, Jackknife, Metric, Position, Preprocess, Profile, ReferenceBlocks, Scales};
 use serde::{Deserialize, Serialize};
 
 use crate::experiment::yaml::{self, did_you_mean, is_file_name};
@@ -75,6 +75,8 @@ pub(crate) enum Network {
     Inception,
     Clip,
     Dinov2,
+    /// None: the pixels themselves.
+    Pixels,
 }
 
 impl Network {
@@ -83,6 +85,7 @@ impl Network {
         match () {
             () if extractor.clip().is_some() => Self::Clip,
             () if extractor.is_dinov2() => Self::Dinov2,
+            () if extractor.is_pixels() => Self::Pixels,
             () => Self::Inception,
         }
     }
@@ -93,12 +96,13 @@ impl Network {
             Self::Inception => "extractor",
             Self::Clip => "clip",
             Self::Dinov2 => "dinov2",
+            Self::Pixels => "pixels",
         }
     }
 
     fn profile(self) -> Profile {
         match self {
-            Self::Inception => Profile::Clean,
+            Self::Inception | Self::Pixels => Profile::Clean,
             Self::Clip => Profile::Clip,
             Self::Dinov2 => Profile::DgmEval,
         }
@@ -111,6 +115,9 @@ impl Network {
 pub(crate) struct Look {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) jpeg_quality: Option<u8>,
+    /// Luma in place of colours.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub(crate) grey: bool,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) pre_resize: Option<Side>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -127,32 +134,32 @@ pub(crate) struct LookCrops {
     pub(crate) position: Position,
     #[serde(default = "yes")]
     pub(crate) resize: bool,
+    /// Of an image at which size.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub(crate) scales: Scales,
 }
 
 /// A length in pixels.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(untagged, expecting = "expected `base` (the model's training size) or a number of pixels")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged, expecting = "expected `base` (the model's training size), `half` (of the image's shorter side) or a number of pixels")]
 pub(crate) enum Side {
-    /// The smaller side of the model's training size.
-    #[default]
-    #[serde(with = "base")]
-    Base,
+    Named(NamedSide),
     Pixels(u32),
 }
 
-/// `base`, as a word in an untagged enum.
-mod base {
-    use serde::{Deserialize, Deserializer, Serializer, de};
+/// A length that depends on the model or on the image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum NamedSide {
+    /// The smaller side of the model's training size.
+    Base,
+    /// Half of the image's shorter side.
+    Half,
+}
 
-    pub(super) fn serialize<S: Serializer>(serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str("base")
-    }
-
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<(), D::Error> {
-        match String::deserialize(deserializer)?.as_str() {
-            "base" => Ok(()),
-            other => Err(de::Error::custom(format!("`{other}` is not `base`"))),
-        }
+impl Default for Side {
+    fn default() -> Self {
+        Self::BASE
     }
 }
 
@@ -165,9 +172,13 @@ fn is_default<T: Default + PartialEq>(value: &T) -> bool {
 }
 
 impl Side {
-    fn pixels(self, base: u32) -> u32 {
+    const BASE: Self = Self::Named(NamedSide::Base);
+
+    /// For an image of (width, height) of a model trained at `base` pixels a side.
+    fn pixels(self, base: u32, (width, height): (u32, u32)) -> u32 {
         match self {
-            Self::Base => base,
+            Self::Named(NamedSide::Base) => base,
+            Self::Named(NamedSide::Half) => width.min(height) / 2,
             Self::Pixels(pixels) => pixels,
         }
     }
@@ -186,19 +197,21 @@ impl Comparison {
     fn preprocess(&self, look: &Look, seed: u64, base: u32, (width, height): (u32, u32)) -> Preprocess {
         let crops = look.crops.map(|crops| Crops {
             count: crops.count,
-            size: crops.size.pixels(base),
+            size: crops.size.pixels(base, (width, height)),
             position: crops.position,
             // A grid has no seed; another number would only hide that two feature files are the same.
             seed: if crops.position == Position::Grid { 0 } else { seed },
             resize: crops.resize,
+            scales: crops.scales,
         });
         Preprocess {
             profile: self.profile(),
             aspect: self.aspect,
             jpeg_quality: look.jpeg_quality,
+            grey: look.grey,
             // What changes nothing is left out, so that its features are found again: a resize to the size that an
             // image has, and crops as large as the image.
-            pre_resize: look.pre_resize.map(|side| side.pixels(base)).filter(|side| (width, height) != (*side, *side)),
+            pre_resize: look.pre_resize.map(|side| side.pixels(base, (width, height))).filter(|side| (width, height) != (*side, *side)),
             crops: crops.filter(|crops| !(crops.resize && (width, height) == (crops.size, crops.size))),
         }
     }
@@ -212,7 +225,7 @@ impl Comparison {
     /// Whether the model's training size has to be known.
     pub(crate) fn needs_base_size(&self) -> bool {
         let looks = [&self.generated, &self.other];
-        looks.iter().any(|look| look.pre_resize == Some(Side::Base) || look.crops.is_some_and(|crops| crops.size == Side::Base))
+        looks.iter().any(|look| look.pre_resize == Some(Side::BASE) || look.crops.is_some_and(|crops| crops.size == Side::BASE))
     }
 
     /// For the generated side.
@@ -228,7 +241,8 @@ impl Comparison {
     /// What the columns of this comparison mean, for a reader of the report.
     pub(crate) fn describe(&self) -> String {
         let side = |side: Side| match side {
-            Side::Base => "base resolution".to_owned(),
+            Side::Named(NamedSide::Base) => "base resolution".to_owned(),
+            Side::Named(NamedSide::Half) => "half a side".to_owned(),
             Side::Pixels(n) => format!("{n} pixels"),
         };
         let look = |look: &Look| {
@@ -236,17 +250,21 @@ impl Comparison {
             if let Some(quality) = look.jpeg_quality {
                 words.push(format!("as JPEG of quality {quality}"));
             }
+            if look.grey {
+                words.push("in grey".to_owned());
+            }
             if let Some(size) = look.pre_resize {
                 words.push(format!("reduced to {}", side(size)));
             }
-            if let Some(LookCrops { count, size, position, resize }) = look.crops {
+            if let Some(LookCrops { count, size, position, resize, scales }) = look.crops {
                 let place = match position {
                     Position::Random => "random",
                     Position::Grid => "evenly spread",
                     Position::Shared => "shared",
                 };
                 let own = if resize { "" } else { ", not resized" };
-                words.push(format!("{count} {place} crops of {} each{own}", side(size)));
+                let reduced = if scales == Scales::Random { " of the image reduced by random factors" } else { "" };
+                words.push(format!("{count} {place} crops of {} each{own}{reduced}", side(size)));
             }
             if words.is_empty() { "whole images".to_owned() } else { words.join(", ") }
         };
@@ -255,7 +273,8 @@ impl Comparison {
             Against::Base => format!("against base-resolution generations of the same prompts and seeds ({})", look(&self.other)),
             Against::Prompts => "against their prompts".to_owned(),
         };
-        format!("_{}: {} {against}, preprocessing {}", self.id, look(&self.generated), self.profile())
+        let preprocessing = if self.network == Network::Pixels { String::new() } else { format!(", preprocessing {}", self.profile()) };
+        format!("_{}: {} {against}{preprocessing}", self.id, look(&self.generated))
     }
 }
 
@@ -316,6 +335,17 @@ impl Protocol {
                     !cmmd || looked,
                     "{at}.metrics: cmmd looks at images in a way of its own; expected a comparison for it alone, or preprocess"
                 );
+                ensure!(
+                    metric.is_of_pixels() == (comparison.network == Network::Pixels),
+                    "{at}.network: {} is {} pixels",
+                    metric.name(),
+                    if metric.is_of_pixels() { "of" } else { "of a network's features and not of" }
+                );
+                let parts = [&comparison.generated, &comparison.other].map(|look| look.crops.map_or(1, |crops| crops.count));
+                ensure!(
+                    *metric != Metric::Repetition || parts.iter().all(|n| *n > 1),
+                    "{at}: repetition compares parts of an image, expected `crops` with a count above 1 in `generated` and `other`"
+                );
                 let logits = *metric == Metric::InceptionScore;
                 ensure!(!logits || comparison.network == Network::Inception, "{at}.network: is needs inception");
             }
@@ -353,6 +383,7 @@ macro_rules! embedded {
 
 embedded!(BUILTIN, "experiments/protocols", ".yaml", "Name and YAML of every built-in protocol.":
     "pocket",
+    "pocket-texture",
     "scalecrafter",
     "fouriscale",
     "self-cascade",
@@ -362,6 +393,7 @@ embedded!(BUILTIN, "experiments/protocols", ".yaml", "Name and YAML of every bui
     "lsrna",
     "freescale",
     "megafusion",
+    "anyres-gan",
     "coco30k",
     "coco5k-mlperf",
 );

@@ -16,6 +16,7 @@ use crate::experiment::protocol::{self, Comparison, Network};
 use crate::experiment::resolved::{
     Brought, FeatureNetwork, Images, Method, Metrics, Model, Reference, Resolved, Sampler, Scale, comparisons_of_fid,
 };
+use crate::experiment::upscalers::Upscalers;
 use crate::experiment::yaml::{did_you_mean, from_value};
 use crate::experiment::{image_table, prompts, spec};
 use crate::host::{data, device, digest};
@@ -120,7 +121,26 @@ pub(crate) fn resolve(file: &Path, experiment: spec::Experiment, needs: Needs) -
         blueprints.push(blueprint);
         pipelines.push(pipeline);
     }
-    let pipelines: Vec<Pipeline> = pipelines.into_iter().collect::<Option<_>>().unwrap_or_default();
+    let mut pipelines: Vec<Pipeline> = pipelines.into_iter().collect::<Option<_>>().unwrap_or_default();
+    let mut upscalers = Upscalers::default();
+    for (i, model) in models.iter().enumerate() {
+        for (method, scale) in configured.iter().flat_map(|method| scales.iter().map(move |scale| (method, scale))) {
+            // The planner says why a method does not resolve.
+            let Ok(method) = method.resolve(&model.family, scale.factor, blueprints[i].sites()) else { continue };
+            let found = match upscalers.find(&method, model.dtype, folder).with_context(|| at("methods")) {
+                // Its steps are not counted then.
+                Err(error) if stand_ins.allowed => {
+                    stand_ins.lacking.push(format!("{error:#}"));
+                    None
+                }
+                found => found?,
+            };
+            if let Some((name, upscaler)) = found {
+                blueprints[i].lend_upscaler(&name, upscaler.clone());
+                pipelines.get_mut(i).into_iter().for_each(|pipeline| pipeline.lend_upscaler(&name, upscaler.clone()));
+            }
+        }
+    }
 
     let mut brought = BTreeMap::new();
     for method in methods.iter_mut().filter(|method| needs != Needs::AllButBrought && method.images.is_some()) {
@@ -151,6 +171,7 @@ pub(crate) fn resolve(file: &Path, experiment: spec::Experiment, needs: Needs) -
         sampler,
         reference,
         metrics,
+        upscalers: upscalers.digests(),
     };
     if let Reference::Statistics { .. } = resolved.reference {
         let of_fid = comparisons_of_fid(&resolved.metrics.protocol).map(|comparison| resolved.absence(comparison, Metric::Fid));
@@ -298,6 +319,7 @@ fn resolve_metrics(
             Network::Inception => &written.extractor,
             Network::Clip => &written.clip,
             Network::Dinov2 => &written.dinov2,
+            Network::Pixels => &Some(PathBuf::from(PIXELS)),
         };
         let path =
             path.clone().with_context(|| format!("{at}: expected the path of {network:?}, which protocol {} uses", protocol.name))?;
@@ -318,6 +340,9 @@ fn resolve_metrics(
     Ok((Metrics { protocol, networks }, extractors))
 }
 
+/// The name of no network, in place of a path of weights.
+pub(crate) const PIXELS: &str = "pixels";
+
 /// Files under which pytorch-fid and torch-fidelity keep the FID Inception in torch's cache.
 const CACHED_INCEPTION: [&str; 2] = ["pt_inception-2015-12-05-6726825d.pth", "weights-inception-2015-12-05-6726825d.pth"];
 
@@ -326,6 +351,9 @@ const CACHED_INCEPTION: [&str; 2] = ["pt_inception-2015-12-05-6726825d.pth", "we
 pub(crate) fn load_extractor(path: &Path, folder: &Path) -> Result<Extractor> {
     let path = data::located(path)?;
     let path = path.as_path();
+    if path == Path::new(PIXELS) && !path.exists() {
+        return Ok(Extractor::pixels());
+    }
     let beside = folder.join(path);
     if beside.exists() {
         return Ok(Extractor::load_on(&beside, &device::current())?);

@@ -34,6 +34,9 @@ pub(crate) struct Resolved {
     pub(crate) sampler: Sampler,
     pub(crate) reference: Reference,
     pub(crate) metrics: Metrics,
+    /// Digests of the networks that methods enlarge with, by their names in the methods' settings.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub(crate) upscalers: BTreeMap<String, String>,
 }
 
 /// How many images a cell has.

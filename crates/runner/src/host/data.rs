@@ -1,4 +1,4 @@
-//! What travels in the program: the experiments on the pocket model, its checkpoint and its Inception.
+//! What travels in the program: the experiments on the pocket model, its checkpoint, its upscaler and its Inception.
 //!
 //! Paths of theirs begin with `scalebench:`, so that a run's description is the same on every machine. Files are needed as files,
 //! so the first use writes them into the user's cache (`XDG_CACHE_HOME`, else `~/.cache`), in a folder named by their digest.
@@ -34,6 +34,20 @@ embedded!(FILES, "Path and content of every file.":
     "datasets/pocket/unet/diffusion_pytorch_model.safetensors",
     "datasets/pocket/vae/config.json",
     "datasets/pocket/vae/diffusion_pytorch_model.safetensors",
+    "datasets/pocket-upscaler/README.md",
+    "datasets/pocket-upscaler/low_res_scheduler/scheduler_config.json",
+    "datasets/pocket-upscaler/model_index.json",
+    "datasets/pocket-upscaler/scheduler/scheduler_config.json",
+    "datasets/pocket-upscaler/text_encoder/config.json",
+    "datasets/pocket-upscaler/text_encoder/model.safetensors",
+    "datasets/pocket-upscaler/tokenizer/merges.txt",
+    "datasets/pocket-upscaler/tokenizer/special_tokens_map.json",
+    "datasets/pocket-upscaler/tokenizer/tokenizer_config.json",
+    "datasets/pocket-upscaler/tokenizer/vocab.json",
+    "datasets/pocket-upscaler/unet/config.json",
+    "datasets/pocket-upscaler/unet/diffusion_pytorch_model.safetensors",
+    "datasets/pocket-upscaler/vae/config.json",
+    "datasets/pocket-upscaler/vae/diffusion_pytorch_model.safetensors",
     "datasets/pocket-inception/config.json",
     "datasets/pocket-inception/model.safetensors",
     "experiments/emoji.yaml",
@@ -41,6 +55,7 @@ embedded!(FILES, "Path and content of every file.":
     "experiments/pocket.yaml",
     "experiments/quick.yaml",
     "experiments/repetition.yaml",
+    "experiments/superres.yaml",
 );
 
 /// Names of the built-in experiments.
@@ -103,7 +118,7 @@ mod tests {
     fn every_file_of_the_checkpoints_travels() {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
         let known: Vec<&str> = FILES.iter().map(|(path, _)| *path).collect();
-        let mut folders = vec![root.join("datasets/pocket"), root.join("datasets/pocket-inception")];
+        let mut folders = ["pocket", "pocket-upscaler", "pocket-inception"].map(|name| root.join("datasets").join(name)).to_vec();
         while let Some(folder) = folders.pop() {
             for entry in std::fs::read_dir(folder).unwrap() {
                 let path = entry.unwrap().path();
@@ -119,7 +134,7 @@ mod tests {
 
     #[test]
     fn experiments_name_what_travels() {
-        assert_eq!(experiments().collect::<Vec<_>>(), ["emoji", "nightly", "pocket", "quick", "repetition"]);
+        assert_eq!(experiments().collect::<Vec<_>>(), ["emoji", "nightly", "pocket", "quick", "repetition", "superres"]);
         for name in experiments() {
             let text = experiment(name).unwrap();
             assert!(text.contains("scalebench:datasets/pocket}") && !text.contains("../datasets"), "{name}");

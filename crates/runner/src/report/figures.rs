@@ -160,13 +160,13 @@ impl Line {
 }
 
 /// Size of a chart. Small enough for its letters to be legible on a phone.
-const SIZE: (u32, u32) = (520, 360);
+pub(crate) const SIZE: (u32, u32) = (520, 360);
 /// Size of the letters, and the height of a line of them.
-const LETTERS: i32 = 18;
-const LINE: i32 = 22;
+pub(crate) const LETTERS: i32 = 18;
+pub(crate) const LINE: i32 = 22;
 
 /// Where each entry of the legend stands: left edge and line. It is above the plot, where it can hide no point.
-fn legend_places(titles: &[&str]) -> Vec<(i32, i32)> {
+pub(crate) fn legend_places(titles: &[&str]) -> Vec<(i32, i32)> {
     let (mut x, mut line) = (12, 0);
     let place = |title: &&str| {
         let width = 38 + title.chars().count() as i32 * LETTERS / 2;

@@ -13,7 +13,7 @@ use scalebench_metrics::Image;
 use crate::experiment::matrix::SEED;
 use crate::experiment::resolved::{Model, Prompts, Reference, Resolved, Scale, cell_name};
 use crate::report::page::{self, Column, Page, SampleRow, Samples, ScheduleMap, Tile};
-use crate::report::{figures, grid, heatmap, latex, tables, tradeoff};
+use crate::report::{figures, grid, heatmap, latex, spectrum, tables, tradeoff};
 use crate::run::file::RunFile;
 use crate::run::results::label;
 use crate::run::schedule::{self, Schedule};
@@ -31,6 +31,7 @@ pub(crate) fn write(store: &Store) -> Result<()> {
     let note = if resolved.metrics.comparable() { "" } else { NOT_COMPARABLE };
     let mut charts = figures::charts(&rows, &resolved.methods, note)?;
     charts.extend(tradeoff::charts(&rows, &resolved.methods, note)?);
+    charts.extend(spectrum::charts(store, resolved, note)?);
     for chart in &charts {
         store.write(&format!("report/{}.svg", chart.name), chart.svg.as_bytes())?;
     }
@@ -78,7 +79,7 @@ fn place(model: &Model, scale: &Scale) -> Result<String> {
 }
 
 /// The samples of a model at a scale by methods of one seed for the page, and as one image.
-fn sample(store: &Store, resolved: &Resolved, model: &Model, scale: &Scale, seed: u64) -> Result<(Samples, Image)> {
+pub(crate) fn sample(store: &Store, resolved: &Resolved, model: &Model, scale: &Scale, seed: u64) -> Result<(Samples, Image)> {
     let n_columns = resolved.images.at(scale).min(grid::MAX_COLUMNS);
     let (mut rows, mut strips, mut columns) = (Vec::new(), Vec::new(), Vec::new());
     let mut add = |label: &str, seeded: bool, images: &mut dyn Iterator<Item = Result<Image>>| -> Result<()> {

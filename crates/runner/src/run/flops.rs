@@ -5,9 +5,10 @@
 //! kernels, fractional dilations, resized blocks, attention in windows.
 
 use anyhow::{Context, Result};
+use scalebench_generation::journey::Finish;
 use scalebench_generation::plan::{AttentionAction, AttentionShape, ConvAction, Geometry, Kernel, Plan, Resize};
 use scalebench_generation::step::{Pass, Step, View};
-use scalebench_generation::{Blueprint, SiteTable, StageSteps};
+use scalebench_generation::{Blueprint, Ending, Method, Request, SiteTable, StageSteps};
 use serde_json::Value;
 
 /// Tokens of a text embedding.
@@ -84,6 +85,15 @@ impl Flops {
             config[key].as_array()?.iter().map(|kind| Some(kind.as_str()?.starts_with("CrossAttn"))).collect()
         };
         let (down, up) = (attends("down_block_types")?, attends("up_block_types")?);
+        // Whether both attentions of a level's transformers are to the text; the middle block's if that is said for all.
+        let only_cross: Vec<bool> = match &config["only_cross_attention"] {
+            Value::Array(list) => list.iter().map(Value::as_bool).collect::<Option<_>>()?,
+            one => vec![one.as_bool() == Some(true); blocks],
+        };
+        let mid_only_cross = config["only_cross_attention"].as_bool() == Some(true);
+        if only_cross.len() != blocks {
+            return None;
+        }
         if down.len() != blocks || up.len() != blocks {
             return None;
         }
@@ -104,7 +114,7 @@ impl Flops {
                 width = widths[i];
                 if down[i] {
                     layer = format!("{at}.attentions.{j}");
-                    net.transformer(&layer, width, depths[i], text);
+                    net.transformer(&layer, width, depths[i], text, only_cross[i]);
                 }
                 net.parts.push(Part::Leave(layer));
             }
@@ -115,7 +125,7 @@ impl Flops {
             }
         }
         net.resnet("mid_block.resnets.0", width, width, Some(time));
-        net.transformer("mid_block.attentions.0", width, depths[blocks - 1], text);
+        net.transformer("mid_block.attentions.0", width, depths[blocks - 1], text, mid_only_cross);
         net.resnet("mid_block.resnets.1", width, width, Some(time));
         for (i, &attends) in up.iter().enumerate() {
             let mirrored = blocks - 1 - i;
@@ -128,7 +138,7 @@ impl Flops {
                 net.resnet(&format!("{at}.resnets.{j}"), width + skip, out, Some(time));
                 width = out;
                 if attends {
-                    net.transformer(&format!("{at}.attentions.{j}"), width, depths[mirrored], text);
+                    net.transformer(&format!("{at}.attentions.{j}"), width, depths[mirrored], text, only_cross[mirrored]);
                 }
             }
             if mirrored > 0 {
@@ -187,7 +197,17 @@ impl Flops {
         }
     }
 
-    fn transformer(&mut self, path: &str, width: f64, depth: f64, text: f64) {
+    fn transformer(&mut self, path: &str, width: f64, depth: f64, text: f64, only_cross: bool) {
+        if only_cross {
+            // The first attention's keys and values are of the text, too.
+            self.parts.push(Part::Layer(Layer {
+                by_position: (2.0 + depth * (2.0 + 2.0 + 12.0)) * width * width,
+                by_token: depth * 4.0 * text * width,
+                by_both: depth * 4.0 * width,
+                fixed: 0.0,
+            }));
+            return;
+        }
         // Projections in and out, then for each layer: four of the self-attention, two of the cross-attention, and the gated
         // feed-forward of width 4 (8 + 4).
         self.parts.push(Part::Layer(Layer {
@@ -271,6 +291,40 @@ impl Flops {
     /// Operations of a U-Net's evaluations in all steps of a stage.
     pub(crate) fn of_stage(&self, sites: &SiteTable, stage: &StageSteps) -> f64 {
         stage.steps.iter().map(|step| self.of_step(sites, step, stage.stage.latent)).sum()
+    }
+}
+
+/// What becomes of a finished image, in operations.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Finishing {
+    /// Of the upscaler's U-Net.
+    pub(crate) unet: f64,
+    /// Of its decoder.
+    pub(crate) decoder: f64,
+    pub(crate) steps: usize,
+    pub(crate) passes: usize,
+}
+
+impl Finishing {
+    /// Of an image of a method; nothing where it is not enlarged by a network.
+    pub(crate) fn of(checkpoint: &Blueprint, request: &Request, method: &Method) -> Result<Finishing> {
+        let mut found = Finishing::default();
+        let Some(Ending { upscaler: Some((upscaler, sizes)), finish: Finish { upscaler: Some(settings), .. }, .. }) =
+            checkpoint.ending(request, method)?
+        else {
+            return Ok(found);
+        };
+        let (unet, decoder) = (Flops::of_unet(upscaler.unet_config()), Flops::of_decoder(upscaler.vae_config()));
+        let (unet, decoder) = unet.zip(decoder).context("upscaler: expected the shapes of a U-Net and of a decoder")?;
+        for (width, height) in sizes {
+            let (maps, size) = upscaler.maps((width, height), &settings);
+            let passes = settings.steps * maps * if settings.guidance_scale > 1.0 { 2 } else { 1 };
+            found.steps += settings.steps;
+            found.passes += passes;
+            found.unet += passes as f64 * unet.at(size);
+            found.decoder += decoder.at((height as usize, width as usize));
+        }
+        Ok(found)
     }
 }
 
@@ -385,6 +439,29 @@ mod tests {
         let conv = |by_position| Part::Conv { path: String::new(), stride: 2, by_position };
         assert_eq!(Flops { parts: vec![conv(0.0), conv(1.0)] }.at((5, 9)), 2.0 * 2.0 * 3.0);
         assert!(Flops::of_unet(&json!({"block_out_channels": []})).is_none());
+    }
+
+    /// The published x4 upscaler has 473 M weights; its two finer attention levels attend to the text alone.
+    #[test]
+    fn an_upscaler_counts_as_published() {
+        let (cross, plain) = ("CrossAttnDownBlock2D", "DownBlock2D");
+        let config = json!({
+            "in_channels": 7, "out_channels": 4, "block_out_channels": [256, 512, 512, 1024], "layers_per_block": 2,
+            "cross_attention_dim": 1024, "down_block_types": [plain, cross, cross, cross], "num_class_embeds": 1000,
+            "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
+            "only_cross_attention": [true, true, true, false]
+        });
+        let net = Flops::of_unet(&config).unwrap();
+        let pairs = net.parts.iter().filter(|part| matches!(part, Part::Pairs { .. })).count();
+        assert_eq!(pairs, 2 + 1 + 3);
+        let weights = |part: &Part| match part {
+            Part::Conv { by_position, .. } => *by_position,
+            Part::Layer(layer) => layer.by_position + layer.by_token + layer.fixed,
+            _ => 0.0,
+        };
+        // The table of 1000 noise levels is looked up.
+        let weights = net.parts.iter().map(weights).sum::<f64>() + 1000.0 * 1024.0;
+        assert!((weights / 473.4e6 - 1.0).abs() < 2e-3, "{weights}");
     }
 
     /// A U-Net of two levels whose inner one attends, and its sites.

@@ -13,4 +13,5 @@ pub(crate) mod score;
 pub(crate) mod seal;
 pub(crate) mod shard;
 pub(crate) mod slurm;
+pub(crate) mod spectra;
 pub(crate) mod store;

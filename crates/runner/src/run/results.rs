@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 
 use scalebench_metrics::{Estimate, Metric, Verdict};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// A value with its confidence interval.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Interval {
     pub(crate) value: f64,
     pub(crate) lo: f64,
@@ -112,6 +112,7 @@ pub(crate) fn label(column: &str) -> (String, f64) {
         Some((Metric::InceptionScore, id)) => (format!("IS_{id}"), 1.0),
         Some((Metric::Cmmd, id)) => (format!("CMMD_{id}"), 1.0),
         Some((Metric::ClipScore, id)) => (format!("CLIP_{id}"), 1.0),
+        Some((Metric::Spectrum, id)) => (format!("spectrum_{id}, dB"), 1.0),
         _ => (column.to_owned(), 1.0),
     }
 }

@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use scalebench_generation::journey::{Start, Through};
 use scalebench_generation::plan::{AttentionAction, AttentionShape, ConvAction, Kernel, LayerAction, LowPass, Resize, SkipAction};
 use scalebench_generation::step::{Band, Conditioning, Maps, Pass, Region, Step, Target};
-use scalebench_generation::{Method, Pipeline, Request, SiteTable, StageSteps};
+use scalebench_generation::{Ending, Method, Pipeline, Request, SiteTable, StageSteps};
 use serde::{Deserialize, Serialize};
 
 use crate::experiment::plan::{Cell, Work};
@@ -24,6 +24,29 @@ pub(crate) struct Schedule {
     pub(crate) stages: Vec<StageSchedule>,
     /// The passes through the network, those of guidance included.
     pub(crate) passes: Vec<PassSchedule>,
+    /// What becomes of the finished image, in words, if anything.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) ending: Option<String>,
+}
+
+/// What is done to a finished image on its way to (width, height).
+fn ending(Ending { from, finish, upscaler }: &Ending<'_>, to: (u32, u32)) -> String {
+    let shown = |(width, height): (u32, u32)| format!("{width}×{height}");
+    let Some((upscaler, sizes)) = upscaler else {
+        return format!("The finished image of {} is resized to {} ({}).", shown(*from), shown(to), finish.filter);
+    };
+    let by = upscaler.factor();
+    let seen = sizes.iter().map(|size| shown(*size)).collect::<Vec<_>>().join(", then ");
+    let settings = finish.upscaler.as_ref();
+    let steps = settings.map_or(0, |settings| settings.steps);
+    let level = settings.map_or(0, |settings| settings.noise_level);
+    let last = sizes.last().map_or(*from, |(w, h)| (w * by, h * by));
+    let resized = if last == to { String::new() } else { format!(", resized from {} to {} ({})", shown(last), shown(to), finish.filter) };
+    let before = if sizes.first() == Some(from) { String::new() } else { format!(", reduced before ({})", finish.filter) };
+    format!(
+        "The finished image of {} is enlarged {by} times a side by a diffusion upscaler that sees {seen}{before}, {steps} steps at noise level {level}{resized}.",
+        shown(*from)
+    )
 }
 
 /// One stage, in words.
@@ -230,7 +253,7 @@ impl Schedule {
             }
         }
         passes.iter_mut().for_each(PassSchedule::drop_unused);
-        Schedule { n_steps: steps.len(), stages: Vec::new(), passes }
+        Schedule { n_steps: steps.len(), stages: Vec::new(), passes, ending: None }
     }
 
     /// From the stages of a run.
@@ -327,7 +350,9 @@ fn path(cell: &str) -> String {
 
 /// What a method does to images of a request, the prompt and seed of which have no say in it.
 pub(crate) fn of(pipeline: &Pipeline, request: &Request, method: &Method) -> Result<Schedule> {
-    Ok(Schedule::of_run(pipeline.sites(), &pipeline.outline(request, method)?))
+    let mut schedule = Schedule::of_run(pipeline.sites(), &pipeline.outline(request, method)?);
+    schedule.ending = pipeline.ending(request, method)?.map(|found| ending(&found, (request.width, request.height)));
+    Ok(schedule)
 }
 
 /// Writes the schedule of a cell: the first image stands for all.
@@ -348,6 +373,7 @@ pub(crate) fn read(store: &Store, cell: &str) -> Result<Option<Schedule>> {
 pub(crate) fn describe(schedule: &Schedule) -> String {
     let mut sentences: Vec<String> = schedule.stages.iter().enumerate().map(|(i, stage)| stage.sentence(i + 1)).collect();
     sentences.push(actions(schedule));
+    sentences.extend(schedule.ending.clone());
     sentences.join(" ")
 }
 

@@ -20,9 +20,10 @@ use crate::experiment::protocol::{Against, Comparison, Network, published};
 use crate::experiment::resolve::Inputs;
 use crate::experiment::resolved::{Model, Reference, Resolved, Scale, cell_name};
 use crate::host::interrupt;
-use crate::run::flops::Flops;
+use crate::run::flops::{Finishing, Flops};
 use crate::run::progress::{self, Event};
 use crate::run::results::{Difference, Row, Score, Standing};
+use crate::run::spectra::{self, Spectra};
 use crate::run::store::{Store, Timing};
 
 /// Scores every cell that was asked for.
@@ -113,7 +114,8 @@ fn empty_row(resolved: &Resolved, described: &Model, scale: &Scale, method: &str
 fn flops_of(checkpoint: &Blueprint, unet: &Flops, cell: &Cell) -> Result<Option<f64>> {
     let (Work::Sample(method), Some(job)) = (&cell.work, cell.jobs.first()) else { return Ok(None) };
     let run = checkpoint.outline(&job.request, method)?;
-    Ok(Some(run.iter().map(|stage| unet.of_stage(checkpoint.sites(), stage)).sum()))
+    let finishing = Finishing::of(checkpoint, &job.request, method)?;
+    Ok(Some(run.iter().map(|stage| unet.of_stage(checkpoint.sites(), stage)).sum::<f64>() + finishing.unet))
 }
 
 pub(crate) fn mean_seconds(timings: &[Timing]) -> Option<f64> {
@@ -194,6 +196,10 @@ impl Scorer<'_> {
                 Entry::Vacant(place) => place.insert(self.other(comparison, cell)?),
             };
             let features = self.generated(comparison, cell, &taps)?;
+            if let (Network::Pixels, Other::Features(other)) = (comparison.network, &*other) {
+                let spectra = Spectra::new(set_of(&features, Tap::Features), other)?;
+                spectra::write(self.store, &cell.name, &comparison.id, &spectra)?;
+            }
             for (metric, column) in comparison.metrics.iter().zip(&mut found) {
                 let value = match self.resolved.absence(comparison, *metric) {
                     Some(_) => None,
