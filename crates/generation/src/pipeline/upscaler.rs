@@ -214,7 +214,7 @@ impl Upscaler {
         let (_, _, h, w) = latents.dims4()?;
         let shown = Tensor::cat(&[latents, &run.beside], 1)?;
         let (corners, (rows, columns)) = windows((h, w), run.settings.tile);
-        let side = self.unet.native_side();
+        let side = self.unet.config.sample_size;
         let moment = Moment {
             n_steps: run.steps,
             timestep,
