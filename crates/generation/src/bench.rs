@@ -83,7 +83,7 @@ impl UNetBench {
             };
             Ok(Told { text, added, class: None })
         };
-        let shown = Shown { now: &step.latents, before: None };
+        let shown = Shown { now: &step.latents, before: None, frames: 1 };
         let predictions = self.unet.predict(&shown, step.moment.timestep, &passes, &mut told)?;
         predictions.into_iter().next_back().ok_or_else(|| Error::method(step.method.name(), "makes no pass"))
     }

@@ -23,7 +23,7 @@ pub struct Family {
 }
 
 /// The families that methods have settings for.
-pub const FAMILIES: [Family; 5] = [
+pub const FAMILIES: [Family; 6] = [
     Family {
         name: "sd15",
         title: "Stable Diffusion 1.5",
@@ -52,6 +52,13 @@ pub const FAMILIES: [Family; 5] = [
         side: 1024,
         guidance_scale: 5.0,
     },
+    Family {
+        name: "modelscope",
+        title: "ModelScope text-to-video",
+        repository: Some("ali-vilab/text-to-video-ms-1.7b"),
+        side: 256,
+        guidance_scale: 9.0,
+    },
     Family { name: "pocket", title: "the embedded pocket checkpoint", repository: None, side: 64, guidance_scale: 3.5 },
 ];
 
@@ -61,6 +68,8 @@ pub struct LoadOptions {
     /// File variant, such as `fp16` (`diffusion_pytorch_model.fp16.safetensors`). Without one the plain
     /// files are taken, or `fp16` where a component has nothing else.
     pub variant: Option<String>,
+    /// Folder of a motion adapter (diffusers' `MotionAdapter`), which makes a network of images one of videos.
+    pub motion_adapter: Option<PathBuf>,
     /// Precision of weights and of the U-Net's products.
     pub dtype: Dtype,
     /// Where the networks run, opened by [`DeviceId::open`](scalebench_kernels::DeviceId::open).
@@ -70,7 +79,7 @@ pub struct LoadOptions {
 impl Default for LoadOptions {
     /// Plain files, as stored, on the CPU.
     fn default() -> Self {
-        Self { variant: None, dtype: Dtype::F32, device: default_device() }
+        Self { variant: None, motion_adapter: None, dtype: Dtype::F32, device: default_device() }
     }
 }
 

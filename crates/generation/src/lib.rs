@@ -65,6 +65,8 @@ mod superres;
 mod text;
 mod unet;
 mod vae;
+#[cfg(test)]
+mod videos;
 mod weights;
 
 pub use bench::{BenchStep, UNetBench, VaeBench};

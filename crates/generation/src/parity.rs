@@ -264,7 +264,8 @@ fn unet() {
             check(&format!("{name} {path}"), got, &want[&format!("tap.{path}")]);
             seen += 1;
         };
-        unet.forward_observed(&want["sample"], 401.0, &told(&want, ""), &Plan::plain(&unet.sites), &mut see).unwrap();
+        let shown = crate::unet::Shown { now: &want["sample"], before: None, frames: 1 };
+        unet.forward_observed(&shown, 401.0, &told(&want, ""), &Plan::plain(&unet.sites), &mut see).unwrap();
         assert_eq!(seen, if name == "sdxl" { 11 } else { 12 });
     }
 }
@@ -584,6 +585,7 @@ fn request(latent: &Tensor, prompt: &str, steps: usize, eta: f64) -> Request {
         size_conditioning: SizeConditioning::Target,
         vae_decode: crate::VaeDecode::Whole,
         seeding: crate::Seeding::PerImage,
+        frames: 1,
     }
 }
 

@@ -34,6 +34,7 @@ fn plain_request() -> Request {
         size_conditioning: SizeConditioning::Target,
         vae_decode: VaeDecode::Whole,
         seeding: Seeding::PerImage,
+        frames: 1,
     }
 }
 
@@ -251,6 +252,7 @@ fn at_scale(pipeline: &Pipeline, scale: f64, sampler: Sampler, steps: usize) -> 
         size_conditioning: SizeConditioning::Target,
         vae_decode: VaeDecode::Whole,
         seeding: Seeding::PerImage,
+        frames: 1,
     }
 }
 
@@ -263,7 +265,12 @@ fn shipped_methods_resolve_where_they_say() {
             for (family, scale) in
                 models.unwrap_or(&all).iter().flat_map(|family| scales.unwrap_or(&[4.0]).iter().map(move |s| (family, *s)))
             {
-                let pipeline = if family == "pocket" { pocket() } else { model(family.trim_end_matches("-768")) };
+                let pipeline = match family.as_str() {
+                    "pocket" => pocket(),
+                    // Its layers over pixels have the same names.
+                    "modelscope" => model("sd21"),
+                    family => model(family.trim_end_matches("-768")),
+                };
                 let method = spec.resolve(family, scale, pipeline.sites()).unwrap();
                 for (sampler, steps) in [(Sampler::Ddim, 50), (Sampler::Ddim, 10), (Sampler::DpmPp2m, 12), (Sampler::DpmPp2m, 4)] {
                     let request = at_scale(pipeline, scale, sampler, steps);

@@ -71,6 +71,13 @@ pub struct LayerSite {
     pub path: String,
 }
 
+/// A layer over the frames of a video: an attention or convolutions. It has no extent in the picture, and stays as trained.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TemporalSite {
+    /// Module path.
+    pub path: String,
+}
+
 /// Every site of one U-Net, in the order in which its modules are loaded.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct SiteTable {
@@ -82,6 +89,8 @@ pub struct SiteTable {
     pub skips: Vec<SkipSite>,
     /// Layers of the down path.
     pub layers: Vec<LayerSite>,
+    /// Layers over frames.
+    pub temporals: Vec<TemporalSite>,
 }
 
 impl SiteTable {
@@ -105,34 +114,43 @@ impl SiteTable {
         self.layers.len() - 1
     }
 
+    pub(crate) fn add_temporal(&mut self, path: &str) {
+        self.temporals.push(TemporalSite { path: path.to_owned() });
+    }
+
     /// Indices of the convolutions that `pattern` names.
     ///
     /// `*` stands for any part of one path segment, `**` for any number of segments, `{a,b}` for
     /// alternatives. A pattern that names nothing is an error.
     pub fn match_convs(&self, method: &str, pattern: &str) -> Result<Vec<usize>> {
-        matching(method, pattern, "convolution", self.convs.iter().map(|s| s.path.as_str()))
+        self.matching(method, pattern, "convolution", self.convs.iter().map(|s| s.path.as_str()))
     }
 
     /// Indices of the self-attentions that `pattern` names, as in [`match_convs`](Self::match_convs).
     pub fn match_attentions(&self, method: &str, pattern: &str) -> Result<Vec<usize>> {
-        matching(method, pattern, "self-attention", self.attentions.iter().map(|s| s.path.as_str()))
+        self.matching(method, pattern, "self-attention", self.attentions.iter().map(|s| s.path.as_str()))
     }
-}
 
-fn matching<'a>(method: &str, pattern: &str, what: &str, paths: impl Iterator<Item = &'a str> + Clone) -> Result<Vec<usize>> {
-    let slashed = |path: &str| path.replace('.', "/");
-    let glob = GlobBuilder::new(&slashed(pattern))
-        .literal_separator(true)
-        .build()
-        .map_err(|e| Error::method(method, format!("site rule `{pattern}` is not a valid pattern: {e}")))?
-        .compile_matcher();
-    let found: Vec<usize> = paths.clone().enumerate().filter(|(_, path)| glob.is_match(slashed(path))).map(|(i, _)| i).collect();
-    if found.is_empty() {
-        let near = paths.min_by_key(|path| distance(path, pattern));
-        let hint = near.map(|path| format!("; the nearest site is `{path}`")).unwrap_or_default();
-        return Err(Error::method(method, format!("site rule `{pattern}` matches no {what} of this model{hint}")));
+    fn matching<'a>(&self, method: &str, pattern: &str, what: &str, paths: impl Iterator<Item = &'a str> + Clone) -> Result<Vec<usize>> {
+        let slashed = |path: &str| path.replace('.', "/");
+        let glob = GlobBuilder::new(&slashed(pattern))
+            .literal_separator(true)
+            .build()
+            .map_err(|e| Error::method(method, format!("site rule `{pattern}` is not a valid pattern: {e}")))?
+            .compile_matcher();
+        let found: Vec<usize> = paths.clone().enumerate().filter(|(_, path)| glob.is_match(slashed(path))).map(|(i, _)| i).collect();
+        if !found.is_empty() {
+            return Ok(found);
+        }
+        let hint = match self.temporals.iter().find(|site| glob.is_match(slashed(&site.path))) {
+            Some(site) => format!("; `{}` works over frames and stays as trained", site.path),
+            None => {
+                let near = paths.min_by_key(|path| distance(path, pattern));
+                near.map(|path| format!("; the nearest site is `{path}`")).unwrap_or_default()
+            }
+        };
+        Err(Error::method(method, format!("site rule `{pattern}` matches no {what} of this model{hint}")))
     }
-    Ok(found)
 }
 
 /// Levenshtein distance, for hints.

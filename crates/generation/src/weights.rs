@@ -133,6 +133,12 @@ impl Scope<'_> {
         Ok(ConvWeight::new(&self.operand(name, shape)?, self.precision())?)
     }
 
+    /// The kernels `name` over `taps` frames of single pixels, `(outputs, inputs, taps, 1, 1)`, for maps of frames and pixels.
+    pub(crate) fn conv_over_frames(&self, name: &str, c_out: usize, c_in: usize, taps: usize) -> Result<ConvWeight> {
+        let kernels = self.operand(name, &[c_out, c_in, taps, 1, 1])?.squeeze(4)?;
+        Ok(ConvWeight::new(&kernels, self.precision())?)
+    }
+
     /// The matrix `name`, checked against `shape`: (outputs, inputs), or the same with 1×1 kernels.
     pub(crate) fn linear(&self, name: &str, shape: &[usize]) -> Result<LinearWeight> {
         let matrix = self.operand(name, shape)?.flatten_from(1)?;

@@ -108,6 +108,12 @@ pub enum Error {
         /// The folder.
         path: PathBuf,
     },
+    /// A folder of videos holds two kinds of them.
+    #[error("{path} holds both folders and images; expected a folder of frames for each video, or animated files")]
+    MixedVideos {
+        /// The folder.
+        path: PathBuf,
+    },
     /// A pattern of file names makes no sense.
     #[error("bad pattern {pattern}: {message}")]
     Pattern {

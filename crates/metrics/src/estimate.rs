@@ -25,8 +25,8 @@ use crate::inception_score::ScoreSums;
 use crate::kernel::{KernelSums, directions};
 use crate::neighbours::Neighbours;
 use crate::{
-    Error, FeatureSet, NeighbourOptions, Prdc, Provenance, Result, Splits, Tap, cmmd, fid, fid_from_statistics, inception_score, kid_u,
-    pixels, prdc,
+    Error, FeatureSet, NeighbourOptions, Prdc, Provenance, Result, Splits, Tap, VideoMeasure, cmmd, fid, fid_from_statistics,
+    inception_score, kid_u, pixels, prdc,
 };
 
 /// A number with its uncertainty.
@@ -115,11 +115,19 @@ pub enum Metric {
     /// between the features of two crops of the image, less the same of the other side. Features are taken relative to the mean over all
     /// crops of the other side. 0: as there; 1 at most.
     Repetition,
+    /// [`fid`] of I3D's logits of videos.
+    Fvd,
+    /// [`kid_u`] of I3D's logits of videos.
+    Kvd,
+    /// Mean over the videos of [`VideoMeasure::FrameDifference`](crate::VideoMeasure::FrameDifference): a set of dimension 1.
+    FrameDifference,
+    /// The same of [`VideoMeasure::Flicker`](crate::VideoMeasure::Flicker).
+    Flicker,
 }
 
 impl Metric {
     /// Every metric.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 16] = [
         Self::Fid,
         Self::Kid,
         Self::InceptionScore,
@@ -132,6 +140,10 @@ impl Metric {
         Self::Spectrum,
         Self::Sharpness,
         Self::Repetition,
+        Self::Fvd,
+        Self::Kvd,
+        Self::FrameDifference,
+        Self::Flicker,
     ];
 
     /// The name in configurations and tables.
@@ -149,12 +161,17 @@ impl Metric {
             Self::Spectrum => "spectrum",
             Self::Sharpness => "sharpness",
             Self::Repetition => "repetition",
+            Self::Fvd => "fvd",
+            Self::Kvd => "kvd",
+            Self::FrameDifference => VideoMeasure::FrameDifference.name(),
+            Self::Flicker => VideoMeasure::Flicker.name(),
         }
     }
 
-    /// Whether small values are good: distances, as opposed to scores.
+    /// Whether small values are good: distances, as opposed to scores; and what changes between frames, as far as it goes: a video that
+    /// stands still has none.
     pub fn lower_is_better(self) -> bool {
-        matches!(self, Self::Fid | Self::Kid | Self::Cmmd | Self::Spectrum | Self::Repetition)
+        matches!(self, Self::Fid | Self::Kid | Self::Cmmd | Self::Spectrum | Self::Repetition) || self.is_of_videos()
     }
 
     /// Whether it is of pixels and not of a network's features.
@@ -190,7 +207,26 @@ impl Metric {
 
     /// Whether there is another side at all.
     pub fn needs_reference(self) -> bool {
-        !matches!(self, Self::InceptionScore | Self::ClipScore | Self::Sharpness)
+        !matches!(self, Self::InceptionScore | Self::ClipScore | Self::Sharpness | Self::FrameDifference | Self::Flicker)
+    }
+
+    /// Whether it is a distance of means and covariances, which stored statistics are enough for.
+    pub fn is_frechet(self) -> bool {
+        matches!(self, Self::Fid | Self::Fvd)
+    }
+
+    /// Whether it is one of videos, not of images.
+    pub fn is_of_videos(self) -> bool {
+        matches!(self, Self::Fvd | Self::Kvd | Self::FrameDifference | Self::Flicker)
+    }
+
+    /// What is measured of each video without a network, if that is what this is the mean of.
+    pub fn video_measure(self) -> Option<VideoMeasure> {
+        match self {
+            Self::FrameDifference => Some(VideoMeasure::FrameDifference),
+            Self::Flicker => Some(VideoMeasure::Flicker),
+            _ => None,
+        }
     }
 }
 
@@ -349,7 +385,7 @@ impl<'a> Pair<'a> {
                 generated.check_comparable(features)?;
                 Other::Features(features)
             }
-            (true, OtherSide::Statistics(statistics)) if metric == Metric::Fid => Other::Statistics(statistics),
+            (true, OtherSide::Statistics(statistics)) if metric.is_frechet() => Other::Statistics(statistics),
             (true, OtherSide::Statistics(_)) => return Err(Error::NotFromStatistics { metric: metric.name() }),
             (false, _) => Other::Features(generated),
         };
@@ -366,13 +402,15 @@ impl<'a> Pair<'a> {
 }
 
 fn plain(metric: Metric, pair: Pair) -> Result<f64> {
-    if let (Metric::Fid, Other::Statistics(other)) = (metric, pair.other) {
+    if let Other::Statistics(other) = pair.other
+        && metric.is_frechet()
+    {
         return fid_from_statistics(&Statistics::of(pair.generated)?, other);
     }
     let (generated, reference) = pair.features(metric)?;
     match metric {
-        Metric::Fid => fid(generated, reference),
-        Metric::Kid => kid_u(generated, reference),
+        Metric::Fid | Metric::Fvd => fid(generated, reference),
+        Metric::Kid | Metric::Kvd => kid_u(generated, reference),
         Metric::InceptionScore => {
             // `Splits::TORCH_FIDELITY`, with fewer splits where there are fewer images.
             let splits = Splits::Shuffled { count: generated.len().min(10), seed: 2020 };
@@ -382,7 +420,9 @@ fn plain(metric: Metric, pair: Pair) -> Result<f64> {
             Ok(metric.of(prdc(generated, reference, &metric.neighbours())?))
         }
         Metric::Cmmd => cmmd(generated, reference),
-        Metric::ClipScore => Ok(MeanSums::new(generated, &vec![0; generated.len()], 1)?.mean(None)),
+        Metric::ClipScore | Metric::FrameDifference | Metric::Flicker => {
+            Ok(MeanSums::new(generated, &vec![0; generated.len()], 1)?.mean(None))
+        }
         Metric::Sharpness => Ok(MeanSums::of_sharpness(generated, &vec![0; generated.len()], 1).mean(None)),
         Metric::Spectrum => {
             let [x, y] = [generated, reference].map(|set| SpectrumSums::new(set, &vec![0; set.len()], 1));
@@ -498,7 +538,7 @@ fn replicates(metric: Metric, pair: Pair, blocks: &Blocks, jackknife: &Jackknife
         Ok(Replicates { all: value(None, None)?, without })
     };
     match metric {
-        Metric::Kid => {
+        Metric::Kid | Metric::Kvd => {
             let sums = KernelSums::new(&generated.matrix()?, &x_blocks, &reference.matrix()?, &y_blocks, blocks.len());
             each(&|x, y| Ok(sums.kid_u(x, y)))
         }
@@ -514,7 +554,7 @@ fn replicates(metric: Metric, pair: Pair, blocks: &Blocks, jackknife: &Jackknife
             let sums = ScoreSums::new(generated, &x_blocks, blocks.len())?;
             each(&|x, _| sums.score(x))
         }
-        Metric::ClipScore => {
+        Metric::ClipScore | Metric::FrameDifference | Metric::Flicker => {
             let sums = MeanSums::new(generated, &x_blocks, blocks.len())?;
             each(&|x, _| Ok(sums.mean(x)))
         }
@@ -530,7 +570,7 @@ fn replicates(metric: Metric, pair: Pair, blocks: &Blocks, jackknife: &Jackknife
             let (ours, theirs) = repetitions((generated, &x_blocks), (reference, &y_blocks), blocks.len())?;
             each(&|x, y| Ok(ours.mean(x) - theirs.mean(y)))
         }
-        Metric::Fid => {
+        Metric::Fid | Metric::Fvd => {
             let (x, y) = (Scatter::new(generated.matrix()?), Scatter::new(reference.matrix()?));
             let whole = y.statistics(None);
             let anchor = Anchor::new(&whole)?;

@@ -12,9 +12,13 @@ use serde::{Deserialize, Serialize};
 use crate::archive::ImageArchive;
 use crate::clip::{Clip, clip_score};
 use crate::dinov2::Dinov2;
+use crate::files::read;
+use crate::i3d::I3d;
 use crate::inception::{Inception, Taps};
 use crate::preprocess::Input;
 use crate::shards::{Shards, is_shards};
+use crate::videos::VideoSet;
+use crate::weights::WeightsFile;
 use crate::{Error, FeatureSet, Image, Preprocess, Profile, Provenance, Result, list_images, pixels};
 
 /// Images in flight between two calls of the progress callback.
@@ -40,6 +44,8 @@ pub enum Source {
     Set(Arc<dyn ImageSet>, usize),
     /// In memory.
     Memory(Image),
+    /// A video: one of a set, by its place.
+    Video(Arc<dyn VideoSet>, usize),
 }
 
 /// Images that are read by their place, in an order of their own: archives, and what other crates add.
@@ -111,7 +117,20 @@ impl Sample {
             Source::Memory(image) => Borrowed(image),
             Source::File(path) => Owned(Image::open(path)?),
             Source::Set(images, place) => Owned(images.image(*place)?),
+            Source::Video(..) => return Err(Error::BadPreprocess(format!("{} is a video, expected an image", self.name))),
         })
+    }
+
+    /// The frames of a video.
+    ///
+    /// # Errors
+    ///
+    /// As [`decode`](Self::decode), or if it is an image.
+    pub fn frames(&self) -> Result<Vec<Image>> {
+        match &self.source {
+            Source::Video(videos, place) => videos.frames(*place),
+            _ => Err(Error::BadPreprocess(format!("{} is an image, expected a video", self.name))),
+        }
     }
 }
 
@@ -192,6 +211,7 @@ enum Network {
     Dinov2(Box<Dinov2>),
     /// None: what [`pixels`] says.
     Pixels,
+    I3d(Box<I3d>),
 }
 
 /// What happens to images that cannot be decoded.
@@ -217,8 +237,8 @@ type Rows = Vec<Vec<Vec<f32>>>;
 
 impl Extractor {
     /// Loads a network, whichever the path holds: the FID Inception as a weights file or as a folder with
-    /// `model.safetensors` (see [`Inception::load`]), or a Hugging Face folder of CLIP or DINOv2 (by `model_type` in its
-    /// `config.json`).
+    /// `model.safetensors` (see [`Inception::load`]), I3D likewise (see [`I3d::load_on`]), or a Hugging Face folder of CLIP or DINOv2
+    /// (by `model_type` in its `config.json`).
     pub fn load(path: &Path) -> Result<Self> {
         Self::load_on(path, &Device::Cpu)
     }
@@ -232,13 +252,17 @@ impl Extractor {
         let network = match model_type.as_deref() {
             Some("clip") => Network::Clip(Box::new(Clip::load_on(path, device)?)),
             Some("dinov2") => Network::Dinov2(Box::new(Dinov2::load_on(path, device)?)),
-            Some(other) => {
-                let message = format!("model_type is `{other}`, expected clip or dinov2 (or none, for the FID Inception)");
-                return Err(Error::Config { path: path.join("config.json"), message });
-            }
-            None => {
+            None | Some("i3d") => {
                 let file = if path.is_dir() { path.join("model.safetensors") } else { path.to_owned() };
-                Network::Inception(Box::new(Inception::load_on(&file, device)?))
+                let is_i3d = WeightsFile::open(&read(&file)?, &file).is_ok_and(|file| I3d::is_meant(&file));
+                match is_i3d || model_type.is_some() {
+                    true => Network::I3d(Box::new(I3d::load_on(&file, device)?)),
+                    false => Network::Inception(Box::new(Inception::load_on(&file, device)?)),
+                }
+            }
+            Some(other) => {
+                let message = format!("model_type is `{other}`, expected clip, dinov2 or i3d (or none, for the FID Inception)");
+                return Err(Error::Config { path: path.join("config.json"), message });
             }
         };
         Ok(Self { network, device: device.clone() })
@@ -260,6 +284,7 @@ impl Extractor {
             Network::Inception(_) | Network::Pixels => Profile::Clean,
             Network::Clip(_) => Profile::Clip,
             Network::Dinov2(_) => Profile::DgmEval,
+            Network::I3d(_) => Profile::Lvdm,
         }
     }
 
@@ -269,6 +294,11 @@ impl Extractor {
             Network::Clip(clip) => Some(clip),
             _ => None,
         }
+    }
+
+    /// Whether the network looks at videos.
+    pub fn takes_videos(&self) -> bool {
+        matches!(self.network, Network::I3d(_))
     }
 
     /// Whether the network is DINOv2.
@@ -288,6 +318,7 @@ impl Extractor {
             Network::Clip(clip) => clip.dim(),
             Network::Dinov2(dino) => dino.dim(),
             Network::Pixels => pixels::DIM,
+            Network::I3d(network) => network.config().num_classes,
         }
     }
 
@@ -298,6 +329,7 @@ impl Extractor {
             Network::Clip(clip) => (clip.name(), clip.digest()),
             Network::Dinov2(dino) => (dino.name(), dino.digest()),
             Network::Pixels => (pixels::NAME.to_owned(), "none"),
+            Network::I3d(network) => (network.name(), network.digest()),
         };
         Provenance { extractor, weights: weights.to_owned(), preprocess: preprocess.clone() }
     }
@@ -348,6 +380,7 @@ impl Extractor {
                 })
             } else {
                 let one = |(i, sample): (usize, &Sample)| match only_decode {
+                    true if self.takes_videos() => sample.frames().map(|_| Rows::new()),
                     true => sample.decode().map(|_| Rows::new()),
                     false if self.is_pixels() => self.rows_of_pixels(taps, sample, done + i, preprocess),
                     false => self.answers(taps, self.inputs_of(sample, done + i, preprocess)?),
@@ -399,6 +432,7 @@ impl Extractor {
             Network::Dinov2(dino) => dino.side(),
             // Its rows are not made from inputs.
             Network::Pixels => 0,
+            Network::I3d(network) => return preprocess.video(&sample.frames()?, network.config().side, index as u64, &sample.name),
         };
         preprocess.inputs(sample.decode()?.as_ref(), side, index as u64, &sample.name)
     }
@@ -449,12 +483,13 @@ impl Extractor {
     /// What the network says of inputs of one size: for each tap, a row for each.
     fn answers(&self, taps: &[Tap], inputs: Vec<Input>) -> Result<Rows> {
         // One at a time on the CPU, where an image then stays in a core's cache.
-        let together = if on_gpu(&self.device) { BATCH } else { 1 };
+        let together = if on_gpu(&self.device) && !self.takes_videos() { BATCH } else { 1 };
         let mut rows: Rows = vec![Vec::new(); taps.len()];
         for part in inputs.chunks(together) {
             let side = part[0].side;
             let planes: Vec<f32> = part.iter().flat_map(|input| &input.planes).copied().collect();
-            let x = Tensor::from_vec(planes, (part.len(), 3, side, side), &Device::Cpu)?;
+            let maps = planes.len() / (3 * side * side);
+            let x = Tensor::from_vec(planes, (maps, 3, side, side), &Device::Cpu)?;
             let answers: Vec<Tensor> = match &self.network {
                 Network::Inception(network) => {
                     let answer = network.forward(&x)?;
@@ -465,6 +500,7 @@ impl Extractor {
                     let features = match other {
                         Network::Clip(clip) => clip.image_features(&x)?,
                         Network::Dinov2(dino) => dino.features(&x)?,
+                        Network::I3d(network) => network.forward(&x)?.unsqueeze(0)?,
                         _ => return Err(Error::BadPreprocess("pixels are looked at without a network".to_owned())),
                     };
                     vec![features; taps.len()]

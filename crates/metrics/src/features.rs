@@ -227,13 +227,15 @@ impl FeatureSet {
 }
 
 impl Provenance {
-    /// Refuses another network, other weights, another profile or aspect. Crops, a resize or JPEG
+    /// Refuses another network, other weights, another profile or aspect, clips of another length. Crops, a resize or JPEG
     /// beforehand may differ, as protocols ask for that.
     pub fn check_comparable(&self, other: &Self) -> Result<()> {
         same("extractor", &self.extractor, &other.extractor)?;
         same("weights", &self.weights, &other.weights)?;
         same("preprocess profile", &self.preprocess.profile, &other.preprocess.profile)?;
-        same("aspect", &self.preprocess.aspect, &other.preprocess.aspect)
+        same("aspect", &self.preprocess.aspect, &other.preprocess.aspect)?;
+        let frames = |provenance: &Self| provenance.preprocess.clip.map_or("all".to_owned(), |clip| clip.frames.to_string());
+        same("number of frames", &frames(self), &frames(other))
     }
 }
 

@@ -11,15 +11,15 @@
 //! 2. else `config.json` beside the file, `{"width": 0.125, "num_classes": 1008}`;
 //! 3. else 1, with 1008 classes.
 
-use std::collections::{HashMap, HashSet};
-use std::path::{Path, PathBuf};
+use std::collections::HashMap;
+use std::path::Path;
 
 use candle_core::{D, Device, Tensor};
 use scalebench_kernels::{Activation, ConvGeometry, ConvWeight, Pool, Precision, conv2d, join_channels, pool3x3};
 use serde::{Deserialize, Serialize};
 
 use crate::files::read;
-use crate::weights::WeightsFile;
+use crate::weights::{Tensors, WeightsFile};
 use crate::{Error, Result};
 
 /// Epsilon of every batch normalisation (torch-fidelity `BasicConv2d`).
@@ -261,12 +261,8 @@ impl Inception {
 
 /// Takes tensors out of the file and checks them.
 pub(crate) struct Loader<'a> {
-    path: PathBuf,
-    pub(crate) file: WeightsFile<'a>,
-    /// Keys of the tensors that the network took.
-    pub(crate) used: HashSet<String>,
+    pub(crate) tensors: Tensors<'a>,
     config: InceptionConfig,
-    digest: blake3::Hasher,
     device: Device,
 }
 
@@ -275,7 +271,7 @@ impl<'a> Loader<'a> {
     pub(crate) fn new(file: WeightsFile<'a>, path: &Path) -> Result<Self> {
         let config = InceptionConfig::resolve(path, file.metadata())?;
         file.refuse_other_networks(config, path)?;
-        Ok(Self { path: path.to_owned(), file, used: HashSet::new(), config, digest: blake3::Hasher::new(), device: Device::Cpu })
+        Ok(Self { tensors: Tensors::new(file, path), config, device: Device::Cpu })
     }
 
     pub(crate) fn network(&mut self, device: &Device) -> Result<Inception> {
@@ -313,12 +309,12 @@ impl<'a> Loader<'a> {
             self.e("Mixed_7c", &mut n, Pool::Max)?,
         ];
         let classes = self.config.num_classes;
-        let fc_weight = self.tensor("fc.weight", &[classes, n])?;
-        let fc_bias = self.tensor("fc.bias", &[classes])?;
-        self.refuse_unknown()?;
+        let fc_weight = self.tensors.take("fc.weight", &[classes, n])?;
+        let fc_bias = self.tensors.take("fc.bias", &[classes])?;
+        self.tensors.refuse_unknown(|key| self.config.num_groups.is_some() && key.starts_with("fc_"))?;
         Ok(Inception {
             config: self.config,
-            digest: self.digest.finalize().to_hex().to_string(),
+            digest: self.tensors.digest(),
             stem,
             middle,
             last,
@@ -442,8 +438,8 @@ impl<'a> Loader<'a> {
         padding: (usize, usize),
     ) -> Result<ConvBlock> {
         let shape = [to, from, kernel.0, kernel.1];
-        let mut weight = self.tensor(&format!("{name}.conv.weight"), &shape)?;
-        let mut bn = |part: &str| self.tensor(&format!("{name}.bn.{part}"), &[to]);
+        let mut weight = self.tensors.take(&format!("{name}.conv.weight"), &shape)?;
+        let mut bn = |part: &str| self.tensors.take(&format!("{name}.bn.{part}"), &[to]);
         let (gamma, beta) = (bn("weight")?, bn("bias")?);
         let (mean, variance) = (bn("running_mean")?, bn("running_var")?);
         let mut bias = Vec::with_capacity(to);
@@ -458,40 +454,6 @@ impl<'a> Loader<'a> {
             stride,
             padding,
         })
-    }
-
-    fn tensor(&mut self, key: &str, expected: &[usize]) -> Result<Vec<f32>> {
-        let path = || self.path.clone();
-        let missing = || Error::MissingTensor { path: path(), key: key.to_owned(), expected: expected.to_vec() };
-        let (dtype, shape) = self.file.info(key).ok_or_else(missing)?;
-        if shape != expected || dtype != "F32" {
-            return Err(Error::TensorMismatch {
-                path: path(),
-                key: key.to_owned(),
-                expected: format!("F32{expected:?}"),
-                found: format!("{dtype}{shape:?}"),
-            });
-        }
-        let values = self.file.f32(key)?.ok_or_else(missing)?;
-        if let Some(bad) = values.iter().position(|v| !v.is_finite()) {
-            let message = format!("tensor {key} has {} at position {bad}", values[bad]);
-            return Err(Error::Config { path: path(), message });
-        }
-        self.used.insert(key.to_owned());
-        // Keys end in a byte that no key has; the shape is that of the network.
-        self.digest.update(key.as_bytes()).update(b"\n");
-        self.digest.update(&values.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>());
-        Ok(values)
-    }
-
-    fn refuse_unknown(&self) -> Result<()> {
-        let known = |key: &str| {
-            self.used.contains(key) || key.ends_with(".num_batches_tracked") || (self.config.num_groups.is_some() && key.starts_with("fc_"))
-        };
-        match self.file.names().into_iter().find(|key| !known(key)) {
-            Some(key) => Err(Error::UnknownTensor { path: self.path.clone(), key: key.to_owned() }),
-            None => Ok(()),
-        }
     }
 }
 

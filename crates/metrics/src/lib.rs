@@ -52,6 +52,7 @@ mod extract;
 mod features;
 mod files;
 mod frechet;
+pub mod i3d;
 mod image;
 pub mod inception;
 mod inception_score;
@@ -70,6 +71,7 @@ pub mod resize;
 mod shards;
 mod statistics_file;
 pub mod torch_file;
+pub mod videos;
 mod weights;
 
 #[cfg(test)]
@@ -83,12 +85,14 @@ pub use estimate::{Estimate, Jackknife, Jackknifed, Metric, OtherSide, Reference
 pub use extract::{Corrupt, Extractor, ImageSet, Sample, Skipped, Source, Tap, clip_scores};
 pub use features::{FeatureSet, Provenance};
 pub use frechet::{Conditioning, Extrapolation, InfinityOptions, Moments, Statistics, fid, fid_from_statistics, fid_infinity};
+pub use i3d::{I3d, I3dConfig};
 pub use image::{Image, list_images};
 pub use inception::{Inception, InceptionConfig, Taps};
 pub use inception_score::{InceptionScore, Splits, inception_score, inception_score_infinity, inception_score_whole};
 pub use kernel::{DrawOrder, Kernel, Kid, KidOptions, cmmd, kid, kid_u};
 pub use neighbours::{Boundary, NeighbourOptions, Prdc, prdc, realism};
-pub use preprocess::{Aspect, Crops, Position, Preprocess, Profile, Scales};
+pub use preprocess::{Aspect, Clip as VideoClip, Crops, Position, Preprocess, Profile, Scales};
 pub use shards::Shards;
 pub use statistics_file::{FeatureArray, StatisticsFile, Stored};
+pub use videos::{VideoMeasure, VideoSet};
 pub use weights::{ConvertedWeights, convert_weights};

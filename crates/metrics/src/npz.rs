@@ -104,6 +104,20 @@ impl Npz {
         self.array(name, |v| v as f32)
     }
 
+    /// Reads an array of bytes (`uint8`).
+    ///
+    /// # Errors
+    ///
+    /// As [`Npz::f64`], and for any other type.
+    pub(crate) fn u8(&mut self, name: &str) -> Result<Array<u8>> {
+        self.entry(name, |archive, index| {
+            let mut entry = archive.by_index(index).map_err(|e| e.to_string())?;
+            Header::read(&mut entry)?.0.check_bytes()?;
+            drop(entry);
+            read_entry(archive, index, |v| v as u8)
+        })
+    }
+
     fn array<T: Copy>(&mut self, name: &str, cast: impl Fn(f64) -> T) -> Result<Array<T>> {
         self.entry(name, |archive, index| read_entry(archive, index, cast))
     }
@@ -163,6 +177,44 @@ struct Header {
     kind: Kind,
     fortran: bool,
     shape: Vec<usize>,
+}
+
+impl Header {
+    /// Refuses what is not row-major bytes.
+    fn check_bytes(&self) -> Result<(), String> {
+        match self.kind {
+            Kind { class: b'u', size: 1, .. } if !self.fortran => Ok(()),
+            _ => Err("expected an array of uint8 in row-major order".into()),
+        }
+    }
+}
+
+/// An array of bytes in a `.npy` file of its own, where it stays.
+#[derive(Debug)]
+pub(crate) struct ByteArray {
+    pub(crate) shape: Vec<usize>,
+    pub(crate) file: File,
+    /// Where its bytes begin.
+    pub(crate) start: u64,
+}
+
+impl ByteArray {
+    pub(crate) fn open(path: &Path) -> Result<Self> {
+        let read = |source| Error::Io { action: "read", path: path.to_owned(), source };
+        let mut file = File::open(path).map_err(read)?;
+        let length = file.metadata().map_err(read)?.len();
+        let checked = |file: &mut File| -> Result<(Vec<usize>, u64), String> {
+            let (header, start) = Header::read(file)?;
+            header.check_bytes()?;
+            let n = count(&header.shape).ok_or_else(|| format!("shape {:?} overflows", header.shape))?;
+            if length.checked_sub(start) != Some(n as u64) {
+                return Err(format!("{} bytes for a shape of {:?}", length.saturating_sub(start), header.shape));
+            }
+            Ok((header.shape, start))
+        };
+        let found = checked(&mut file).map_err(|message| Error::Array { path: path.to_owned(), key: "npy".into(), message });
+        found.map(|(shape, start)| Self { shape, file, start })
+    }
 }
 
 /// A numpy type of real numbers.

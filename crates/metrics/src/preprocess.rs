@@ -13,6 +13,9 @@
 //! | `clip` | shortest side by Pillow bicubic on bytes, then a centre crop | CLIP's mean and deviation | transformers' `CLIPImageProcessor` |
 //! | `cmmd` | centre crop to a square, then Pillow bicubic on bytes | CLIP's mean and deviation | cmmd-pytorch |
 //! | `dgm-eval` | Pillow bicubic on bytes | ImageNet's mean and deviation | dgm-eval, DINOv2 |
+//! | `lvdm` | bilinear, no antialiasing, squashed | 2x/255 − 1 | LVDM's `eval_cal_fvd_kvd.py`, TATS, cd-fvd: I3D |
+//! | `videogpt` | shortest side to the network's (the other rounded up), bilinear, no antialiasing, centre crop | 2x/255 − 1 | VideoGPT, common_metrics: I3D |
+//! | `i3d-tf` | TensorFlow's bilinear without half-pixel centres, squashed | 2x/255 − 1 | google-research's `frechet_video_distance`: I3D |
 //! | `dgm-eval-clean` | Pillow bicubic on floats | ImageNet's mean and deviation | dgm-eval `--clean_resize`, DINOv2 |
 //!
 //! The first four are for Inception (299 × 299) and squash: a 2:1 image becomes a square, as in all the
@@ -48,11 +51,17 @@ pub enum Profile {
     DgmEval,
     /// FD-DINOv2's with clean-fid's resize.
     DgmEvalClean,
+    /// FVD's of LVDM: frames squashed.
+    Lvdm,
+    /// FVD's of VideoGPT: the middle of frames.
+    Videogpt,
+    /// FVD's of its authors.
+    I3dTf,
 }
 
 impl Profile {
     /// Every profile.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 11] = [
         Self::Clean,
         Self::PytorchFid,
         Self::TorchFidelity,
@@ -61,6 +70,9 @@ impl Profile {
         Self::Cmmd,
         Self::DgmEval,
         Self::DgmEvalClean,
+        Self::Lvdm,
+        Self::Videogpt,
+        Self::I3dTf,
     ];
 
     /// The name used in configurations and feature files.
@@ -74,6 +86,9 @@ impl Profile {
             Self::Cmmd => "cmmd",
             Self::DgmEval => "dgm-eval",
             Self::DgmEvalClean => "dgm-eval-clean",
+            Self::Lvdm => "lvdm",
+            Self::Videogpt => "videogpt",
+            Self::I3dTf => "i3d-tf",
         }
     }
 
@@ -83,7 +98,9 @@ impl Profile {
         let raster = || bytes.map(f32::from);
         let resized = match self {
             Self::Clean => pillow_f32(&bytes, side, side, Filter::Bicubic)?.map(|v| v.clamp(0.0, 255.0)),
-            Self::PytorchFid => torch_bilinear(&raster().map(|v| v / 255.0), side, side)?,
+            Self::PytorchFid | Self::Lvdm => torch_bilinear(&raster().map(|v| v / 255.0), side, side)?,
+            Self::Videogpt => shortest_to(&raster().map(|v| v / 255.0), side)?,
+            Self::I3dTf => tf1_bilinear(&raster(), side, side)?.map(|v| v / 255.0),
             Self::TorchFidelity => tf1_bilinear(&raster(), side, side)?,
             Self::TorchmetricsAa => torch_antialias(&bytes, side, side, Filter::Bilinear)?,
             Self::Clip => return clip::preprocess(image, side),
@@ -91,7 +108,7 @@ impl Profile {
             Self::DgmEval | Self::DgmEvalClean => return dinov2::preprocess_to(image, side, self == Self::DgmEvalClean),
         };
         let scale: fn(f32) -> f32 = match self {
-            Self::PytorchFid => |v| 2.0 * v - 1.0,
+            Self::PytorchFid | Self::Lvdm | Self::Videogpt | Self::I3dTf => |v| 2.0 * v - 1.0,
             _ => |v| (v - 128.0) / 128.0,
         };
         Ok((0..3).flat_map(|c| resized.pixels.iter().map(move |p| scale(p[c]))).collect())
@@ -100,7 +117,7 @@ impl Profile {
     /// An image's pixels as they are, in the range that Inception takes under this profile.
     fn scale_only(self, image: &Image) -> Result<Vec<f32>> {
         match self {
-            Self::Clip | Self::Cmmd | Self::DgmEval | Self::DgmEvalClean => {
+            Self::Clip | Self::Cmmd | Self::DgmEval | Self::DgmEvalClean | Self::Lvdm | Self::Videogpt | Self::I3dTf => {
                 Err(Error::BadPreprocess(format!("crops without resizing need a network of any input size, {self} is for one size")))
             }
             _ => {
@@ -128,6 +145,19 @@ impl std::str::FromStr for Profile {
         let unknown = || Error::BadPreprocess(format!("`{name}` is no profile; expected one of {names}"));
         Self::ALL.into_iter().find(|profile| profile.name() == name).ok_or_else(unknown)
     }
+}
+
+/// The shortest side to `side` and the other in proportion, rounded up, then a square in the middle.
+fn shortest_to(image: &Raster<f32, 3>, side: usize) -> Result<Raster<f32, 3>> {
+    let (w, h) = (image.width, image.height);
+    // In floats, as the reference rounds.
+    let scale = side as f64 / w.min(h) as f64;
+    let long = |n: usize| (n as f64 * scale).ceil() as usize;
+    let (width, height) = if h < w { (long(w), side) } else { (side, long(h)) };
+    let resized = torch_bilinear(image, width, height)?;
+    let (left, top) = ((width - side) / 2, (height - side) / 2);
+    let rows = (top..top + side).flat_map(|y| resized.pixels[y * width + left..][..side].iter().copied());
+    Raster::new(side, side, rows.collect())
 }
 
 /// What happens to an image that is not square.
@@ -305,6 +335,53 @@ pub struct Preprocess {
     /// Look at crops instead of the whole image.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub crops: Option<Crops>,
+    /// Which frames of a video; otherwise all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clip: Option<Clip>,
+}
+
+/// Which frames of a video are looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Clip {
+    /// How many.
+    pub frames: u32,
+    /// Distance from one to the next.
+    #[serde(default = "one")]
+    pub stride: u32,
+    /// Seed of the first frame, which is drawn for each video; the first of all if there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub random: Option<u64>,
+}
+
+fn one() -> u32 {
+    1
+}
+
+impl Clip {
+    /// The first `frames` frames.
+    pub fn first(frames: u32) -> Self {
+        Self { frames, stride: 1, random: None }
+    }
+
+    /// Places of the frames of video `index` of a set, which has `n`; `None` if it is too short.
+    pub(crate) fn places(&self, index: u64, n: usize) -> Option<impl Iterator<Item = usize>> {
+        let stride = self.stride as usize;
+        let reach = (self.frames as usize).checked_sub(1)? * stride;
+        let last_start = n.checked_sub(reach + 1)?;
+        let start = self.random.map_or(0, |seed| keyed_interval(&[seed, index], last_start));
+        Some((0..self.frames as usize).map(move |i| start + i * stride))
+    }
+}
+
+impl std::fmt::Display for Clip {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "clip{}", self.frames)?;
+        if self.stride != 1 {
+            write!(f, "x{}", self.stride)?;
+        }
+        self.random.map_or(Ok(()), |seed| write!(f, "@{seed}"))
+    }
 }
 
 fn is_false(value: &bool) -> bool {
@@ -317,12 +394,12 @@ impl Aspect {
     }
 }
 
-/// A network's input: `(3, side, side)` planes.
+/// A network's input: `(3, side, side)` planes, of a video those of each frame.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Input {
     /// Side in pixels.
     pub side: usize,
-    /// `3 * side * side` values.
+    /// `3 * side * side` values a frame.
     pub planes: Vec<f32>,
 }
 
@@ -336,6 +413,9 @@ impl Preprocess {
     pub fn validate(&self) -> Result<()> {
         let bad = |what: &str| Err(Error::BadPreprocess(what.to_owned()));
         match (self.pre_resize, self.crops) {
+            _ if self.clip.is_some_and(|clip| clip.frames == 0 || clip.stride == 0) => {
+                bad("a clip needs frames and a stride of at least 1")
+            }
             _ if self.jpeg_quality.is_some_and(|quality| !(1..=100).contains(&quality)) => bad("jpeg_quality is not in 1..=100"),
             (Some(side), _) if !(1..=LARGEST_SIDE).contains(&side) => bad(&format!("pre_resize is {side}, expected 1 to {LARGEST_SIDE}")),
             (_, Some(Crops { count, .. })) if !(1..=MOST_CROPS).contains(&count) => {
@@ -377,7 +457,28 @@ impl Preprocess {
                 id += "/native";
             }
         }
+        if let Some(clip) = self.clip {
+            id += &format!("/{clip}");
+        }
         id
+    }
+
+    /// What a network of videos sees of one: frame after frame of the clip, each as [`inputs`](Self::inputs) has it; one per crop, or
+    /// just one. `index` is the video's place in its set.
+    pub fn video(&self, frames: &[Image], side: usize, index: u64, name: &str) -> Result<Vec<Input>> {
+        let clip = self.clip.unwrap_or(Clip::first(frames.len() as u32));
+        let places = clip.places(index, frames.len());
+        let places = places.ok_or_else(|| Error::BadPreprocess(format!("{name} has {} frames, too few for {clip}", frames.len())))?;
+        let mut videos: Vec<Input> = Vec::new();
+        for at in places {
+            for (k, frame) in self.inputs(&frames[at], side, index, name)?.into_iter().enumerate() {
+                match videos.get_mut(k) {
+                    Some(video) => video.planes.extend(frame.planes),
+                    None => videos.push(frame),
+                }
+            }
+        }
+        Ok(videos)
     }
 
     /// What is looked at of one image, before the profile: the crops, or the whole.

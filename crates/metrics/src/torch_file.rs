@@ -381,7 +381,8 @@ pub(crate) mod tests {
                     (vec![1, o, o * i * w, o * i], (0..values.len()).map(|k| element(at(k))).collect())
                 }
                 [rows, columns] => (vec![1, rows], (0..values.len()).map(|k| values[k % rows * columns + k / rows]).collect()),
-                _ => (vec![1], values.clone()),
+                // Row-major.
+                _ => ((0..shape.len()).map(|i| shape[i + 1..].iter().product()).collect(), values.clone()),
             };
             add(name, "FloatStorage", shape, &strides, bytes(memory), values.len());
             if let Some(bn) = name.strip_suffix("bn.bias") {

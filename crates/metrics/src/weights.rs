@@ -1,4 +1,4 @@
-//! Files with the weights of the FID Inception, and their conversion.
+//! Files with the weights of the FID Inception and of I3D, and their conversion.
 //!
 //! | form | told by |
 //! | --- | --- |
@@ -9,12 +9,13 @@
 //! Other networks under the same names (torchvision's) would give plausible numbers on another scale, so
 //! they are recognised and refused with the reason.
 
-use std::collections::{BTreeMap, HashMap};
-use std::path::Path;
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::path::{Path, PathBuf};
 
 use safetensors::{Dtype, SafeTensors};
 
 use crate::files::{RawTensor, read, safetensors};
+use crate::i3d::I3d;
 use crate::inception::{InceptionConfig, Loader};
 use crate::torch_file::{TorchFile, TorchValues};
 use crate::{Error, Result};
@@ -24,7 +25,7 @@ const SOURCE_KEY: &str = "source_blake3";
 
 /// What to use instead of what was refused.
 const ADVICE: &str = "use pt_inception-2015-12-05-6726825d.pth of pytorch-fid, which is also torch-fidelity's \
-                      weights-inception-2015-12-05-6726825d.pth";
+                      weights-inception-2015-12-05-6726825d.pth, or of videos i3d_pretrained_400.pt";
 
 /// A weights file, with tensors read on demand.
 pub(crate) enum WeightsFile<'a> {
@@ -124,13 +125,74 @@ impl<'a> WeightsFile<'a> {
     }
 }
 
+/// Takes a network's tensors out of a file, checks them, and knows which it took.
+pub(crate) struct Tensors<'a> {
+    /// For messages.
+    pub(crate) path: PathBuf,
+    pub(crate) file: WeightsFile<'a>,
+    /// Keys of the tensors that the network took.
+    used: HashSet<String>,
+    digest: blake3::Hasher,
+}
+
+impl<'a> Tensors<'a> {
+    pub(crate) fn new(file: WeightsFile<'a>, path: &Path) -> Self {
+        Self { path: path.to_owned(), file, used: HashSet::new(), digest: blake3::Hasher::new() }
+    }
+
+    /// The `f32` tensor `key` of shape `expected`, all of whose values are finite.
+    pub(crate) fn take(&mut self, key: &str, expected: &[usize]) -> Result<Vec<f32>> {
+        let path = || self.path.clone();
+        let missing = || Error::MissingTensor { path: path(), key: key.to_owned(), expected: expected.to_vec() };
+        let (dtype, shape) = self.file.info(key).ok_or_else(missing)?;
+        if shape != expected || dtype != "F32" {
+            return Err(Error::TensorMismatch {
+                path: path(),
+                key: key.to_owned(),
+                expected: format!("F32{expected:?}"),
+                found: format!("{dtype}{shape:?}"),
+            });
+        }
+        let values = self.file.f32(key)?.ok_or_else(missing)?;
+        if let Some(bad) = values.iter().position(|v| !v.is_finite()) {
+            let message = format!("tensor {key} has {} at position {bad}", values[bad]);
+            return Err(Error::Config { path: path(), message });
+        }
+        self.used.insert(key.to_owned());
+        // Keys end in a byte that no key has; the shape is that of the network.
+        self.digest.update(key.as_bytes()).update(b"\n");
+        self.digest.update(&values.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>());
+        Ok(values)
+    }
+
+    /// BLAKE3 of names and values of what was taken, in order, hexadecimal.
+    pub(crate) fn digest(&self) -> String {
+        self.digest.finalize().to_hex().to_string()
+    }
+
+    /// Errors if there is a tensor that the network did not take; counters of batches, and what `other` names, may be left.
+    pub(crate) fn refuse_unknown(&self, other: impl Fn(&str) -> bool) -> Result<()> {
+        let known = |key: &str| self.used.contains(key) || key.ends_with(".num_batches_tracked") || other(key);
+        match self.file.names().into_iter().find(|key| !known(key)) {
+            Some(key) => Err(Error::UnknownTensor { path: self.path.clone(), key: key.to_owned() }),
+            None => Ok(()),
+        }
+    }
+}
+
 /// What [`convert_weights`] found and made.
 #[derive(Clone, Debug)]
 pub struct ConvertedWeights {
     /// `safetensors` or `torch state dict`.
     pub form: &'static str,
-    /// Shape of the network.
-    pub config: InceptionConfig,
+    /// `Inception-v3` or `I3D`.
+    pub network: &'static str,
+    /// Channel multiplier.
+    pub width: f64,
+    /// Outputs of the classifier.
+    pub num_classes: usize,
+    /// Values of a feature.
+    pub feature_dim: usize,
     /// Tensors that the network uses; others, such as counters of batches, are left out.
     pub tensors: usize,
     /// Their values together.
@@ -141,7 +203,7 @@ pub struct ConvertedWeights {
     pub bytes: Vec<u8>,
 }
 
-/// Reads weights in any form that [`crate::Inception::load`] takes, with the same checks, and gives them as
+/// Reads weights in any form that [`crate::Inception::load`] or [`I3d::load_on`] take, with the same checks, and gives them as
 /// safetensors with the network's shape and the source's digest in its metadata.
 ///
 /// # Errors
@@ -152,25 +214,32 @@ pub fn convert_weights(path: &Path) -> Result<ConvertedWeights> {
     let file = WeightsFile::open(&source, path)?;
     let earlier = file.metadata().and_then(|m| m.get(SOURCE_KEY)).cloned();
     let source_blake3 = earlier.unwrap_or_else(|| blake3::hash(&source).to_hex().to_string());
-    let mut loader = Loader::new(file, path)?;
-    let config = loader.network(&candle_core::Device::Cpu)?.config();
+    let mut metadata = BTreeMap::from([(SOURCE_KEY, source_blake3.clone())]);
+    let (taken, network, (width, num_classes, feature_dim)) = if I3d::is_meant(&file) {
+        let mut taken = Tensors::new(file, path);
+        let config = I3d::take(&mut taken, &candle_core::Device::Cpu)?.config();
+        metadata.extend([("bn_epsilon", config.bn_epsilon.to_string()), ("side", config.side.to_string())]);
+        (taken, "I3D", (config.width, config.num_classes, config.num_classes))
+    } else {
+        let mut loader = Loader::new(file, path)?;
+        let config = loader.network(&candle_core::Device::Cpu)?.config();
+        (loader.tensors, "Inception-v3", (config.width, config.num_classes, config.feature_dim()))
+    };
     let mut tensors = BTreeMap::new();
-    for key in &loader.used {
+    for key in &taken.used {
         // Both are there, or the network would not have loaded.
-        if let (Some((_, shape)), Some(values)) = (loader.file.info(key), loader.file.f32(key)?) {
+        if let (Some((_, shape)), Some(values)) = (taken.file.info(key), taken.file.f32(key)?) {
             tensors.insert(key.clone(), RawTensor::f32(shape, &values));
         }
     }
-    // A second classifier is left out, and with it the number of its outputs.
-    let config = InceptionConfig { num_groups: None, ..config };
-    let metadata = BTreeMap::from([
-        ("num_classes", config.num_classes.to_string()),
-        (SOURCE_KEY, source_blake3.clone()),
-        ("width", config.width.to_string()),
-    ]);
+    // A second classifier of an Inception is left out, and with it the number of its outputs.
+    metadata.extend([("num_classes", num_classes.to_string()), ("width", width.to_string())]);
     Ok(ConvertedWeights {
-        form: loader.file.form(),
-        config,
+        form: taken.file.form(),
+        network,
+        width,
+        num_classes,
+        feature_dim,
         tensors: tensors.len(),
         values: tensors.values().map(|t| t.bytes.len() / 4).sum(),
         source_blake3,
@@ -225,7 +294,9 @@ mod tests {
         assert_eq!(features(&Inception::load(&path).unwrap()), expected);
 
         let found = convert_weights(&path).unwrap();
-        assert_eq!((found.form, found.config, found.tensors), ("torch state dict", safetensors.config(), 94 * 5 + 2));
+        let shape = safetensors.config();
+        assert_eq!((found.form, found.network, found.tensors), ("torch state dict", "Inception-v3", 94 * 5 + 2));
+        assert_eq!((found.width, found.num_classes, found.feature_dim), (shape.width, shape.num_classes, shape.feature_dim()));
         assert_eq!(found.values, narrow().values().map(|(_, values)| values.len()).sum::<usize>());
         assert_eq!(found.source_blake3, blake3::hash(&std::fs::read(&path).unwrap()).to_hex().to_string());
         // The width is in the file now.

@@ -319,19 +319,31 @@ pub(crate) struct Status {
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
-Writes one PNG file, and nothing if something is wrong.
+Writes one PNG file, and nothing if something is wrong. A video is a folder of PNG files, one a frame, and beside it an animated WebP
+of the same name, without losses.
 
 Example: two images of the pocket checkpoint at four times its training pixels, without and with re-dilation
   scalebench generate --checkpoint datasets/pocket --prompt \"cat face\" --size 128x128 --guidance-scale 3.5 --out direct.png
   scalebench generate --checkpoint datasets/pocket --prompt \"cat face\" --size 128x128 --guidance-scale 3.5 --method scalecrafter --out cat.png
 Example: SDXL from the Hugging Face cache, as its authors sample it
   scalebench generate --checkpoint stabilityai/stable-diffusion-xl-base-1.0 --sampler euler --guidance-scale 5 --prompt \"a cat\" --size 2048x2048 --method scalecrafter --out cat.png
+Example: AnimateDiff at four times its training pixels, re-dilated
+  scalebench generate --checkpoint stable-diffusion-v1-5/stable-diffusion-v1-5 --motion-adapter animatediff-motion-adapter-v1-5-2 --frames 16 --prompt \"a cat\" --size 1024x1024 --method scalecrafter --eta 0 --timestep-spacing linspace --out cat
 Example: every stage's tensors, for a comparison with PyTorch
   scalebench generate --checkpoint datasets/pocket --prompt \"cat face\" --size 64x64 --steps 4 --out cat.png --trace trace.safetensors")]
 pub(crate) struct Generate {
     /// Checkpoint folder in diffusers layout, or a hub repository in the local cache or on the net
     #[arg(long, value_name = "DIR|REPO_ID")]
     pub(crate) checkpoint: PathBuf,
+    /// Motion modules for videos by a checkpoint of images: a folder as diffusers' MotionAdapter has it (AnimateDiff)
+    #[arg(long, value_name = "DIR")]
+    pub(crate) motion_adapter: Option<PathBuf>,
+    /// Frames of a video; needs a motion adapter, or a checkpoint of videos (ModelScope)
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub(crate) frames: usize,
+    /// Frames a second that the animated file shows
+    #[arg(long, value_name = "F", default_value = "8")]
+    pub(crate) fps: Fps,
     /// Files to read, for example fp16 [default: the plain ones, else fp16]
     #[arg(long, value_name = "NAME")]
     pub(crate) variant: Option<String>,
@@ -350,7 +362,8 @@ pub(crate) struct Generate {
     /// Size in pixels
     #[arg(long, value_name = "WxH")]
     pub(crate) size: Size,
-    #[arg(long, value_name = "FILE.png")]
+    /// The image; of a video, the folder of its frames
+    #[arg(long, value_name = "FILE.png|DIR")]
     pub(crate) out: PathBuf,
     /// Built-in method, or a YAML file
     #[arg(long, value_name = "NAME|FILE.yaml", default_value = "direct-inf")]
@@ -393,6 +406,19 @@ pub(crate) struct Generate {
     /// Write the intermediate tensors
     #[arg(long, value_name = "F.safetensors")]
     pub(crate) trace: Option<PathBuf>,
+}
+
+/// Frames a second.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Fps(pub(crate) f64);
+
+impl FromStr for Fps {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let fps = text.parse().ok().filter(|fps| (0.1..=1000.0).contains(fps));
+        fps.map(Fps).ok_or_else(|| "expected a number from 0.1 to 1000".into())
+    }
 }
 
 /// Width × height in pixels, written `256x192`.
@@ -513,15 +539,16 @@ pub(crate) struct Features {
 /// Through which network images are looked at, and how they get there.
 #[derive(Debug, Args)]
 pub(crate) struct Look {
-    /// Feature network: Inception weights (safetensors or the original .pth), `inception` for those in torch's cache, a
-    /// Hugging Face folder of CLIP or DINOv2, or `pixels`: none, for spectrum and sharpness
+    /// Feature network: Inception weights (safetensors or the original .pth), `inception` for those in torch's cache, a Hugging Face
+    /// folder of CLIP or DINOv2, for videos I3D weights (safetensors or i3d_pretrained_400.pt), or `pixels`: none, for spectrum and
+    /// sharpness
     #[arg(long, value_name = "PATH")]
     pub(crate) extractor: Option<PathBuf>,
     /// Weights of the network named by --extractor, if they lie elsewhere
     #[arg(long, value_name = "FILE")]
     pub(crate) weights: Option<PathBuf>,
-    /// From image to network input: clean, pytorch-fid, torch-fidelity, torchmetrics-aa, clip, cmmd, dgm-eval or dgm-eval-clean
-    /// [default: the network's usual one; clean for Inception]
+    /// From image to network input: clean, pytorch-fid, torch-fidelity, torchmetrics-aa, clip, cmmd, dgm-eval or dgm-eval-clean; of
+    /// videos lvdm, videogpt or i3d-tf [default: the network's usual one; clean for Inception, lvdm for I3D]
     #[arg(long, value_name = "PROFILE")]
     pub(crate) preprocess: Option<Profile>,
     /// Cut the largest square out of the middle first, instead of squashing what is not square
@@ -530,6 +557,15 @@ pub(crate) struct Look {
     /// Replace colours by their luma first
     #[arg(long)]
     pub(crate) grey: bool,
+    /// Frames of each video that are looked at
+    #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) frames: u32,
+    /// Distance from one of them to the next
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) frame_stride: u32,
+    /// Draw the first of them for each video by this seed [default: a video's first]
+    #[arg(long, value_name = "SEED")]
+    pub(crate) frame_seed: Option<u64>,
     #[command(flatten)]
     pub(crate) on: OnDevice,
 }
@@ -542,6 +578,8 @@ Example: the usual four against a folder of photographs
   scalebench score --real photos --fake generated --extractor inception --metrics fid,kid,precision,recall
 Example: FID against statistics that pytorch-fid or clean-fid wrote, looked at as pytorch-fid does
   scalebench score --real statistics.npz --fake generated --extractor inception --preprocess pytorch-fid --metrics fid
+Example: FVD and KVD as LVDM's script has them; videos are folders of folders of frames, animated PNG or WebP files, or uint8 arrays
+  scalebench score --real clips.npz --fake generated --extractor i3d_pretrained_400.pt --metrics fvd,kvd,frame_difference,flicker
 Example: what a paper measures, crops and all
   scalebench score --protocol accdiffusion --real photos --fake generated --base-size 1024 --extractor inception --clip clip-vit-large-patch14 --captions captions.txt")]
 pub(crate) struct Score {
@@ -554,8 +592,9 @@ pub(crate) struct Score {
     /// Base-resolution generations of the same prompts, in the same order: for protocols with comparisons against them
     #[arg(long, value_name = "DIR|ZIP")]
     pub(crate) base: Option<PathBuf>,
-    /// fid, kid, kid_subsets (torch-fidelity's mean over subsets), fid_infinity, is, precision, recall, density, coverage, cmmd, clip_score, spectrum, sharpness, repetition
-    #[arg(long, value_delimiter = ',', default_value = "fid,kid", conflicts_with = "protocol")]
+    /// fid, kid, kid_subsets (torch-fidelity's mean over subsets), fid_infinity, is, precision, recall, density, coverage, cmmd,
+    /// clip_score, spectrum, sharpness, repetition; of videos fvd, kvd, frame_difference, flicker [default: fid,kid, with I3D fvd,kvd]
+    #[arg(long, value_delimiter = ',', conflicts_with = "protocol")]
     pub(crate) metrics: Vec<ScoreMetric>,
     /// Measure what a protocol measures; see `scalebench protocols`
     #[arg(long, value_name = "NAME|FILE")]
@@ -571,6 +610,9 @@ pub(crate) struct Score {
     /// DINOv2 for a protocol that uses it: a Hugging Face folder
     #[arg(long, value_name = "DIR", requires = "protocol")]
     pub(crate) dinov2: Option<PathBuf>,
+    /// I3D for a protocol that uses it: its weights
+    #[arg(long, value_name = "FILE", requires = "protocol")]
+    pub(crate) i3d: Option<PathBuf>,
     /// Crops of the generated images: COUNTxSIZE, then any of ,random ,grid ,shared ,seed=N ,native ,scales
     #[arg(long, value_name = "SPEC", conflicts_with = "protocol")]
     pub(crate) fake_crops: Option<CropSpec>,

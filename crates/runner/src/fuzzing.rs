@@ -45,9 +45,9 @@ pub fn tables(bytes: &[u8]) -> Result<()> {
     prompts::table(Path::new(name), bytes.to_vec(), "caption").map(drop)
 }
 
-/// An image of the run store, with its key.
+/// An image or video of the run store, with its key.
 pub fn image(bytes: &[u8]) -> Result<()> {
-    png::decode(bytes).map(drop)
+    png::decode_frames(bytes).map(drop)
 }
 
 /// Lines of manifests and timings, a run's description and its checksums.

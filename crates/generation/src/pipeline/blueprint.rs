@@ -41,6 +41,8 @@ pub struct Blueprint {
     native: usize,
     /// Pixels per latent, along one axis.
     factor: usize,
+    /// Most frames of a video.
+    max_frames: usize,
     schedule: Schedule,
     unet: Value,
     vae: Value,
@@ -62,6 +64,7 @@ impl Blueprint {
             family,
             native: config.sample_size,
             factor: networks.1.factor,
+            max_frames: networks.0.max_frames,
             schedule,
             unet,
             vae,
@@ -112,6 +115,16 @@ impl Blueprint {
         self.factor as u32
     }
 
+    /// Most frames of a video that the network makes: 1 if it has no layers over frames.
+    pub fn max_frames(&self) -> usize {
+        self.max_frames
+    }
+
+    /// The same with a motion adapter that is not at hand: it makes videos, whose layers over frames are not known.
+    pub fn assuming_motion(self) -> Self {
+        Self { max_frames: usize::MAX, ..self }
+    }
+
     pub(super) fn native_latent(&self) -> (usize, usize) {
         (self.native, self.native)
     }
@@ -141,6 +154,14 @@ impl Blueprint {
                 Err(Error::Request { key, found: value.to_string(), expected: format!("a number from {low} to {high}") })
             }
         };
+        if request.frames == 0 || request.frames > self.max_frames() {
+            let expected = match self.max_frames() {
+                1 => "1: this network has no layers over frames, which a motion adapter would add".to_owned(),
+                usize::MAX => "at least 1".to_owned(),
+                most => format!("a number from 1 to the motion adapter's {most} (`motion_max_seq_length`)"),
+            };
+            return Err(Error::Request { key: "frames", found: request.frames.to_string(), expected });
+        }
         range("guidance_scale", request.guidance_scale, 0.0, 1e3)?;
         range("guidance_rescale", request.guidance_rescale, 0.0, 1.0)?;
         let journey = self.journey(request, method)?;

@@ -1,5 +1,6 @@
 //! A checkpoint's identity.
 
+use super::ADAPTER_SCHEDULE;
 use crate::checkpoint::{LoadOptions, weight_files};
 use crate::error::{Error, Result};
 use std::path::{Path, PathBuf};
@@ -21,8 +22,14 @@ pub(super) fn digest(folder: &Path, options: &LoadOptions, schedulers: &[&str]) 
         files.extend(relative(folder, weight_files(&folder.join(component), "diffusion_pytorch_model", options.variant.as_deref())?));
     }
     let mut hasher = blake3::Hasher::new();
-    for name in files {
-        let file = folder.join(&name);
+    let mut files: Vec<(PathBuf, PathBuf)> = files.into_iter().map(|name| (folder.join(&name), name)).collect();
+    if let Some(adapter) = &options.motion_adapter {
+        let inside = |file: PathBuf| (file.clone(), Path::new("motion_adapter").join(file.file_name().unwrap_or_default()));
+        files.push(inside(adapter.join("config.json")));
+        files.extend(weight_files(adapter, "diffusion_pytorch_model", None)?.into_iter().map(inside));
+        files.extend(Some(adapter.join(ADAPTER_SCHEDULE)).filter(|file| file.exists()).map(inside));
+    }
+    for (file, name) in files {
         hasher.update(name.to_string_lossy().replace('\\', "/").as_bytes());
         let mut one = blake3::Hasher::new();
         let source = std::fs::File::open(&file).map_err(|source| Error::Io { file: file.clone(), source })?;

@@ -5,8 +5,9 @@ use crate::step::{Bands, Conditioning, Pass};
 use candle_core::Tensor;
 use scalebench_kernels as kernels;
 
-/// The sum of the passes by the weights of each band, partly rescaled to the spread of the text prediction.
-pub(super) fn combine(passes: &[Pass], predictions: &[Tensor], bands: Option<&Bands>, rescale: f64) -> Result<Tensor> {
+/// The sum of the passes by the weights of each band, partly rescaled to the spread of the text prediction: of each `frames` maps
+/// together.
+pub(super) fn combine(passes: &[Pass], predictions: &[Tensor], bands: Option<&Bands>, rescale: f64, frames: usize) -> Result<Tensor> {
     let low = weighted(predictions, passes.iter().map(|pass| pass.weight))?;
     let guided = match bands {
         None => low,
@@ -25,11 +26,11 @@ pub(super) fn combine(passes: &[Pass], predictions: &[Tensor], bands: Option<&Ba
         Some(text) if rescale > 0.0 => {
             // Each image to its own spread.
             let one = |i: usize| -> Result<Tensor> {
-                let (guided, text) = (guided.narrow(0, i, 1)?, predictions[text].narrow(0, i, 1)?);
+                let (guided, text) = (guided.narrow(0, i, frames)?, predictions[text].narrow(0, i, frames)?);
                 let rescaled = (&guided * (deviation(&text)? / deviation(&guided)?))?;
                 Ok(((rescaled * rescale)? + (guided * (1.0 - rescale))?)?)
             };
-            Ok(Tensor::cat(&(0..guided.dim(0)?).map(one).collect::<Result<Vec<_>>>()?, 0)?)
+            Ok(Tensor::cat(&(0..guided.dim(0)?).step_by(frames).map(one).collect::<Result<Vec<_>>>()?, 0)?)
         }
         _ => Ok(guided),
     }
@@ -76,13 +77,13 @@ mod tests {
             let values: Vec<f32> = (0..4 * 12 * 12).map(|i| ((i * (37 + k) + 11 * k) % 29) as f32 / 14.0 - 1.0).collect();
             Tensor::from_vec(values, (1, 4, 12, 12), &Device::Cpu).unwrap()
         });
-        let plain = combine(&passes, &predictions, None, 0.0).unwrap();
+        let plain = combine(&passes, &predictions, None, 0.0, 1).unwrap();
         let with =
-            |high: f64, of: &[Tensor]| combine(&passes, of, Some(&Bands { size: (6, 6), high: vec![1.0 - high, high] }), 0.0).unwrap();
+            |high: f64, of: &[Tensor]| combine(&passes, of, Some(&Bands { size: (6, 6), high: vec![1.0 - high, high] }), 0.0, 1).unwrap();
         assert!(difference(&with(7.5, &predictions), &plain) < 1e-5);
         assert!(difference(&with(30.0, &predictions), &plain) > 1.0);
         let flat =
             [1f32, 2.0].map(|v| (Tensor::ones((1, 4, 12, 12), candle_core::DType::F32, &Device::Cpu).unwrap() * f64::from(v)).unwrap());
-        assert!(difference(&with(30.0, &flat), &combine(&passes, &flat, None, 0.0).unwrap()) < 1e-5);
+        assert!(difference(&with(30.0, &flat), &combine(&passes, &flat, None, 0.0, 1).unwrap()) < 1e-5);
     }
 }

@@ -38,6 +38,9 @@ use std::time::Instant;
 use texts::Texts;
 use travel::Travel;
 
+/// In a motion adapter's folder, if it was trained on another schedule than AnimateDiff's.
+const ADAPTER_SCHEDULE: &str = "scheduler/scheduler_config.json";
+
 /// A stage of a run and the steps that are made in it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct StageSteps {
@@ -83,7 +86,7 @@ impl Pipeline {
         let text = TextEncoder::open(folder, options)?;
         let unet = UNet::open(&folder.join("unet"), options)?;
         let vae = Vae::open(&folder.join("vae"), options)?;
-        let schedule = Schedule::open(&folder.join("scheduler").join("scheduler_config.json"))?;
+        let schedule = Self::schedule(folder, options)?;
         let wrong = |reason: String| Err(Error::malformed(folder.join("unet").join("config.json"), reason));
         if text.width() != unet.config.cross_attention_dim {
             let found = unet.config.cross_attention_dim;
@@ -107,6 +110,17 @@ impl Pipeline {
         let config = |component: &str| Ok::<_, Error>(Config::open(&folder.join(component).join("config.json"))?.value());
         let blueprint = Blueprint::new((&unet, &vae), schedule, config("unet")?, config("vae")?);
         Ok(Self { blueprint, texts, unet, vae, digest: digest(folder, options, &["scheduler"])?, dtype: options.dtype })
+    }
+
+    /// The checkpoint's schedule. A motion adapter's own comes first; one without was trained as AnimateDiff's were, on betas that grow
+    /// evenly.
+    fn schedule(folder: &Path, options: &LoadOptions) -> Result<Schedule> {
+        let own = |folder: &Path| folder.join("scheduler").join("scheduler_config.json");
+        match &options.motion_adapter {
+            None => Schedule::open(&own(folder)),
+            Some(adapter) if adapter.join(ADAPTER_SCHEDULE).exists() => Schedule::open(&adapter.join(ADAPTER_SCHEDULE)),
+            Some(_) => Ok(Schedule::open(&own(folder))?.with_linear_betas()),
+        }
     }
 
     /// Hash (BLAKE3, hex) of every file that determines the checkpoint's output.
@@ -148,20 +162,35 @@ impl Pipeline {
     }
 
     /// [`generate`](Self::generate) with randomness from outside where it is given.
-    pub fn generate_with(&self, request: &Request, method: &Method, injected: &Injected, mut trace: Option<&mut Trace>) -> Result<Rgb> {
+    pub fn generate_with(&self, request: &Request, method: &Method, injected: &Injected, trace: Option<&mut Trace>) -> Result<Rgb> {
+        if request.frames != 1 {
+            return Err(Error::Request { key: "frames", found: request.frames.to_string(), expected: "1 of an image".into() });
+        }
+        Ok(self.generate_frames(request, method, injected, trace)?.remove(0))
+    }
+
+    /// Generates one video: its frames, in order. Initial noise is drawn as `(1, c, frames, h, w)`; the layers over pixels see frames
+    /// as images, so that a method does to every frame what it does to an image.
+    pub fn generate_frames(
+        &self,
+        request: &Request,
+        method: &Method,
+        injected: &Injected,
+        mut trace: Option<&mut Trace>,
+    ) -> Result<Vec<Rgb>> {
         in_pool(|| {
             let latents = Travel::new(self, &[request], method, injected, trace.as_deref_mut())?.arrive()?;
-            let image = self.timed_decode(&latents, request.vae_decode, trace.as_deref_mut())?;
-            self.finished(image, request, method, usize::MAX, trace)
+            let frames = self.timed_decode(&latents, request.vae_decode, trace.as_deref_mut())?;
+            self.all_finished(frames, request, method, usize::MAX, trace)
         })
     }
 
     /// The first `n` steps of every stage alone, and of the upscaler if there is one, decoded: for timing.
-    pub fn first_steps(&self, request: &Request, method: &Method, n: usize, mut trace: Option<&mut Trace>) -> Result<Rgb> {
+    pub fn first_steps(&self, request: &Request, method: &Method, n: usize, mut trace: Option<&mut Trace>) -> Result<Vec<Rgb>> {
         in_pool(|| {
             let latents = Travel::new(self, &[request], method, &Injected::default(), trace.as_deref_mut())?.only_steps(n).arrive()?;
-            let image = self.timed_decode(&latents, request.vae_decode, trace.as_deref_mut())?;
-            self.finished(image, request, method, n, trace)
+            let frames = self.timed_decode(&latents, request.vae_decode, trace.as_deref_mut())?;
+            self.all_finished(frames, request, method, n, trace)
         })
     }
 
@@ -195,22 +224,35 @@ impl Pipeline {
         image.resized(target, finish.filter)
     }
 
+    /// The same of every frame, each by itself.
+    fn all_finished(
+        &self,
+        frames: Vec<Rgb>,
+        request: &Request,
+        method: &Method,
+        limit: usize,
+        mut trace: Option<&mut Trace>,
+    ) -> Result<Vec<Rgb>> {
+        frames.into_iter().map(|frame| self.finished(frame, request, method, limit, trace.as_deref_mut())).collect()
+    }
+
     /// Lends a network to methods that enlarge by the checkpoint of this name.
     pub fn lend_upscaler(&mut self, checkpoint: &str, upscaler: Arc<Upscaler>) {
         self.blueprint.lend_upscaler(checkpoint, upscaler);
     }
 
-    fn timed_decode(&self, latents: &Tensor, how: VaeDecode, trace: Option<&mut Trace>) -> Result<Rgb> {
+    fn timed_decode(&self, latents: &Tensor, how: VaeDecode, trace: Option<&mut Trace>) -> Result<Vec<Rgb>> {
         let start = Instant::now();
-        let image = self.decode(latents, how)?;
+        let images = (0..latents.dim(0)?).map(|i| self.decode(&latents.narrow(0, i, 1)?, how)).collect();
         if let Some(trace) = trace {
             trace.seconds.push(("decode".into(), start.elapsed().as_secs_f64()));
         }
-        Ok(image)
+        images
     }
 
     /// Images of several requests at once, each the same as [`generate`](Self::generate) makes: on a GPU small images are
-    /// faster together. The requests may differ in prompts, seeds and seeding alone.
+    /// faster together. The requests may differ in prompts, seeds and seeding alone. Videos go one by one, by
+    /// [`generate_frames`](Self::generate_frames).
     pub fn generate_batch(&self, requests: &[&Request], method: &Method) -> Result<Vec<Rgb>> {
         let Some(first) = requests.first() else { return Ok(Vec::new()) };
         for request in requests {
@@ -222,6 +264,9 @@ impl Pipeline {
         }
         if method.rolls_dice() && requests.iter().any(|request| request.seed != first.seed) {
             return requests.iter().map(|request| self.generate(request, method, None)).collect();
+        }
+        if first.frames != 1 {
+            return Err(Error::Request { key: "frames", found: first.frames.to_string(), expected: "1 of images".into() });
         }
         in_pool(|| {
             let latents = Travel::new(self, requests, method, &Injected::default(), None)?.arrive()?;

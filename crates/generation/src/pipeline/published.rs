@@ -17,6 +17,15 @@ pub(super) fn configurations(family: &str) -> Option<[Value; 3]> {
         "sd15" => (joined(of_four(64), json!({"cross_attention_dim": 768, "attention_head_dim": 8})), 0.18215, false),
         "sd21" => (joined(of_four(64), second), 0.18215, false),
         "sd21-768" => (joined(of_four(96), second), 0.18215, true),
+        "modelscope" => {
+            let (down, crossed_down, up, crossed_up) = ("DownBlock3D", "CrossAttnDownBlock3D", "UpBlock3D", "CrossAttnUpBlock3D");
+            let of_videos = json!({
+                "cross_attention_dim": 1024, "attention_head_dim": 64,
+                "down_block_types": [crossed_down, crossed_down, crossed_down, down],
+                "up_block_types": [up, crossed_up, crossed_up, crossed_up]
+            });
+            (joined(of_four(32), of_videos), 0.18215, false)
+        }
         "sdxl" => {
             let unet = json!({
                 "sample_size": 128, "block_out_channels": [320, 640, 1280], "layers_per_block": 2, "cross_attention_dim": 2048,

@@ -43,6 +43,23 @@ pub struct Request {
     pub vae_decode: VaeDecode,
     /// Which part of a batch's noise this image gets.
     pub seeding: Seeding,
+    /// Frames of a video; 1 of an image.
+    #[serde(skip_serializing_if = "is_one")]
+    pub frames: usize,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it")]
+fn is_one(n: &usize) -> bool {
+    *n == 1
+}
+
+/// Which of a step's axes noise is drawn along first, where it is a video's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum DrawOrder {
+    /// Channels, then frames.
+    Channels,
+    /// Frames, each of them an item of a batch.
+    Frames,
 }
 
 /// How an image's noise follows from its seed.
@@ -63,13 +80,31 @@ pub enum Seeding {
 }
 
 impl Seeding {
-    /// The next noise of `shape` `(1, c, h, w)`.
-    pub(super) fn draw(self, generator: &mut Generator, (_, c, h, w): (usize, usize, usize, usize)) -> Result<Tensor> {
-        match self {
-            Self::PerImage => Ok(generator.randn((1, c, h, w))?),
-            Self::Batched { batch, row } => Ok(generator.randn((batch, c, h, w))?.narrow(0, row, 1)?.contiguous()?),
+    /// The next noise of `shape` `(frames, c, h, w)`.
+    pub(super) fn draw(
+        self,
+        generator: &mut Generator,
+        (frames, c, h, w): (usize, usize, usize, usize),
+        order: DrawOrder,
+    ) -> Result<Tensor> {
+        let (batch, row) = match self {
+            Self::PerImage => (1, 0),
+            Self::Batched { batch, row } => (batch, row),
+        };
+        match order {
+            DrawOrder::Channels => Ok(generator.randn((batch, c, frames, h, w))?.get(row)?.transpose(0, 1)?.contiguous()?),
+            DrawOrder::Frames => Ok(generator.randn((batch * frames, c, h, w))?.narrow(0, row * frames, frames)?.contiguous()?),
         }
     }
+}
+
+/// `(videos · frames, c, h, w)` as programs write videos: `(videos, c, frames, h, w)`; images stay as they are.
+pub(super) fn as_videos(maps: &Tensor, frames: usize) -> Result<Tensor> {
+    if frames == 1 {
+        return Ok(maps.clone());
+    }
+    let (batch, c, h, w) = maps.dims4()?;
+    Ok(maps.reshape((batch / frames, frames, c, h, w))?.transpose(1, 2)?.contiguous()?)
 }
 
 /// The `original_size` and `target_size` that SDXL is told (Podell et al. 2023, §2.2); the crop is
@@ -98,7 +133,7 @@ pub struct Rgb {
 /// Randomness from outside, for comparisons with other programs.
 #[derive(Debug, Clone, Default)]
 pub struct Injected {
-    /// Unit-normal initial latents, `(1, c, h, w)`.
+    /// Unit-normal initial latents, `(1, c, h, w)`; of a video, here and below, `(1, c, frames, h, w)`.
     pub init_latents: Option<Tensor>,
     /// Step noise, `(steps, 1, c, h, w)`.
     pub step_noise: Option<Tensor>,
@@ -109,7 +144,7 @@ pub struct Injected {
 
 /// What is recorded on the way: the time that each stage took and, if wanted, tensors: `init_latents`, `noise`, `text.cond`, `text.uncond`, per step
 /// `pass<j>.<i>`, `guided.<i>` and `latents.<i>`, and `final_latents`. In a journey these are the last stage's; those of the stages
-/// before begin with `stage<s>.`. What an upscaler does comes under `upscale.`: `image` (the small one), `image_noise`, `init_latents`, `guided.<i>`,
+/// before begin with `stage<s>.`. Those of a video are `(1, c, frames, h, w)`. What an upscaler does comes under `upscale.`: `image` (the small one), `image_noise`, `init_latents`, `guided.<i>`,
 /// `latents.<i>`.
 #[derive(Debug, Clone, Default)]
 pub struct Trace {
@@ -172,6 +207,12 @@ impl Rgb {
             Rgb { width: width as u32, height: height as u32, data }
         };
         Ok(values.chunks_exact(pixels * channels).map(bytes).collect())
+    }
+
+    /// The bytes of one image `(1, 3, height, width)` in [−1, 1].
+    #[cfg(test)]
+    pub(crate) fn of_one(image: &Tensor) -> Result<Self> {
+        Ok(Self::of(image)?.remove(0))
     }
 
     /// The image as `(1, 3, height, width)` in [−1, 1].

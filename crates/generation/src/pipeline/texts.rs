@@ -65,6 +65,8 @@ pub(super) struct Told<'a> {
     pub(super) size_before: Option<(f32, f32)>,
     /// Pixels per latent.
     pub(super) factor: i64,
+    /// Frames of a video, which are all told the same; 1 of images.
+    pub(super) frames: usize,
 }
 
 /// A map that the network is shown.
@@ -77,7 +79,7 @@ pub(super) struct Place<'a> {
 }
 
 impl Told<'_> {
-    /// For a batch of maps, all images of the first map before those of the second, and all maps of the first conditioning before
+    /// For a batch of maps, all images of the first map (of videos all their frames) before those of the second, and all maps of the first conditioning before
     /// those of the second. `before`: of the stage before.
     pub(super) fn maps(&self, before: bool, conditionings: &[Conditioning], places: &[Place<'_>]) -> Result<ToldBatch> {
         let (mut rows, mut sizes) = (Vec::new(), Vec::new());
@@ -88,10 +90,10 @@ impl Told<'_> {
                     Conditioning::Text => texts.unwrap_or(self.texts),
                     Conditioning::Empty => self.empties,
                 };
-                rows.extend(embeddings);
+                rows.extend(embeddings.iter().flat_map(|embedding| std::iter::repeat_n(embedding, self.frames)));
                 let (height, width) = size.unwrap_or_default();
                 let (top, left) = ((top * self.factor) as f32, (left * self.factor) as f32);
-                sizes.extend([height, width, top, left, height, width].repeat(embeddings.len()));
+                sizes.extend([height, width, top, left, height, width].repeat(embeddings.len() * self.frames));
             }
         }
         let text = Tensor::cat(&rows.iter().map(|e| &e.hidden).collect::<Vec<_>>(), 0)?;

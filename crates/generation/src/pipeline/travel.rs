@@ -1,6 +1,6 @@
 //! A run: the stages of a journey, one after the other.
 
-use super::request::{Injected, Request, SizeConditioning, Trace};
+use super::request::{DrawOrder, Injected, Request, SizeConditioning, Trace, as_videos};
 use super::texts::Told;
 use super::views::{Look, low_pass, restored};
 use super::words::KeptAttention;
@@ -24,15 +24,26 @@ struct Noise<'a> {
     requests: &'a [&'a Request],
     generators: Vec<Generator>,
     given: std::slice::Iter<'a, Tensor>,
+    /// Of the noise of steps.
+    order: DrawOrder,
 }
 
 impl Noise<'_> {
-    /// Unit-normal latents of every image, for `shape` `(1, c, h, w)` of one.
+    /// Unit-normal latents of every image, for `shape` `(frames, c, h, w)` of one.
     fn draw(&mut self, shape: (usize, usize, usize, usize)) -> Result<Tensor> {
+        self.draw_in(shape, DrawOrder::Channels)
+    }
+
+    /// The same for a step.
+    fn draw_for_step(&mut self, shape: (usize, usize, usize, usize)) -> Result<Tensor> {
+        self.draw_in(shape, self.order)
+    }
+
+    fn draw_in(&mut self, shape: (usize, usize, usize, usize), order: DrawOrder) -> Result<Tensor> {
         if let Some(given) = self.given.next() {
-            return checked(given, &[shape.0, shape.1, shape.2, shape.3], "draws");
+            return frames_of(given, shape, "draws");
         }
-        let each = self.requests.iter().zip(&mut self.generators).map(|(request, generator)| request.seeding.draw(generator, shape));
+        let each = self.requests.iter().zip(&mut self.generators).map(|(request, generator)| request.seeding.draw(generator, shape, order));
         Ok(Tensor::cat(&each.collect::<Result<Vec<_>>>()?, 0)?)
     }
 }
@@ -89,7 +100,9 @@ impl<'a> Travel<'a> {
         let start = Instant::now();
         let texts = requests.iter().map(|r| pipeline.texts.embed(&r.prompt, false)).collect::<Result<Vec<_>>>()?;
         let empties = requests.iter().map(|r| pipeline.texts.embed(&r.negative_prompt, true)).collect::<Result<Vec<_>>>()?;
-        let noise = Noise { requests, generators: generators(requests), given: injected.draws.iter() };
+        // diffusers' pipeline of ModelScope makes each step with frames as items of a batch, AnimateDiff's with whole videos.
+        let order = if pipeline.unet.config.volume { DrawOrder::Frames } else { DrawOrder::Channels };
+        let noise = Noise { requests, generators: generators(requests), given: injected.draws.iter(), order };
         let journey = pipeline.journey(requests[0], method)?;
         let mut travel = Self {
             pipeline,
@@ -120,7 +133,12 @@ impl<'a> Travel<'a> {
         self
     }
 
-    /// The final latents `(images, c, h, w)`.
+    /// Frames of each video; 1 of images.
+    fn frames(&self) -> usize {
+        self.requests[0].frames
+    }
+
+    /// The final latents `(images, c, h, w)`, of videos `(videos · frames, c, h, w)`.
     pub(super) fn arrive(mut self) -> Result<Tensor> {
         let mut latents = None;
         for s in 0..self.journey.stages.len() {
@@ -135,7 +153,7 @@ impl<'a> Travel<'a> {
             latents = Some(found);
         }
         let latents = latents.expect("a journey has stages");
-        self.record("final_latents".into(), &latents);
+        self.record_maps("final_latents".into(), &latents)?;
         Ok(latents)
     }
 
@@ -143,6 +161,14 @@ impl<'a> Travel<'a> {
         if let Some(trace) = self.trace.as_deref_mut() {
             trace.keep(name, tensor);
         }
+    }
+
+    /// [`record`](Self::record) of latents, or of what is predicted from them.
+    fn record_maps(&mut self, name: String, maps: &Tensor) -> Result<()> {
+        if self.trace.is_some() {
+            self.record(name, &as_videos(maps, self.frames())?);
+        }
+        Ok(())
     }
 
     fn time(&mut self, name: String, since: Instant) {
@@ -170,7 +196,7 @@ impl<'a> Travel<'a> {
         let (pipeline, request) = (self.pipeline, self.requests[0]);
         let mut walk = pipeline.walk(request, stage)?;
         let moments = pipeline.moments(request, &self.journey, s, &walk);
-        let shape = (1, pipeline.unet.config.in_channels, stage.latent.0, stage.latent.1);
+        let shape = (request.frames, pipeline.unet.config.in_channels, stage.latent.0, stage.latent.1);
         let last = s + 1 == self.journey.stages.len();
         let prefix = self.prefix(s, ".");
 
@@ -184,13 +210,20 @@ impl<'a> Travel<'a> {
         }
         let drawn = self.noise.draw(shape)?;
         let unit = match &self.injected.init_latents {
-            Some(given) if last => checked(given, &[shape.0, shape.1, shape.2, shape.3], "init_latents")?,
+            Some(given) if last => frames_of(given, shape, "init_latents")?,
             _ => drawn,
         };
-        self.record(format!("{prefix}init_latents"), &unit);
+        self.record_maps(format!("{prefix}init_latents"), &unit)?;
         self.remembers = self.is_looked_back_at(s)?;
         let step_noise = match &self.injected.step_noise {
-            Some(given) if last => Some(checked(given, &[walk.timesteps().len(), shape.0, shape.1, shape.2, shape.3], "noise")?),
+            Some(given) if last => {
+                let (steps, given) = (walk.timesteps().len(), given);
+                if given.dim(0)? != steps {
+                    let (found, expected) = (format!("of shape {:?}", given.dims()), format!("that of {steps} steps"));
+                    return Err(Error::Request { key: "noise", found, expected });
+                }
+                Some((0..steps).map(|i| frames_of(&given.get(i)?, shape, "noise")).collect::<Result<Vec<_>>>()?)
+            }
             _ => None,
         };
         let reference = enlarged.map(|(clean, image)| Reference { clean, image, noise: unit.clone() });
@@ -208,13 +241,13 @@ impl<'a> Travel<'a> {
             let place = || format!("{prefix_of_step}step {i} of {n}");
             check_finite(&guided, "predictions", place)?;
             let noise = match &step_noise {
-                Some(given) => Some(given.get(i)?),
-                None if walk.draws_noise() => Some(self.noise.draw(shape)?),
+                Some(given) => Some(given[i].clone()),
+                None if walk.draws_noise() => Some(self.noise.draw_for_step(shape)?),
                 None => None,
             };
             latents = walk.step(i, &shown, &guided, noise.as_ref())?;
             check_finite(&latents, "latents", place)?;
-            self.record(format!("{prefix}latents.{i}"), &latents);
+            self.record_maps(format!("{prefix}latents.{i}"), &latents)?;
             self.time(format!("{}step {i}", self.prefix(s, " ")), start);
             noises.extend(noise);
             end = Some((i, shown, guided));
@@ -225,6 +258,7 @@ impl<'a> Travel<'a> {
             self.record(format!("{prefix}maps"), &maps);
         }
         if !noises.is_empty() {
+            let noises = noises.iter().map(|noise| as_videos(noise, request.frames)).collect::<Result<Vec<_>>>()?;
             self.record(format!("{prefix}noise"), &Tensor::stack(&noises, 0)?);
         }
         match (stage.end, end) {
@@ -269,11 +303,15 @@ impl<'a> Travel<'a> {
             size: pipeline.unet.config.added.map(|_| self.told_size(stage)),
             size_before: pipeline.unet.config.added.and(at.stage.checked_sub(1)).map(|before| self.told_size(&self.journey.stages[before])),
             factor: pipeline.vae.factor as i64,
+            frames: self.frames(),
         };
+        let frames = self.frames();
         let mut trace = self.trace.as_deref_mut();
         let see = &mut |j: usize, prediction: &Tensor| {
-            if let Some(trace) = trace.as_deref_mut() {
-                trace.keep(format!("{prefix}pass{j}.{i}"), prediction);
+            if let Some(trace) = trace.as_deref_mut()
+                && let Ok(prediction) = as_videos(prediction, frames)
+            {
+                trace.keep(format!("{prefix}pass{j}.{i}"), &prediction);
             }
         };
         let mut look = Look {
@@ -301,7 +339,7 @@ impl<'a> Travel<'a> {
                 guided = walk.implied(i, &latents, &clean)?;
             }
         }
-        self.record(format!("{prefix}guided.{i}"), &guided);
+        self.record_maps(format!("{prefix}guided.{i}"), &guided)?;
         if self.remembers {
             self.seen.insert(i, seen);
         }
@@ -366,7 +404,7 @@ impl<'a> Travel<'a> {
             Encode::Mean => mean,
             Encode::Sample => {
                 let (_, c, h, w) = mean.dims4()?;
-                (mean + ((log_variance.clamp(-30f32, 20f32)? * 0.5)?.exp()? * self.noise.draw((1, c, h, w))?)?)?
+                (mean + ((log_variance.clamp(-30f32, 20f32)? * 0.5)?.exp()? * self.noise.draw((self.requests[0].frames, c, h, w))?)?)?
             }
         };
         Ok(((latents * vae.scaling_factor)?, Some(image)))
@@ -382,9 +420,12 @@ fn resized(x: &Tensor, filter: Filter, height: usize, width: usize) -> Result<Te
     })
 }
 
-fn checked(tensor: &Tensor, shape: &[usize], key: &'static str) -> Result<Tensor> {
-    if tensor.dims() != shape {
-        return Err(Error::Request { key, found: format!("of shape {:?}", tensor.dims()), expected: format!("shape {shape:?}") });
+/// What was given for one image, `(1, c, h, w)`, or one video, `(1, c, frames, h, w)`, as `(frames, c, h, w)`.
+fn frames_of(given: &Tensor, (frames, c, h, w): (usize, usize, usize, usize), key: &'static str) -> Result<Tensor> {
+    let expected = if frames == 1 { vec![1, c, h, w] } else { vec![1, c, frames, h, w] };
+    if given.dims() != expected {
+        return Err(Error::Request { key, found: format!("of shape {:?}", given.dims()), expected: format!("shape {expected:?}") });
     }
-    Ok(tensor.to_dtype(DType::F32)?)
+    let given = given.to_dtype(DType::F32)?;
+    Ok(if frames == 1 { given } else { given.squeeze(0)?.transpose(0, 1)?.contiguous()? })
 }

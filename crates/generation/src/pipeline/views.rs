@@ -53,13 +53,13 @@ impl Look<'_> {
     fn of(&mut self, v: usize, view: &View, shown: &Tensor) -> Result<Tensor> {
         match &view.region {
             Region::Whole | Region::Pooled(_) => {
-                let (now, told) = (Shown { now: shown, before: self.before }, self.told);
+                let (now, told) = (Shown { now: shown, before: self.before, frames: self.told.frames }, self.told);
                 let mut telling = |before: bool, c: &[Conditioning]| told.maps(before, c, &[Place::default()]);
                 let (predictions, kept) =
                     self.unet.predict_keeping(&now, self.timestep, &view.passes, &mut telling, self.maps, self.keeps)?;
-                self.kept = kept.or(self.kept.take());
+                self.kept = kept.map(|maps| mean_over_frames(&maps, told.frames)).transpose()?.or(self.kept.take());
                 predictions.iter().enumerate().for_each(|(j, prediction)| (self.see)(j, prediction));
-                combine(&view.passes, &predictions, view.bands.as_ref(), self.rescale)
+                combine(&view.passes, &predictions, view.bands.as_ref(), self.rescale, told.frames)
             }
             Region::Windows(windows) => self.windows(v, view, windows, shown),
             Region::Strided(strided) => self.strided(view, strided, shown),
@@ -72,9 +72,9 @@ impl Look<'_> {
         let mut found = Vec::with_capacity(maps.len());
         for (maps, places) in maps.chunks(at_once).zip(places.chunks(at_once)) {
             let batch = Tensor::cat(maps, 0)?;
-            let shown = Shown { now: &batch, before: None };
+            let shown = Shown { now: &batch, before: None, frames: self.told.frames };
             let predictions = self.unet.predict(&shown, self.timestep, &view.passes, &mut |before, c| self.told.maps(before, c, places))?;
-            let guided = combine(&view.passes, &predictions, view.bands.as_ref(), self.rescale)?;
+            let guided = combine(&view.passes, &predictions, view.bands.as_ref(), self.rescale, self.told.frames)?;
             found.extend(guided.chunk(maps.len(), 0)?);
         }
         Ok(found)
@@ -134,13 +134,22 @@ impl Look<'_> {
         let (_, _, h, w) = shown.dims4()?;
         let (small_h, small_w) = (h.div_ceil(pooled.factor), w.div_ceil(pooled.factor));
         let small = (kernels::area_mean(shown, small_h, small_w)? * pooled.scale)?;
-        let shown = Shown { now: &small, before: None };
+        let shown = Shown { now: &small, before: None, frames: self.told.frames };
         let told = &mut |before, c: &[Conditioning]| self.told.maps(before, c, &[Place::default()]);
         let predictions = self.unet.predict(&shown, pooled.timestep, &view.passes, told)?;
-        let low = (combine(&view.passes, &predictions, None, self.rescale)? / pooled.factor as f64)?;
+        let low = (combine(&view.passes, &predictions, None, self.rescale, self.told.frames)? / pooled.factor as f64)?;
         let difference = (low - kernels::area_mean(sum, small_h, small_w)?)?;
         Ok((sum + (kernels::upsample_nearest(&difference, h, w)? * view.weight)?)?)
     }
+}
+
+/// Maps `(videos · frames, …)` averaged over the frames of each video.
+fn mean_over_frames(maps: &Tensor, frames: usize) -> Result<Tensor> {
+    if frames == 1 {
+        return Ok(maps.clone());
+    }
+    let (batch, pixels, tokens) = maps.dims3()?;
+    Ok(maps.reshape((batch / frames, frames, pixels, tokens))?.mean(1)?)
 }
 
 /// `x` with mean and deviation of `like`, of each image.

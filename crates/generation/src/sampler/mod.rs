@@ -132,11 +132,21 @@ pub struct ScheduleOptions {
 /// Most training timesteps; 1000 are usual.
 const MOST_TIMESTEPS: usize = 100_000;
 
+/// How β grows over the training timesteps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Betas {
+    /// Its root grows evenly.
+    ScaledLinear,
+    /// It grows evenly itself.
+    Linear,
+}
+
 /// The noise schedule of a checkpoint, `scheduler/scheduler_config.json`.
 #[derive(Debug, Clone)]
 pub struct Schedule {
-    /// √β at both ends, f32 as diffusers keeps it.
+    /// β at both ends, f32 as diffusers keeps it.
     ends: (f32, f32),
+    betas: Betas,
     n_train: usize,
     /// What the network predicts.
     pub prediction: Prediction,
@@ -163,7 +173,11 @@ impl Schedule {
         if end >= 1.0 || end < start {
             return config.refuse("beta_end", format!("a number below 1 and at least `beta_start`, {start}"));
         }
-        config.only("beta_schedule", &[json!("scaled_linear")])?;
+        let betas = match config.string("beta_schedule", "scaled_linear")?.as_str() {
+            "scaled_linear" => Betas::ScaledLinear,
+            "linear" => Betas::Linear,
+            found => return Err(unknown(file, "beta_schedule", found, "scaled_linear or linear")),
+        };
         config.only("trained_betas", &[])?;
         config.only("clip_sample", &[json!(false)])?;
         config.only("thresholding", &[json!(false)])?;
@@ -196,7 +210,8 @@ impl Schedule {
             found => return Err(unknown(file, "final_sigmas_type", found, "zero or sigma_min")),
         };
         let schedule = Self {
-            ends: (start.sqrt(), end.sqrt()),
+            ends: (start, end),
+            betas,
             n_train,
             prediction,
             set_alpha_to_one: config.bool("set_alpha_to_one", true)?,
@@ -233,9 +248,18 @@ impl Schedule {
         Ok(cumulated(betas.into_iter().map(|beta| 1.0 - beta)))
     }
 
+    /// The same with betas that grow evenly, as AnimateDiff was trained.
+    pub(crate) fn with_linear_betas(self) -> Self {
+        Self { betas: Betas::Linear, ..self }
+    }
+
     /// ᾱ at each of the training timesteps, f32 as diffusers computes and keeps it.
     fn alphas_cumprod(&self, zero_snr: bool) -> Vec<f32> {
-        let table = cumulated(linspace(self.ends.0, self.ends.1, self.n_train).into_iter().map(|root| 1.0 - root * root));
+        let between = |start: f32, end: f32| linspace(start, end, self.n_train).into_iter();
+        let table = match self.betas {
+            Betas::ScaledLinear => cumulated(between(self.ends.0.sqrt(), self.ends.1.sqrt()).map(|root| 1.0 - root * root)),
+            Betas::Linear => cumulated(between(self.ends.0, self.ends.1).map(|beta| 1.0 - beta)),
+        };
         if !zero_snr {
             return table;
         }

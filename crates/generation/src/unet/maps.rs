@@ -50,6 +50,11 @@ impl MapStore {
 }
 
 impl MapTape {
+    /// Whether nothing is taken and nothing kept.
+    pub(super) fn is_idle(&self) -> bool {
+        self.lent.is_none() && self.seen.is_none()
+    }
+
     /// Keeps an attention's map, if maps are kept.
     pub(super) fn see(&self, map: impl FnOnce() -> Result<Tensor>) -> Result<()> {
         let Some(seen) = &self.seen else { return Ok(()) };

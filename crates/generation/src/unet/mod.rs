@@ -4,6 +4,7 @@ mod conv;
 mod fusion;
 mod maps;
 mod resnet;
+mod temporal;
 mod transformer;
 mod windows;
 
@@ -11,6 +12,7 @@ pub(crate) use conv::SiteConv;
 pub(crate) use maps::MapStore;
 use maps::MapTape;
 use resnet::ResnetBlock;
+use temporal::{Adapter, Frames, TemporalConv, TemporalTransformer};
 use transformer::Transformer;
 
 use crate::checkpoint::{Dtype, LoadOptions};
@@ -35,6 +37,10 @@ const MOST_CLASSES: usize = 1 << 16;
 
 /// Most transformer blocks in a row; SDXL has ten.
 const MOST_BLOCKS: usize = 256;
+
+/// Elements of a video's map beyond which layers over pixels go through its frames some at a time: 16 MiB on the CPU, 512 MiB on a
+/// GPU, which only large maps fill.
+const STRIP: (usize, usize) = (1 << 22, 1 << 27);
 
 /// What `unet/config.json` decides.
 #[derive(Debug, Clone)]
@@ -61,6 +67,8 @@ pub(crate) struct UNetConfig {
     norm_eps: f64,
     /// SDXL's text and size embedding.
     pub(crate) added: Option<AddedConfig>,
+    /// Whether it has layers over frames of its own: `UNet3DConditionModel`.
+    pub(crate) volume: bool,
 }
 
 /// Width of the sinusoids of one size number, and of the pooled text embedding.
@@ -91,6 +99,8 @@ impl UNetConfig {
         let groups = c.count("norm_num_groups", Some(32))?;
         let channels = c.channels("block_out_channels", groups)?;
         let n = channels.len();
+        let volume = c.strings("down_block_types")?.iter().any(|name| name.ends_with("3D"));
+        let kind = if volume { "3D" } else { "2D" };
         let mut attention = |key: &str, with: &str, without: &str| -> Result<Vec<bool>> {
             let names = c.strings(key)?;
             let wrong = || Error::malformed(file, format!("`{key}` is {names:?}, expected {n} of {with} or {without}"));
@@ -110,8 +120,8 @@ impl UNetConfig {
                 })
                 .collect()
         };
-        let down_attention = attention("down_block_types", "CrossAttnDownBlock2D", "DownBlock2D")?;
-        let up_attention = attention("up_block_types", "CrossAttnUpBlock2D", "UpBlock2D")?;
+        let down_attention = attention("down_block_types", &format!("CrossAttnDownBlock{kind}"), &format!("DownBlock{kind}"))?;
+        let up_attention = attention("up_block_types", &format!("CrossAttnUpBlock{kind}"), &format!("UpBlock{kind}"))?;
         c.only("mid_block_type", &[json!("UNetMidBlock2DCrossAttn")])?;
         c.only("act_fn", &[json!("silu")])?;
         c.only("flip_sin_to_cos", &[json!(true)])?;
@@ -153,15 +163,25 @@ impl UNetConfig {
             };
             Some(AddedConfig { time_width, pooled_width: pooled_width.ok_or_else(wrong)? })
         };
+        let heads = if volume {
+            // Here the name means what it says.
+            let width = c.count("attention_head_dim", Some(64))?;
+            if channels.iter().any(|c| !c.is_multiple_of(width)) {
+                return c.refuse("attention_head_dim", format!("a divisor of {channels:?}"));
+            }
+            channels.iter().map(|c| c / width).collect()
+        } else {
+            c.counts("attention_head_dim", Some(n), Some(8))?
+        };
         let config = Self {
             sample_size: c.within("sample_size", None, 1, LARGEST_SAMPLE)?,
             in_channels: c.count("in_channels", Some(4))?,
             out_channels: c.count("out_channels", Some(4))?,
             layers_per_block: c.layers("layers_per_block", Some(2))?,
-            cross_attention_dim: c.count("cross_attention_dim", Some(1280))?,
-            heads: c.counts("attention_head_dim", Some(n), Some(8))?,
+            cross_attention_dim: c.count("cross_attention_dim", Some(if volume { 1024 } else { 1280 }))?,
+            heads,
             transformer_depth: c.counts("transformer_layers_per_block", Some(n), Some(1))?,
-            use_linear_projection: c.bool("use_linear_projection", false)?,
+            use_linear_projection: volume || c.bool("use_linear_projection", false)?,
             only_cross_attention,
             mid_only_cross_attention,
             classes,
@@ -171,6 +191,7 @@ impl UNetConfig {
             down_attention,
             up_attention,
             added,
+            volume,
         };
         if !config.channels[0].is_multiple_of(2) {
             return c.refuse("block_out_channels", "an even number first: its time embedding is sines and cosines");
@@ -193,6 +214,9 @@ impl UNetConfig {
 
     /// The family with this architecture, as far as the network alone tells: 2.1 at 768 pixels is as 2.1 base.
     pub(crate) fn family(&self) -> Option<&'static str> {
+        if self.volume {
+            return (self.cross_attention_dim == 1024).then_some("modelscope");
+        }
         match (self.cross_attention_dim, self.sample_size) {
             (2048, _) if self.added.is_some() => Some("sdxl"),
             (1024, _) => Some("sd21"),
@@ -218,6 +242,10 @@ pub(crate) struct Context<'a> {
     text: &'a Tensor,
     /// SiLU of the time embedding, `(1 or batch, time_width)`.
     time_silu: Tensor,
+    /// Consecutive maps of the batch that are one video's.
+    frames: usize,
+    /// Elements of a map beyond which layers over pixels go through a video's frames some at a time.
+    strip: usize,
     tape: &'a Tape,
     maps: &'a MapTape,
     prompt: &'a PromptMaps<'a>,
@@ -322,10 +350,12 @@ impl Tape {
 
 /// The latents that the network is shown.
 pub(crate) struct Shown<'a> {
-    /// As they are now, `(images, c, h, w)`.
+    /// As they are now, `(images, c, h, w)`; of videos, frame after frame, `(videos · frames, c, h, w)`.
     pub(crate) now: &'a Tensor,
     /// As the stage before had them at the same step, of its own height and width.
     pub(crate) before: Option<&'a Tensor>,
+    /// Frames of a video; 1 of images.
+    pub(crate) frames: usize,
 }
 
 /// Says what a batch of passes with these conditionings is told, all images of the first before those of the second; of the stage
@@ -336,13 +366,35 @@ impl Context<'_> {
     fn conv(&self, conv: &SiteConv) -> &ConvAction {
         &self.plan.convs[conv.site]
     }
+
+    /// `x` through layers over pixels; of a video, so many frames at a time that memory is bounded. No frame depends on another there.
+    fn over_pixels(&self, x: &Tensor, layers: impl Fn(&Tensor, &Context<'_>) -> Result<Tensor>) -> Result<Tensor> {
+        let batch = x.dim(0)?;
+        let at_once = (self.strip * batch / x.elem_count().max(1)).max(1);
+        let is_alone = matches!(self.tape, Tape::Off) && self.maps.is_idle() && self.prompt.sites.is_empty();
+        if self.frames == 1 || at_once >= batch || !is_alone {
+            return layers(x, self);
+        }
+        let strip = |first: usize| -> Result<Tensor> {
+            let n = at_once.min(batch - first);
+            let text = self.text.narrow(0, first, n)?.contiguous()?;
+            let time_silu = if self.time_silu.dim(0)? == 1 { self.time_silu.clone() } else { self.time_silu.narrow(0, first, n)? };
+            let Self { plan, frames, strip, tape, maps, prompt, .. } = *self;
+            layers(&x.narrow(0, first, n)?.contiguous()?, &Context { plan, text: &text, time_silu, frames, strip, tape, maps, prompt })
+        };
+        Ok(Tensor::cat(&(0..batch).step_by(at_once).map(strip).collect::<Result<Vec<_>>>()?, 0)?)
+    }
 }
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Stage {
     resnets: Vec<ResnetBlock>,
     /// One per resnet, or none.
+    temp_convs: Vec<TemporalConv>,
+    /// One per resnet, or none.
     attentions: Vec<Transformer>,
+    /// Over frames; one per resnet, or none.
+    temporals: Vec<TemporalTransformer>,
     /// Skip sites, one per resnet on the way up.
     joins: Vec<usize>,
     /// Layer sites, one per resnet and resampler on the way down.
@@ -351,12 +403,116 @@ struct Stage {
 }
 
 impl Stage {
+    /// Block `level` of the way down, from `c` channels on. What its skip connections carry is added to `skips`.
+    fn load_down(
+        build: &mut Build,
+        root: &Scope<'_>,
+        frames: &Frames<'_>,
+        level: usize,
+        c: &mut usize,
+        skips: &mut Vec<usize>,
+    ) -> Result<Self> {
+        let (at, out, attends) = (root.pp("down_blocks").pp(level), build.config.channels[level], build.config.down_attention[level]);
+        build.halvings = level;
+        let mut stage = Self::default();
+        for i in 0..build.config.layers_per_block {
+            let mut layer = at.pp("resnets").pp(i);
+            stage.resnets.push(ResnetBlock::load(build, &layer, *c, out)?);
+            stage.temp_convs.extend(frames.convolution(build, &at, i, out)?);
+            if attends {
+                layer = at.pp("attentions").pp(i);
+                let only_cross = build.config.only_cross_attention[level];
+                stage.attentions.push(Transformer::load(build, &layer, out, level, only_cross)?);
+            }
+            stage.temporals.extend(frames.attention(build, &at, i, level, attends)?);
+            stage.layers.push(build.sites.add_layer(layer.path()));
+            *c = out;
+            skips.push(out);
+        }
+        if level + 1 < build.config.channels.len() {
+            skips.push(*c);
+            stage.layers.push(build.sites.add_layer(at.pp("downsamplers.0").path()));
+            stage.resampler = Some(SiteConv::load(build, &at.pp("downsamplers.0.conv"), *c, *c, 2)?);
+        }
+        Ok(stage)
+    }
+
+    /// Block `i` of the way up, likewise; its skip connections are taken from `skips`.
+    fn load_up(build: &mut Build, root: &Scope<'_>, frames: &Frames<'_>, i: usize, c: &mut usize, skips: &mut Vec<usize>) -> Result<Self> {
+        let n = build.config.channels.len();
+        let level = n - 1 - i;
+        let (at, out, attends) = (root.pp("up_blocks").pp(i), build.config.channels[level], build.config.up_attention[i]);
+        build.halvings = level;
+        let mut stage = Self::default();
+        for j in 0..=build.config.layers_per_block {
+            let skip = skips.pop().expect("one skip per up layer");
+            let at_resnet = at.pp("resnets").pp(j);
+            stage.joins.push(build.sites.add_skip(at_resnet.path(), i, *c));
+            stage.resnets.push(ResnetBlock::load(build, &at_resnet, *c + skip, out)?);
+            stage.temp_convs.extend(frames.convolution(build, &at, j, out)?);
+            if attends {
+                let only_cross = build.config.only_cross_attention[level];
+                stage.attentions.push(Transformer::load(build, &at.pp("attentions").pp(j), out, level, only_cross)?);
+            }
+            stage.temporals.extend(frames.attention(build, &at, j, level, attends)?);
+            *c = out;
+        }
+        // It sees what is enlarged already.
+        build.halvings = level.saturating_sub(1);
+        if i + 1 < n {
+            stage.resampler = Some(SiteConv::load(build, &at.pp("upsamplers.0.conv"), *c, *c, 1)?);
+        }
+        Ok(stage)
+    }
+
     fn layer(&self, i: usize, x: &Tensor, cx: &Context<'_>) -> Result<Tensor> {
-        let x = self.resnets[i].forward(x, cx)?;
-        match self.attentions.get(i) {
-            Some(attention) => attention.forward(&x, cx),
+        let mut x = cx.over_pixels(x, |x, cx| self.resnets[i].forward(x, cx))?;
+        if let Some(conv) = self.temp_convs.get(i) {
+            x = conv.forward(&x, cx.frames)?;
+        }
+        if let Some(attention) = self.attentions.get(i) {
+            x = cx.over_pixels(&x, |x, cx| attention.forward(x, cx))?;
+        }
+        match self.temporals.get(i) {
+            Some(temporal) => temporal.forward(&x, cx.frames),
             None => Ok(x),
         }
+    }
+}
+
+/// The middle block.
+#[derive(Debug)]
+struct Mid {
+    resnets: [ResnetBlock; 2],
+    temp_convs: [Option<TemporalConv>; 2],
+    attention: Transformer,
+    temporal: Option<TemporalTransformer>,
+}
+
+impl Mid {
+    fn load(build: &mut Build, at: &Scope<'_>, frames: &Frames<'_>, c: usize) -> Result<Self> {
+        let level = build.config.channels.len() - 1;
+        let first = ResnetBlock::load(build, &at.pp("resnets.0"), c, c)?;
+        let first_conv = frames.convolution(build, at, 0, c)?;
+        let only_cross = build.config.mid_only_cross_attention;
+        let attention = Transformer::load(build, &at.pp("attentions.0"), c, level, only_cross)?;
+        let temporal = frames.mid_attention(build, at)?;
+        let second = ResnetBlock::load(build, &at.pp("resnets.1"), c, c)?;
+        let second_conv = frames.convolution(build, at, 1, c)?;
+        Ok(Self { resnets: [first, second], temp_convs: [first_conv, second_conv], attention, temporal })
+    }
+
+    fn forward(&self, x: &Tensor, cx: &Context<'_>) -> Result<Tensor> {
+        let resnet = |i: usize, x: &Tensor| -> Result<Tensor> {
+            let x = cx.over_pixels(x, |x, cx| self.resnets[i].forward(x, cx))?;
+            self.temp_convs[i].as_ref().map_or_else(|| Ok(x.clone()), |conv| conv.forward(&x, cx.frames))
+        };
+        let x = resnet(0, x)?;
+        let mut x = cx.over_pixels(&x, |x, cx| self.attention.forward(x, cx))?;
+        if let Some(temporal) = &self.temporal {
+            x = temporal.forward(&x, cx.frames)?;
+        }
+        resnet(1, &x)
     }
 }
 
@@ -370,14 +526,18 @@ pub(crate) struct UNet {
     added: Option<Embedding>,
     /// A row for each class, `(classes, time_width)`.
     classes: Option<Tensor>,
+    first_temporal: Option<TemporalTransformer>,
     down_blocks: Vec<Stage>,
-    mid_resnets: [ResnetBlock; 2],
-    mid_attention: Transformer,
+    mid: Mid,
     up_blocks: Vec<Stage>,
     conv_norm_out: GroupNorm,
     conv_out: SiteConv,
     device: Device,
     activations: DType,
+    /// Most frames of a video; 1 without layers over frames.
+    pub(crate) max_frames: usize,
+    /// Elements of a map beyond which a video's frames go through layers over pixels some at a time.
+    pub(crate) strip: usize,
 }
 
 impl UNet {
@@ -385,22 +545,35 @@ impl UNet {
     pub(crate) fn open(folder: &Path, options: &LoadOptions) -> Result<Self> {
         let config = UNetConfig::of(Config::open(&folder.join("config.json"))?)?;
         let weights = Weights::open(folder, "diffusion_pytorch_model", options)?.multiplied_in(options.dtype);
-        let unet = Self::load(config, &weights.root())?;
+        let adapter = match &options.motion_adapter {
+            Some(_) if config.volume => {
+                return Err(Error::malformed(folder.join("config.json"), "has layers over frames of its own, expected no motion adapter"));
+            }
+            Some(place) => Some(Adapter::open(place, &config, options)?),
+            None => None,
+        };
+        let frames = adapter.as_ref().map_or(Frames::of(&config), Frames::Adapter);
+        let unet = Self::load(config, &weights.root(), &frames)?;
         weights.finish()?;
+        adapter.map_or(Ok(()), Adapter::finish)?;
         Ok(unet)
     }
 
     /// The network of a `config.json` on random weights, multiplying in `dtype`.
     pub(crate) fn random(config: &Path, dtype: Dtype, device: &Device) -> Result<Self> {
-        Self::load(UNetConfig::of(Config::open(config)?)?, &Weights::random(device).multiplied_in(dtype).root())
+        let config = UNetConfig::of(Config::open(config)?)?;
+        let frames = Frames::of(&config);
+        Self::load(config, &Weights::random(device).multiplied_in(dtype).root(), &frames)
     }
 
     /// The network of a `config.json` without weights, which has sites and cannot run.
     pub(crate) fn hollow(config: Config) -> Result<Self> {
-        Self::load(UNetConfig::of(config)?, &Weights::hollow().root())
+        let config = UNetConfig::of(config)?;
+        let frames = Frames::of(&config);
+        Self::load(config, &Weights::hollow().root(), &frames)
     }
 
-    fn load(config: UNetConfig, root: &Scope<'_>) -> Result<Self> {
+    fn load(config: UNetConfig, root: &Scope<'_>, frames: &Frames<'_>) -> Result<Self> {
         let build = &mut Build { config: config.clone(), sites: SiteTable::default(), halvings: 0 };
         let (channels, n, time) = (&config.channels, config.channels.len(), config.time_width());
         let conv_in = SiteConv::load(build, &root.pp("conv_in"), config.in_channels, channels[0], 1)?;
@@ -410,63 +583,14 @@ impl UNet {
             None => None,
         };
         let classes = config.classes.map(|n| root.get("class_embedding.weight", &[n, time])).transpose()?;
+        let first_temporal = frames.first_attention(build, root)?;
 
         // What each skip connection carries, in the order in which the down path makes them.
         let mut skips = vec![channels[0]];
-        let mut down_blocks = Vec::new();
         let mut c = channels[0];
-        for (level, &out) in channels.iter().enumerate() {
-            let at = root.pp("down_blocks").pp(level);
-            build.halvings = level;
-            let (mut resnets, mut attentions, mut layers) = (Vec::new(), Vec::new(), Vec::new());
-            for i in 0..config.layers_per_block {
-                let mut layer = at.pp("resnets").pp(i);
-                resnets.push(ResnetBlock::load(build, &layer, c, out)?);
-                if config.down_attention[level] {
-                    layer = at.pp("attentions").pp(i);
-                    attentions.push(Transformer::load(build, &layer, out, level, config.only_cross_attention[level])?);
-                }
-                layers.push(build.sites.add_layer(layer.path()));
-                c = out;
-                skips.push(c);
-            }
-            let resampler = if level + 1 < n {
-                skips.push(c);
-                layers.push(build.sites.add_layer(at.pp("downsamplers.0").path()));
-                Some(SiteConv::load(build, &at.pp("downsamplers.0.conv"), c, c, 2)?)
-            } else {
-                None
-            };
-            down_blocks.push(Stage { resnets, attentions, joins: Vec::new(), layers, resampler });
-        }
-
-        let mid = root.pp("mid_block");
-        let first = ResnetBlock::load(build, &mid.pp("resnets.0"), c, c)?;
-        let mid_attention = Transformer::load(build, &mid.pp("attentions.0"), c, n - 1, config.mid_only_cross_attention)?;
-        let mid_resnets = [first, ResnetBlock::load(build, &mid.pp("resnets.1"), c, c)?];
-
-        let mut up_blocks = Vec::new();
-        for i in 0..n {
-            let level = n - 1 - i;
-            let (at, out) = (root.pp("up_blocks").pp(i), channels[level]);
-            build.halvings = level;
-            let (mut resnets, mut attentions, mut joins) = (Vec::new(), Vec::new(), Vec::new());
-            for j in 0..=config.layers_per_block {
-                let skip = skips.pop().expect("one skip per up layer");
-                let at_resnet = at.pp("resnets").pp(j);
-                joins.push(build.sites.add_skip(at_resnet.path(), i, c));
-                resnets.push(ResnetBlock::load(build, &at_resnet, c + skip, out)?);
-                if config.up_attention[i] {
-                    let at = at.pp("attentions").pp(j);
-                    attentions.push(Transformer::load(build, &at, out, level, config.only_cross_attention[level])?);
-                }
-                c = out;
-            }
-            // It sees what is enlarged already.
-            build.halvings = level.saturating_sub(1);
-            let resampler = if i + 1 < n { Some(SiteConv::load(build, &at.pp("upsamplers.0.conv"), c, c, 1)?) } else { None };
-            up_blocks.push(Stage { resnets, attentions, joins, layers: Vec::new(), resampler });
-        }
+        let down_blocks = (0..n).map(|level| Stage::load_down(build, root, frames, level, &mut c, &mut skips)).collect::<Result<_>>()?;
+        let mid = Mid::load(build, &root.pp("mid_block"), frames, c)?;
+        let up_blocks = (0..n).map(|i| Stage::load_up(build, root, frames, i, &mut c, &mut skips)).collect::<Result<_>>()?;
         let conv_norm_out = GroupNorm::load(&root.pp("conv_norm_out"), c, config.norm_num_groups, config.norm_eps)?;
         let conv_out = SiteConv::load(build, &root.pp("conv_out"), c, config.out_channels, 1)?;
         let sites = std::mem::take(&mut build.sites);
@@ -477,14 +601,16 @@ impl UNet {
             time: time_embedding,
             added,
             classes,
+            first_temporal,
             down_blocks,
-            mid_resnets,
-            mid_attention,
+            mid,
             up_blocks,
             conv_norm_out,
             conv_out,
             device: root.device().clone(),
             activations: root.activations(),
+            max_frames: frames.max_frames(),
+            strip: if kernels::on_gpu(root.device()) { STRIP.1 } else { STRIP.0 },
         })
     }
 
@@ -506,6 +632,8 @@ impl UNet {
         sites: &[usize],
     ) -> Result<(Vec<Tensor>, Option<Tensor>)> {
         let images = shown.now.dim(0)?;
+        // Videos are large enough to go pass by pass.
+        let one_by_one = shown.frames > 1;
         let mut kept = None;
         let mut predictions: Vec<Option<Tensor>> = vec![None; passes.len()];
         // Which passes ran together, and what they lend.
@@ -523,7 +651,9 @@ impl UNet {
             };
             let key = |pass: &Pass| (pass.queries_of, pass.before, pass.maps);
             let alike = |other: &Pass| other.plan == pass.plan && key(other) == key(pass);
-            let same: Vec<usize> = (0..passes.len()).filter(|&j| predictions[j].is_none() && alike(&passes[j])).collect();
+            let same: Vec<usize> = (0..passes.len())
+                .filter(|&j| predictions[j].is_none() && if one_by_one { j == first } else { alike(&passes[j]) })
+                .collect();
             let tape = match pass.queries_of {
                 Some(lender) => match tapes.iter().find_map(|(group, tape)| Some((tape, group.iter().position(|&j| j == lender)?))) {
                     Some((tape, row)) => tape.rows(row * images, images, same.len())?,
@@ -537,6 +667,7 @@ impl UNet {
             let text = conditionings.iter().position(|c| *c == Conditioning::Text);
             let maps = store.lend(pass.maps, &conditionings)?;
             let prompt = PromptMaps::of(if text.is_some() { sites } else { &[] });
+            let batch = Shown { now: &batch, before: None, frames: shown.frames };
             let out = self.forward_taped(&batch, timestep, &told, &pass.plan, (&tape, &maps, &prompt), &mut |_, _| {})?;
             store.keep(maps, &conditionings)?;
             if let Some(row) = text {
@@ -554,7 +685,7 @@ impl UNet {
     /// the CPU, f32.
     #[cfg(test)]
     pub(crate) fn forward(&self, latents: &Tensor, timestep: f64, told: &Told, plan: &Plan) -> Result<Tensor> {
-        self.forward_observed(latents, timestep, told, plan, &mut |_, _| {})
+        self.forward_observed(&Shown { now: latents, before: None, frames: 1 }, timestep, told, plan, &mut |_, _| {})
     }
 
     /// The time embedding with that of the class, `(1, time_width)`, or with the added embedding `(batch, time_width)`.
@@ -579,21 +710,21 @@ impl UNet {
     #[cfg(test)]
     pub(crate) fn forward_observed(
         &self,
-        latents: &Tensor,
+        shown: &Shown<'_>,
         timestep: f64,
         told: &Told,
         plan: &Plan,
         see: &mut dyn FnMut(&str, &Tensor),
     ) -> Result<Tensor> {
-        self.forward_taped(latents, timestep, told, plan, (&Tape::Off, &MapTape::default(), &PromptMaps::of(&[])), see)
+        self.forward_taped(shown, timestep, told, plan, (&Tape::Off, &MapTape::default(), &PromptMaps::of(&[])), see)
     }
 
-    /// Predicts from `latents` `(batch, in_channels, h, w)` at `timestep` under `plan`, what the tapes hold lent or taken, maps to the
-    /// prompt seen: the same shape out, on
+    /// Predicts from what is shown now, `(batch, in_channels, h, w)`, at `timestep` under `plan`, what the tapes hold lent or taken,
+    /// maps to the prompt seen: the same shape out, on
     /// the CPU, f32. `see` is shown the output of each block under its module path.
     fn forward_taped(
         &self,
-        latents: &Tensor,
+        shown: &Shown<'_>,
         timestep: f64,
         told: &Told,
         plan: &Plan,
@@ -602,10 +733,14 @@ impl UNet {
     ) -> Result<Tensor> {
         let time = self.embed_time(timestep, told, see)?;
         let text = told.text.to_dtype(self.activations)?.to_device(&self.device)?;
-        let cx = Context { plan, text: &text, time_silu: kernels::silu(&time)?, tape, maps, prompt };
+        let (frames, strip) = (shown.frames, self.strip);
+        let cx = Context { plan, text: &text, time_silu: kernels::silu(&time)?, frames, strip, tape, maps, prompt };
 
-        let mut x = self.conv_in.forward(&latents.to_device(&self.device)?, cx.conv(&self.conv_in), None)?;
+        let mut x = self.conv_in.forward(&shown.now.to_device(&self.device)?, cx.conv(&self.conv_in), None)?;
         see("conv_in", &x);
+        if let Some(temporal) = &self.first_temporal {
+            x = temporal.forward(&x, frames)?;
+        }
         let mut skips = vec![x.clone()];
         for (level, block) in self.down_blocks.iter().enumerate() {
             for i in 0..block.resnets.len() {
@@ -617,9 +752,7 @@ impl UNet {
             see(&format!("down_blocks.{level}"), &x);
         }
 
-        x = self.mid_resnets[0].forward(&x, &cx)?;
-        x = self.mid_attention.forward(&x, &cx)?;
-        x = self.mid_resnets[1].forward(&x, &cx)?;
+        x = self.mid.forward(&x, &cx)?;
         see("mid_block", &x);
 
         for (level, block) in self.up_blocks.iter().enumerate() {

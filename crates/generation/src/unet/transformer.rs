@@ -11,7 +11,7 @@ use scalebench_kernels::Precision;
 
 /// An attention layer over `(batch, tokens, width)`.
 #[derive(Debug)]
-struct Attention {
+pub(super) struct Attention {
     to_q: Linear,
     to_k: Linear,
     to_v: Linear,
@@ -23,7 +23,7 @@ struct Attention {
 }
 
 impl Attention {
-    fn load(at: &Scope<'_>, width: usize, context: usize, heads: usize) -> Result<Self> {
+    pub(super) fn load(at: &Scope<'_>, width: usize, context: usize, heads: usize) -> Result<Self> {
         Ok(Self {
             to_q: Linear::load_no_bias(&at.pp("to_q"), width, width)?,
             to_k: Linear::load_no_bias(&at.pp("to_k"), context, width)?,
@@ -79,6 +79,12 @@ impl Attention {
             1.0 => theirs(),
             share => Ok(((own()? * (1.0 - share))? + (theirs()? * share)?)?),
         }
+    }
+
+    /// Attention among the tokens of each sequence, as trained.
+    pub(super) fn among(&self, x: &Tensor) -> Result<Tensor> {
+        let (q, k, v) = (self.to_q.forward(x)?, self.to_k.forward(x)?, self.to_v.forward(x)?);
+        self.to_out.forward(&self.attend(&q, &k, &v, 1.0)?)
     }
 
     fn attend(&self, q: &Tensor, k: &Tensor, v: &Tensor, temperature: f64) -> Result<Tensor> {

@@ -330,6 +330,16 @@ impl Vae {
     /// Images `(batch, 3, H, W)` in [−1, 1] → mean and log-variance of the unscaled latents, each
     /// `(batch, latent, H / f, W / f)`. All on the CPU.
     pub(crate) fn encode(&self, images: &Tensor) -> Result<(Tensor, Tensor)> {
+        let (batch, _, height, width) = images.dims4()?;
+        // As many at a time as are decoded.
+        let largest = self.decoder.largest_map(height / self.factor, width / self.factor);
+        let at_once = (strips::Budget::of(&self.device).whole / largest.max(1)).clamp(1, batch.max(1));
+        let parts = (0..batch).step_by(at_once).map(|first| self.encode_at_once(&images.narrow(0, first, at_once.min(batch - first))?));
+        let (means, log_variances): (Vec<_>, Vec<_>) = parts.collect::<Result<Vec<_>>>()?.into_iter().unzip();
+        Ok((Tensor::cat(&means, 0)?, Tensor::cat(&log_variances, 0)?))
+    }
+
+    fn encode_at_once(&self, images: &Tensor) -> Result<(Tensor, Tensor)> {
         let e = &self.encoder;
         let mut x = e.conv_in.forward(&images.to_device(&self.device)?)?;
         for block in &e.down_blocks {

@@ -2,8 +2,8 @@
 
 use std::path::Path;
 
-use anyhow::{Context, Result};
-use scalebench_generation::{Injected, LoadOptions, Pipeline, Request, ScheduleOptions, Seeding, Tensor, Trace, locate};
+use anyhow::{Context, Result, ensure};
+use scalebench_generation::{Injected, LoadOptions, Pipeline, Request, Rgb, ScheduleOptions, Seeding, Tensor, Trace, locate};
 use scalebench_metrics::Image;
 
 use crate::cli::Generate;
@@ -12,18 +12,25 @@ use crate::experiment::resolve::check_family;
 use crate::experiment::upscalers::Upscalers;
 use crate::host::{device, memory};
 use crate::run::images::warn_of_overflow;
-use crate::run::png;
 use crate::run::store::write_file;
+use crate::run::{png, video};
 
 pub(super) fn run(args: Generate) -> Result<()> {
     let method = methods::find(&args.method, Path::new("")).context("--method")?;
+    if args.frames > 1 {
+        video::check_folder(&args.out).context("--out")?;
+    }
+    if let Some(folder) = &args.motion_adapter {
+        ensure!(folder.is_dir(), "--motion-adapter: {}: no such folder, expected a motion adapter's", folder.display());
+    }
     let injected = Injected {
         init_latents: args.init_latents.as_deref().map(|file| tensor(file, "init_latents")).transpose()?,
         step_noise: args.step_noise.as_deref().map(|file| tensor(file, "noise")).transpose()?,
         draws: Vec::new(),
     };
     device::open(args.on.device)?;
-    let options = LoadOptions { variant: args.variant.clone(), dtype: args.dtype, device: device::current() };
+    let motion_adapter = args.motion_adapter.clone();
+    let options = LoadOptions { variant: args.variant.clone(), motion_adapter, dtype: args.dtype, device: device::current() };
     let mut pipeline = locate(&args.checkpoint).and_then(|folder| Pipeline::load_with(&folder, &options)).context("--checkpoint")?;
     let folder = || args.checkpoint.file_name().unwrap_or_default().to_string_lossy().into_owned();
     args.family.as_deref().map(check_family).transpose().context("--family")?;
@@ -47,6 +54,7 @@ pub(super) fn run(args: Generate) -> Result<()> {
         size_conditioning: args.size_conditioning,
         vae_decode: args.vae_decode,
         seeding: Seeding::PerImage,
+        frames: args.frames,
     };
     let (width, height) = pipeline.native_size();
     let pixels = |width: u32, height: u32| f64::from(width) * f64::from(height);
@@ -59,13 +67,22 @@ pub(super) fn run(args: Generate) -> Result<()> {
     warn_of_overflow(&pipeline, &request.prompt)?;
     pipeline.embed_ahead([&request])?;
     let mut trace = if args.trace.is_some() { Trace::default() } else { Trace::of_times() };
-    let image = pipeline.generate_with(&request, &method, &injected, Some(&mut trace))?;
+    let frames = pipeline.generate_frames(&request, &method, &injected, Some(&mut trace))?;
     eprintln!("{}", times(&trace));
-    let image = Image::new(image.width as usize, image.height as usize, image.data)?;
+    let image = |frame: Rgb| Ok(Image::new(frame.width as usize, frame.height as usize, frame.data)?);
+    let frames = frames.into_iter().map(image).collect::<Result<Vec<_>>>()?;
     if let Some(file) = &args.trace {
         write_file(file, &trace.safetensors()?)?;
     }
-    write_file(&args.out, &png::encode(&image, None)?)
+    match &frames[..] {
+        [image] => write_file(&args.out, &png::encode(image, None)?),
+        frames => {
+            video::write_folder(&args.out, frames)?;
+            let mut name = args.out.file_name().unwrap_or_default().to_owned();
+            name.push(".webp");
+            write_file(&args.out.with_file_name(name), &video::animated_webp(frames, args.fps.0)?)
+        }
+    }
 }
 
 /// Where the time went, on one line.

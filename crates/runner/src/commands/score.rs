@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail, ensure};
 use scalebench_metrics::{
     Aspect, Conditioning, Corrupt, Estimate, Extractor, FeatureArray, FeatureSet, InfinityOptions, Jackknife, KidOptions, Metric,
-    OtherSide, Preprocess, Provenance, ReferenceBlocks, Sample, Skipped, Statistics, StatisticsFile, Stored, Tap, clip_scores, estimate,
-    fid_from_statistics, fid_infinity, kid,
+    OtherSide, Preprocess, Provenance, ReferenceBlocks, Sample, Skipped, Statistics, StatisticsFile, Stored, Tap, VideoClip, clip_scores,
+    estimate, fid_from_statistics, fid_infinity, kid,
 };
 
 use crate::cli::{CropSpec, Features, Look, Score, ScoreMetric, Stats};
@@ -30,8 +30,14 @@ impl Look {
             profile: self.preprocess.unwrap_or_else(|| extractor.usual_profile()),
             aspect: if self.center_crop { Aspect::CenterCrop } else { Aspect::Squash },
             grey: self.grey,
+            clip: extractor.takes_videos().then(|| self.clip()),
             ..Preprocess::default()
         }
+    }
+
+    /// What of a video is looked at.
+    fn clip(&self) -> VideoClip {
+        VideoClip { frames: self.frames, stride: self.frame_stride, random: self.frame_seed }
     }
 }
 
@@ -47,7 +53,7 @@ fn extract(
     preprocess: &Preprocess,
     corrupt: Corrupt,
 ) -> Result<(Vec<FeatureSet>, Vec<Skipped>)> {
-    let samples = image_table::all(images)?;
+    let samples = if extractor.takes_videos() { Sample::videos(images)? } else { image_table::all(images)? };
     let n = samples.len();
     let bar = progress::bar(n as u64, &format!("features of {}", images.display()));
     let (sets, skipped) = extractor.taps(taps, samples, preprocess, corrupt, |done| bar.set_position(done as u64))?;
@@ -128,9 +134,13 @@ fn is_npz(path: &Path) -> bool {
     path.extension().is_some_and(|e| e.eq_ignore_ascii_case("npz"))
 }
 
-/// What a file holds; none for images: a folder, an archive, tar shards or a table.
+/// What a file holds; none for images: a folder, an archive, tar shards or a table; nor for an array of videos.
 fn load(path: &Path) -> Result<Option<Stored>> {
-    if Sample::is_set(path) || image_table::is_table(path) { Ok(None) } else { Ok(Some(Stored::load(path)?)) }
+    if Sample::is_set(path) || image_table::is_table(path) || Sample::is_video_array(path) {
+        Ok(None)
+    } else {
+        Ok(Some(Stored::load(path)?))
+    }
 }
 
 /// Whether there is something under a path; of shards, opening them says so.
@@ -207,7 +217,7 @@ impl Scorer<'_> {
             let profile = if cmmd { scalebench_metrics::Profile::Cmmd } else { base.profile };
             let side = |crops: Option<CropSpec>, pre_resize, jpeg_quality| {
                 let crops = crops.map(|CropSpec(crops)| crops);
-                Preprocess { profile, aspect: base.aspect, grey: base.grey, crops, pre_resize, jpeg_quality }
+                Preprocess { profile, aspect: base.aspect, grey: base.grey, crops, pre_resize, jpeg_quality, clip: base.clip }
             };
             Measure {
                 column: metric.name().to_owned(),
@@ -218,7 +228,16 @@ impl Scorer<'_> {
                 against: if text { Against::Prompts } else { Against::Reference },
             }
         };
-        Ok(args.metrics.iter().map(measure).collect())
+        let usual = if network == Network::I3d { [Metric::Fvd, Metric::Kvd] } else { [Metric::Fid, Metric::Kid] };
+        let metrics = if args.metrics.is_empty() { usual.map(ScoreMetric::Interval).to_vec() } else { args.metrics.clone() };
+        for metric in &metrics {
+            let of_videos = matches!(metric, ScoreMetric::Interval(metric) if metric.is_of_videos());
+            let without_network = matches!(metric, ScoreMetric::Interval(metric) if metric.video_measure().is_some());
+            let has_network = !self.extractors.is_empty();
+            let (name, of) = (metric.name(), if of_videos { "videos, expected I3D" } else { "images, which I3D does not look at" });
+            ensure!(without_network || !has_network || of_videos == (network == Network::I3d), "--metrics: {name} is a metric of {of}");
+        }
+        Ok(metrics.iter().map(measure).collect())
     }
 
     /// The measures of a protocol.
@@ -231,7 +250,7 @@ impl Scorer<'_> {
                 "{flag} {}: a protocol says how images are looked at; expected a folder, a zip archive or tar shards",
                 path.display()
             );
-            first_size(path)
+            first_size(path, protocol.compare.iter().any(|comparison| comparison.network == Network::I3d))
         };
         let fake = images("--fake", &args.fake)?;
         let base = args.base.as_deref().map(|path| images("--base", path)).transpose()?;
@@ -247,6 +266,7 @@ impl Scorer<'_> {
                     Network::Clip => args.clip.as_ref(),
                     Network::Dinov2 => args.dinov2.as_ref(),
                     Network::Pixels => Some(&pixels),
+                    Network::I3d => args.i3d.as_ref(),
                 };
                 let flag = network.key();
                 let path = path.with_context(|| format!("--{flag}: expected a path, since protocol {name} uses {network:?}"))?;
@@ -309,7 +329,7 @@ impl Scorer<'_> {
             let cells = [number(found.value), number(found.lo), number(found.hi), found.n.to_string(), n_real.to_string()];
             Ok((cells, serde_json::to_value(found)?))
         };
-        if metric == Metric::Fid
+        if metric.is_frechet()
             && let Some(Stored::Statistics(fake)) = load(&args.fake)?
         {
             let real = match self.other(measure, all)? {
@@ -321,6 +341,11 @@ impl Scorer<'_> {
             let n = fake.n.map_or_else(|| "unknown".to_owned(), |n| n.to_string());
             let cells = [number(value), String::new(), String::new(), n, String::new()];
             return Ok((cells, serde_json::json!({ "value": value })));
+        }
+        if let Some(of) = metric.video_measure() {
+            let clip = if args.protocol.is_some() { measure.fake.clip } else { Some(args.look.clip()) };
+            let scores = of.scores(&Sample::videos(&args.fake)?, clip)?;
+            return show(estimate(metric, &scores, OtherSide::None, &Jackknife::STANDARD)?, 0);
         }
         let fake = self.features(&args.fake, measure, true, all)?;
         if metric == Metric::ClipScore {
@@ -339,7 +364,7 @@ impl Scorer<'_> {
                 show(estimate(metric, &fake, Some(&real), &Jackknife { reference, ..Jackknife::STANDARD })?, real.len())
             }
             Other::Statistics(real) => {
-                ensure!(metric == Metric::Fid, "{} needs features on both sides, not statistics", metric.name());
+                ensure!(metric.is_frechet(), "{} needs features on both sides, not statistics", metric.name());
                 real.check_comparable(&fake)?;
                 if real.provenance.is_none() {
                     eprintln!("note: the statistics do not say how they were made; taken as {}", fake.provenance.extractor);
@@ -456,8 +481,13 @@ enum Other {
     None,
 }
 
-/// Width and height of the first image under a path.
-fn first_size(path: &Path) -> Result<(u32, u32)> {
+/// Width and height of the first image under a path, or of the first video's first frame.
+fn first_size(path: &Path, of_videos: bool) -> Result<(u32, u32)> {
+    if of_videos {
+        let frames = Sample::videos(path)?[0].frames()?;
+        let first = frames.first().with_context(|| format!("{}: expected frames", path.display()))?;
+        return Ok((first.width as u32, first.height as u32));
+    }
     let samples = image_table::all(path)?;
     let first = samples.first().with_context(|| format!("{}: expected images", path.display()))?;
     let image = first.decode()?;

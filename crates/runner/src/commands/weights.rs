@@ -14,9 +14,10 @@ pub(super) fn run(args: &Weights) -> Result<()> {
     write_file(out, &found.bytes)?;
     let lines = [
         ["read", found.form],
-        ["width", &found.config.width.to_string()],
-        ["classes", &found.config.num_classes.to_string()],
-        ["feature dimension", &found.config.feature_dim().to_string()],
+        ["network", found.network],
+        ["width", &found.width.to_string()],
+        ["classes", &found.num_classes.to_string()],
+        ["feature dimension", &found.feature_dim.to_string()],
         ["tensors", &found.tensors.to_string()],
         ["values", &found.values.to_string()],
         ["source blake3", &found.source_blake3],

@@ -112,7 +112,10 @@ impl Run {
         }
         let preprocess = columns.generated(self.resolved.seed, self.base_size(&cell.outline), self.size(&cell.outline)?);
         let keys = keys(cell.scored());
-        let provenance = self.provenance(columns, metric.tap(), preprocess)?;
+        let provenance = match metric.video_measure() {
+            Some(of) => of.provenance(columns.clip),
+            None => self.provenance(columns, metric.tap(), preprocess)?,
+        };
         let file = match columns.against {
             Against::Prompts => feature_file(&provenance, &prompt_scores_identity(&keys))?,
             Against::Reference | Against::Base => feature_file(&provenance, &keys)?,

@@ -32,6 +32,7 @@ pub(crate) fn resolved(images: usize) -> Resolved {
             name: "m".into(),
             family: "pocket".into(),
             path: "pocket".into(),
+            motion_adapter: None,
             variant: None,
             dtype: scalebench_generation::Dtype::default(),
             digest: "checkpoint".into(),
@@ -42,6 +43,7 @@ pub(crate) fn resolved(images: usize) -> Resolved {
         methods: vec![method("direct-inf"), method("other")],
         scales: vec![Scale { factor: 4.0, width: 2.0, height: 2.0 }],
         images: Images::Every(images),
+        video: None,
         prompts: Prompts::Emoji { seed: 0 },
         seed: 0,
         sampler: Sampler {

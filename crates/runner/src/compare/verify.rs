@@ -124,9 +124,10 @@ impl Check<'_> {
 
     fn image(&self, file: &str, line: Option<&ManifestLine>, size: Option<(u32, u32)>) -> Result<()> {
         let bytes = self.store.read(file)?.context("missing")?;
-        let (Image { width, height, .. }, key) = png::decode(&bytes).context("damaged")?;
-        if let Some((w, h)) = size {
-            ensure!((width, height) == (w as usize, h as usize), "{width}x{height} pixels, expected {w}x{h}");
+        let (frames, key) = png::decode_frames(&bytes).context("damaged")?;
+        for Image { width, height, .. } in &frames {
+            let Some((w, h)) = size else { break };
+            ensure!((*width, *height) == (w as usize, h as usize), "{width}x{height} pixels, expected {w}x{h}");
         }
         let Some(line) = line else { return Ok(()) };
         ensure!(key.as_deref() == Some(line.key.as_str()), "its key is not the manifest's: another image");

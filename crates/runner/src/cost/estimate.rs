@@ -192,7 +192,8 @@ struct Counted {
 
 impl Counted {
     fn of(checkpoint: &Blueprint, request: &Request, method: &Method) -> Result<Counted> {
-        let (unet, decoder) = (Flops::unet(checkpoint)?, Flops::decoder(checkpoint)?);
+        let unet = Flops::unet_of_videos(checkpoint, request.frames)?;
+        let decoder = Flops::decoder(checkpoint)?.with_frames(request.frames);
         let run = checkpoint.outline(request, method)?;
         let (last, before) = run.split_last().context("a run without stages")?;
         // That of the image, or of the smaller one that is enlarged when it is finished.
@@ -302,8 +303,9 @@ impl Calibrator<'_> {
         let pipeline = &self.inputs.pipelines[cell.model];
         let request = &cell.jobs[0].request;
         let what = (cell.width, cell.height, pipeline.digest(), pipeline.dtype(), request.vae_decode, steps);
+        let what = if request.frames == 1 { json!(what) } else { json!((what, request.frames)) };
         // Passes have no serialised form; what they print is all that they are.
-        let key = blake3::hash(format!("{}{acting:?}", json!(what)).as_bytes()).to_hex()[..32].to_owned();
+        let key = blake3::hash(format!("{what}{acting:?}").as_bytes()).to_hex()[..32].to_owned();
         if let Some(known) = self.cache.known.get(&key) {
             return Ok(*known);
         }

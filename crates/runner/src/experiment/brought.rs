@@ -250,7 +250,18 @@ mod tests {
 
     fn model(name: &str) -> Model {
         let (family, path, digest) = ("sd15".to_owned(), PathBuf::new(), String::new());
-        Model { name: name.to_owned(), family, path, variant: None, dtype: Dtype::F32, digest, width: 8, height: 8, set: BTreeMap::new() }
+        Model {
+            name: name.to_owned(),
+            family,
+            path,
+            motion_adapter: None,
+            variant: None,
+            dtype: Dtype::F32,
+            digest,
+            width: 8,
+            height: 8,
+            set: BTreeMap::new(),
+        }
     }
 
     /// A grey image; `value` tells it from others.

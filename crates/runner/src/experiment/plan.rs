@@ -14,6 +14,8 @@ use crate::experiment::resolved::{self, Model, Resolved, Sampler, Scale, base_na
 /// Everything that a run makes, in order.
 pub(crate) struct Plan {
     pub(crate) cells: Vec<Cell>,
+    /// Frames a second of videos.
+    pub(crate) fps: f64,
 }
 
 /// One model at one size under one method, by one sampler.
@@ -138,6 +140,7 @@ pub(crate) fn plan(resolved: &Resolved, inputs: &Inputs) -> Result<Plan> {
                         None => Seeding::PerImage,
                         Some(batch) => Seeding::Batched { batch, row: i % batch },
                     },
+                    frames: resolved.frames(),
                 })
             };
             let mut jobs = Vec::with_capacity(images);
@@ -157,7 +160,7 @@ pub(crate) fn plan(resolved: &Resolved, inputs: &Inputs) -> Result<Plan> {
         };
         cells.push(cell().with_context(|| format!("cell {name}"))?);
     }
-    Ok(Plan { cells })
+    Ok(Plan { cells, fps: resolved.video.map_or(1.0, |video| video.fps) })
 }
 
 /// The run-store key of an image: equal keys, equal pixels.

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use scalebench_metrics::{Aspect, Crops, Extractor, Jackknife, Metric, Position, Preprocess, Profile, ReferenceBlocks, Scales};
+use scalebench_metrics::{Aspect, Crops, Extractor, Jackknife, Metric, Position, Preprocess, Profile, ReferenceBlocks, Scales, VideoClip};
 use serde::{Deserialize, Serialize};
 
 use crate::experiment::yaml::{self, did_you_mean, is_file_name};
@@ -53,6 +53,9 @@ pub(crate) struct Comparison {
     /// How the other side is looked at.
     #[serde(default, skip_serializing_if = "is_default")]
     pub(crate) other: Look,
+    /// Which frames of videos are looked at; default: all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) clip: Option<VideoClip>,
 }
 
 /// The other side.
@@ -77,6 +80,8 @@ pub(crate) enum Network {
     Dinov2,
     /// None: the pixels themselves.
     Pixels,
+    /// Of videos.
+    I3d,
 }
 
 impl Network {
@@ -86,6 +91,7 @@ impl Network {
             () if extractor.clip().is_some() => Self::Clip,
             () if extractor.is_dinov2() => Self::Dinov2,
             () if extractor.is_pixels() => Self::Pixels,
+            () if extractor.takes_videos() => Self::I3d,
             () => Self::Inception,
         }
     }
@@ -97,6 +103,7 @@ impl Network {
             Self::Clip => "clip",
             Self::Dinov2 => "dinov2",
             Self::Pixels => "pixels",
+            Self::I3d => "i3d",
         }
     }
 
@@ -105,6 +112,7 @@ impl Network {
             Self::Inception | Self::Pixels => Profile::Clean,
             Self::Clip => Profile::Clip,
             Self::Dinov2 => Profile::DgmEval,
+            Self::I3d => Profile::Lvdm,
         }
     }
 }
@@ -213,6 +221,7 @@ impl Comparison {
             // image has, and crops as large as the image.
             pre_resize: look.pre_resize.map(|side| side.pixels(base, (width, height))).filter(|side| (width, height) != (*side, *side)),
             crops: crops.filter(|crops| !(crops.resize && (width, height) == (crops.size, crops.size))),
+            clip: self.clip,
         }
     }
 
@@ -274,7 +283,8 @@ impl Comparison {
             Against::Prompts => "against their prompts".to_owned(),
         };
         let preprocessing = if self.network == Network::Pixels { String::new() } else { format!(", preprocessing {}", self.profile()) };
-        format!("_{}: {} {against}{preprocessing}", self.id, look(&self.generated))
+        let clip = self.clip.map_or(String::new(), |clip| format!(", {clip} of every video"));
+        format!("_{}: {} {against}{preprocessing}{clip}", self.id, look(&self.generated))
     }
 }
 
@@ -346,6 +356,9 @@ impl Protocol {
                     *metric != Metric::Repetition || parts.iter().all(|n| *n > 1),
                     "{at}: repetition compares parts of an image, expected `crops` with a count above 1 in `generated` and `other`"
                 );
+                let of_videos = comparison.network == Network::I3d;
+                let expected = if metric.is_of_videos() { "needs i3d" } else { "is one of images, i3d looks at videos" };
+                ensure!(metric.is_of_videos() == of_videos, "{at}.network: {} {expected}", metric.name());
                 let logits = *metric == Metric::InceptionScore;
                 ensure!(!logits || comparison.network == Network::Inception, "{at}.network: is needs inception");
             }
@@ -353,6 +366,7 @@ impl Protocol {
                 let crops = look.crops.map(|crops| crops.count);
                 ensure!(crops != Some(0), "{at}.{side}.crops.count: expected at least 1");
             }
+            ensure!(comparison.clip.is_none() || comparison.network == Network::I3d, "{at}.clip: only videos, of network i3d, have frames");
             // Fails on what no size can mend; sizes are those of a model yet unknown.
             comparison.generated(0, 512, (1024, 1024)).validate().with_context(|| at.clone())?;
         }
@@ -396,6 +410,9 @@ embedded!(BUILTIN, "experiments/protocols", ".yaml", "Name and YAML of every bui
     "anyres-gan",
     "coco30k",
     "coco5k-mlperf",
+    "video",
+    "self-cascade-video",
+    "freescale-video",
 );
 
 embedded!(PUBLISHED, "datasets/published", ".csv", "Name and CSV of every table of published numbers.":
@@ -407,6 +424,8 @@ embedded!(PUBLISHED, "datasets/published", ".csv", "Name and CSV of every table 
     "lsrna",
     "freescale",
     "megafusion",
+    "self_cascade_video",
+    "freescale_video",
 );
 
 fn table_names() -> String {

@@ -7,14 +7,14 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use scalebench_generation::{Blueprint, FAMILIES, LoadOptions, MethodSpec, Pipeline, ScheduleOptions, locate, locate_here};
-use scalebench_metrics::{Extractor, ImageSet, Metric, Preprocess, Provenance, Sample, Shards, Source, StatisticsFile, Tap, list_images};
+use scalebench_metrics::{Extractor, ImageSet, Preprocess, Provenance, Sample, Shards, Source, StatisticsFile, Tap, list_images};
 
 use crate::experiment::brought::{self, File};
 use crate::experiment::matrix::{self, Change, SEED};
 use crate::experiment::methods::{self, Configured};
-use crate::experiment::protocol::{self, Comparison, Network};
+use crate::experiment::protocol::{self, Comparison, Network, Protocol};
 use crate::experiment::resolved::{
-    Brought, FeatureNetwork, Images, Method, Metrics, Model, Reference, Resolved, Sampler, Scale, comparisons_of_fid,
+    Brought, FeatureNetwork, Images, Method, Metrics, Model, Reference, Resolved, Sampler, Scale, Video, comparisons_of_fid,
 };
 use crate::experiment::upscalers::Upscalers;
 use crate::experiment::yaml::{did_you_mean, from_value};
@@ -99,6 +99,7 @@ pub(crate) fn resolve(file: &Path, experiment: spec::Experiment, needs: Needs) -
 
     let scales = scales(&experiment.scales).with_context(|| at("scales"))?;
     let images = images(&experiment.images, &scales).with_context(|| at("images"))?;
+    let video = video(experiment.frames, experiment.fps).with_context(|| file.display().to_string())?;
     let sampler = Sampler::resolve(experiment.sampler.clone(), &at)?;
 
     let (mut methods, configured) = resolve_methods(&experiment, &sampler, file)?;
@@ -110,7 +111,9 @@ pub(crate) fn resolve(file: &Path, experiment: spec::Experiment, needs: Needs) -
     let found = prompts::resolve(&experiment.prompts, images.most(), folder).with_context(|| at("prompts"));
     let (prompts, prompt_list) = stand_ins.or(found, || Ok(prompts::unread(&experiment.prompts, images.most())))?;
     let (metrics, extractors) = resolve_metrics(experiment.metrics, folder, &mut stand_ins, &at)?;
-    let found = resolve_reference(&experiment.reference, prompt_seed, folder, &metrics, &extractors).with_context(|| at("reference"));
+    check_videos(video, &metrics.protocol, &experiment.methods, &at)?;
+    let found = resolve_reference(&experiment.reference, prompt_seed, folder, (&metrics, &extractors), video.is_some());
+    let found = found.with_context(|| at("reference"));
     let none = || (Reference::Folder { path: PathBuf::new(), images: 0, digest: String::new() }, ReferenceInputs::default());
     let (reference, reference_inputs) = stand_ins.or(found, || Ok(none()))?;
 
@@ -166,6 +169,7 @@ pub(crate) fn resolve(file: &Path, experiment: spec::Experiment, needs: Needs) -
         methods,
         scales,
         images,
+        video,
         prompts,
         seed: experiment.seed.unwrap_or(0),
         sampler,
@@ -174,7 +178,8 @@ pub(crate) fn resolve(file: &Path, experiment: spec::Experiment, needs: Needs) -
         upscalers: upscalers.digests(),
     };
     if let Reference::Statistics { .. } = resolved.reference {
-        let of_fid = comparisons_of_fid(&resolved.metrics.protocol).map(|comparison| resolved.absence(comparison, Metric::Fid));
+        let of_fid = comparisons_of_fid(&resolved.metrics.protocol)
+            .map(|comparison| comparison.metrics.iter().find(|m| m.is_frechet()).and_then(|metric| resolved.absence(comparison, *metric)));
         // Each says why; where there is one that says nothing, the file has its use.
         let reasons: Option<Vec<String>> = of_fid.collect();
         ensure!(reasons.is_none(), "{}: {}", at("reference.statistics"), reasons.unwrap_or_default().join("; "));
@@ -256,7 +261,12 @@ fn load_model(
     let known = FAMILIES.iter().find(|f| f.name == name);
     let path = model.path.or_else(|| known.and_then(|f| f.repository).map(PathBuf::from));
     let path = path.with_context(|| format!("{at}: expected the path of a checkpoint"))?;
-    let options = LoadOptions { variant: model.variant.clone(), dtype: model.dtype.unwrap_or_default(), device: device::current() };
+    let motion_adapter = model.motion_adapter.as_ref().map(|adapter| {
+        let beside = folder.join(adapter);
+        if beside.is_dir() { beside } else { adapter.clone() }
+    });
+    let options =
+        LoadOptions { variant: model.variant.clone(), motion_adapter, dtype: model.dtype.unwrap_or_default(), device: device::current() };
     let load = || {
         let path = data::located(&path)?;
         let beside = folder.join(&path);
@@ -268,9 +278,11 @@ fn load_model(
     let found = load().with_context(|| at.clone());
     let pipeline = stand_ins.or(found, || Ok(None))?;
     let told = FAMILIES.iter().find(|family| model.family.as_deref().unwrap_or(&name) == family.name);
+    let moves = model.motion_adapter.is_some();
+    let with_motion = |blueprint: Blueprint| if moves { blueprint.assuming_motion() } else { blueprint };
     let blueprint = match &pipeline {
         Some(pipeline) => Blueprint::clone(pipeline),
-        None => told.and_then(Blueprint::of_family).with_context(|| {
+        None => told.and_then(Blueprint::of_family).map(with_motion).with_context(|| {
             format!("{at}: {} is not at hand; expected a `family` whose shapes are known: sd15, sd21, sd21-768 or sdxl", path.display())
         })?,
     };
@@ -278,7 +290,18 @@ fn load_model(
     let family = model.family.or_else(|| known.or(blueprint.family()).map(|f| f.name.to_owned())).unwrap_or(name);
     let digest = pipeline.as_ref().map_or_else(String::new, |pipeline| pipeline.digest().to_owned());
     let set = matrix::shown(&changes);
-    let model = Model { name: shown, family, path, variant: model.variant, dtype: options.dtype, digest, width, height, set };
+    let model = Model {
+        name: shown,
+        family,
+        path,
+        motion_adapter: model.motion_adapter,
+        variant: model.variant,
+        dtype: options.dtype,
+        digest,
+        width,
+        height,
+        set,
+    };
     Ok((model, blueprint, pipeline))
 }
 
@@ -320,6 +343,7 @@ fn resolve_metrics(
             Network::Clip => &written.clip,
             Network::Dinov2 => &written.dinov2,
             Network::Pixels => &Some(PathBuf::from(PIXELS)),
+            Network::I3d => &written.i3d,
         };
         let path =
             path.clone().with_context(|| format!("{at}: expected the path of {network:?}, which protocol {} uses", protocol.name))?;
@@ -424,6 +448,37 @@ fn scales(written: &[spec::Scale]) -> Result<Vec<Scale>> {
 }
 
 /// How many images cells have; every scale has its number, and every number its scale.
+/// Refuses a protocol of images for videos, and the other way round, and images that others made among videos.
+fn check_videos(video: Option<Video>, protocol: &Protocol, methods: &[spec::Entry], at: &dyn Fn(&str) -> String) -> Result<()> {
+    for comparison in &protocol.compare {
+        let is_of_videos = comparison.network == Network::I3d;
+        let of = |is: bool| if is { "videos" } else { "images" };
+        ensure!(
+            is_of_videos == video.is_some(),
+            "{}: {} measures {}, and the experiment makes {}: frames is {}",
+            at("metrics.protocol"),
+            protocol.name,
+            of(is_of_videos),
+            of(video.is_some()),
+            video.map_or(1, |video| video.frames)
+        );
+    }
+    let brings = methods.iter().any(|entry| entry.images.is_some());
+    let expected = "expected methods that this program runs, since images that others made are no videos";
+    ensure!(video.is_none() || !brings, "{}: {expected}", at("methods"));
+    Ok(())
+}
+
+/// What a video is; none where there is one frame, an image.
+fn video(frames: Option<usize>, fps: Option<f64>) -> Result<Option<Video>> {
+    let frames = frames.unwrap_or(1);
+    ensure!(frames >= 1, "frames: expected at least 1, found {frames}");
+    ensure!(fps.is_none() || frames > 1, "fps: expected it beside frames only");
+    let fps = fps.unwrap_or(8.0);
+    ensure!((0.1..=1000.0).contains(&fps), "fps: expected a number from 0.1 to 1000, found {fps}");
+    Ok((frames > 1).then_some(Video { frames, fps }))
+}
+
 fn images(written: &spec::Images, scales: &[Scale]) -> Result<Images> {
     let check = |n: usize| {
         let least = format!("expected at least {MIN_IMAGES} (the interval of FID leaves some out, and two must remain), found {n}");
@@ -469,11 +524,18 @@ fn resolve_reference(
     written: &spec::Reference,
     seed: u64,
     folder: &Path,
-    metrics: &Metrics,
-    extractors: &BTreeMap<Network, Extractor>,
+    (metrics, extractors): (&Metrics, &BTreeMap<Network, Extractor>),
+    of_videos: bool,
 ) -> Result<(Reference, ReferenceInputs)> {
     let spec::Reference { source, images, folder: of_images, list, parquet, column, shards, statistics } = written;
     ensure!(column.is_none() || parquet.is_some(), "column: expected it beside parquet only");
+    if of_videos {
+        return match (of_images, statistics) {
+            (Some(path), None) => videos(path, &folder.join(path)),
+            (None, Some(path)) => stored_statistics(path, &folder.join(path), metrics, extractors).context("statistics"),
+            _ => bail!("expected {{folder: DIR}} of videos, or of a .npy or .npz file with an array of them, or {{statistics: FILE}}"),
+        };
+    }
     if let (Some(path), None, None, None, None, None, None) = (parquet, source, images, of_images, list, shards, statistics) {
         return image_table(path, &folder.join(path), column.as_deref());
     }
@@ -540,6 +602,18 @@ fn image_files(path: &Path, images: Vec<PathBuf>) -> Result<(Reference, Referenc
     let reference = Reference::Folder { path: path.to_owned(), images: images.len(), digest: hasher.finalize().to_string() };
     let sample = |(i, file)| Sample { name: format!("{i:06}"), group: i as u32, source: Source::File(file) };
     Ok((reference, ReferenceInputs { images: images.into_iter().enumerate().map(sample).collect(), ..ReferenceInputs::default() }))
+}
+
+/// Videos of a folder or an array, as they are.
+fn videos(path: &Path, place: &Path) -> Result<(Reference, ReferenceInputs)> {
+    let samples = Sample::videos(place)?;
+    ensure!(samples.len() >= 2, "expected at least 2 videos, found {}", samples.len());
+    let digest = match place.is_dir() {
+        false => digest::of_file(place)?,
+        true => digest::of_files(&list_images(place)?)?,
+    };
+    let reference = Reference::Folder { path: path.to_owned(), images: samples.len(), digest };
+    Ok((reference, ReferenceInputs { images: samples, ..ReferenceInputs::default() }))
 }
 
 fn image_table(path: &Path, place: &Path, column: Option<&str>) -> Result<(Reference, ReferenceInputs)> {

@@ -28,6 +28,9 @@ pub(crate) struct Resolved {
     pub(crate) scales: Vec<Scale>,
     /// Images per cell.
     pub(crate) images: Images,
+    /// What each of them is a video of; none of images.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) video: Option<Video>,
     pub(crate) prompts: Prompts,
     /// Image `i` uses `seed + i`, the same in every cell whose method has no seed of its own.
     pub(crate) seed: u64,
@@ -37,6 +40,14 @@ pub(crate) struct Resolved {
     /// Digests of the networks that methods enlarge with, by their names in the methods' settings.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub(crate) upscalers: BTreeMap<String, String>,
+}
+
+/// What a video is, beside its pixels' size.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Video {
+    pub(crate) frames: usize,
+    /// Frames a second, as it is shown.
+    pub(crate) fps: f64,
 }
 
 /// How many images a cell has.
@@ -73,6 +84,8 @@ pub(crate) struct Model {
     /// Selects the settings of methods that differ between models.
     pub(crate) family: String,
     pub(crate) path: PathBuf,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) motion_adapter: Option<PathBuf>,
     pub(crate) variant: Option<String>,
     pub(crate) dtype: Dtype,
     pub(crate) digest: String,
@@ -311,6 +324,11 @@ impl Scale {
 }
 
 impl Resolved {
+    /// Frames of each video; 1 of images.
+    pub(crate) fn frames(&self) -> usize {
+        self.video.map_or(1, |video| video.frames)
+    }
+
     /// The sampler that images of a method are made with.
     pub(crate) fn sampler_of(&self, method: &str) -> &Sampler {
         let found = self.methods.iter().find(|known| known.name == method);
@@ -411,7 +429,7 @@ impl Resolved {
             return None;
         }
         let path = path.display();
-        if metric != Metric::Fid {
+        if !metric.is_frechet() {
             return Some(format!("{path} holds mean and covariance, and {} needs the features of images", metric.name()));
         }
         if comparison.other != Look::default() {
@@ -449,7 +467,10 @@ impl Sampler {
 
 /// The comparisons that a reference which is no more than statistics may serve.
 pub(crate) fn comparisons_of_fid(protocol: &Protocol) -> impl Iterator<Item = &Comparison> {
-    protocol.compare.iter().filter(|comparison| comparison.against == Against::Reference && comparison.metrics.contains(&Metric::Fid))
+    protocol
+        .compare
+        .iter()
+        .filter(|comparison| comparison.against == Against::Reference && comparison.metrics.iter().any(|m| m.is_frechet()))
 }
 
 /// A provenance as people compare two.

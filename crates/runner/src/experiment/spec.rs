@@ -37,6 +37,11 @@ pub(crate) struct Experiment {
     /// Images of each cell: a number, or a map with one for every scale.
     #[schemars(schema_with = "crate::experiment::keys::images")]
     pub(crate) images: Images,
+    /// Frames of each video. Default: 1, which is images.
+    #[schemars(range(min = 1))]
+    pub(crate) frames: Option<usize>,
+    /// Frames a second that videos are shown with. Default: 8.
+    pub(crate) fps: Option<f64>,
     /// What images are asked for.
     #[serde(default)]
     pub(crate) prompts: Prompts,
@@ -51,13 +56,15 @@ pub(crate) struct Experiment {
     pub(crate) metrics: Metrics,
 }
 
-/// A checkpoint: `{path, family, variant, dtype}`, or the path alone.
+/// A checkpoint: `{path, motion_adapter, family, variant, dtype}`, or the path alone.
 #[derive(Debug, Clone, Default, serde::Deserialize, JsonSchema)]
 #[serde(remote = "Self", deny_unknown_fields)]
 pub(crate) struct Model {
     /// A folder in diffusers layout, or `org/name` or `org/name@revision` of the Hugging Face hub.
     pub(crate) path: Option<PathBuf>,
-    /// Selects a method's settings: sd15, sd21, sd21-768, sdxl or pocket. Default: the name if it is one, else by architecture.
+    /// Motion modules for videos by a checkpoint of images: a folder as diffusers' MotionAdapter has it.
+    pub(crate) motion_adapter: Option<PathBuf>,
+    /// Selects a method's settings: sd15, sd21, sd21-768, sdxl, modelscope or pocket. Default: the name if it is one, else by architecture.
     pub(crate) family: Option<String>,
     /// File variant, for example fp16.
     pub(crate) variant: Option<String>,
@@ -74,7 +81,7 @@ impl<'de> Deserialize<'de> for Model {
             type Value = Model;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a checkpoint folder or hub repository, or {path, family, variant, dtype}")
+                f.write_str("a checkpoint folder or hub repository, or {path, motion_adapter, family, variant, dtype}")
             }
 
             fn visit_str<E: de::Error>(self, path: &str) -> Result<Model, E> {
@@ -451,6 +458,8 @@ pub(crate) struct Metrics {
     pub(crate) clip: Option<PathBuf>,
     /// A Hugging Face folder of DINOv2.
     pub(crate) dinov2: Option<PathBuf>,
+    /// I3D's weights, for videos.
+    pub(crate) i3d: Option<PathBuf>,
 }
 
 /// Reads an experiment file: what its base says, then what it says itself, then the `key=value` overrides.
@@ -529,14 +538,17 @@ fn relocate(experiment: &mut Value, folder: &Path, here: &Path) {
         move_if(experiment.get_mut("prompts").and_then(|map| map.get_mut(key)), &always);
         move_if(experiment.get_mut("reference").and_then(|map| map.get_mut(key)), &always);
     }
-    for key in ["extractor", "clip", "dinov2"] {
+    for key in ["extractor", "clip", "dinov2", "i3d"] {
         move_if(experiment.get_mut("metrics").and_then(|map| map.get_mut(key)), &if_there);
     }
     move_if(experiment.get_mut("metrics").and_then(|map| map.get_mut("protocol")), &is_file_name);
     let models = experiment.get_mut("models").and_then(Value::as_mapping_mut);
     for model in models.into_iter().flat_map(Mapping::values_mut) {
         match model {
-            Value::Mapping(model) => move_if(model.get_mut("path"), &if_there),
+            Value::Mapping(model) => {
+                move_if(model.get_mut("path"), &if_there);
+                move_if(model.get_mut("motion_adapter"), &if_there);
+            }
             model => move_if(Some(model), &if_there),
         }
     }

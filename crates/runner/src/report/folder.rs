@@ -82,14 +82,19 @@ fn place(model: &Model, scale: &Scale) -> Result<String> {
 pub(crate) fn sample(store: &Store, resolved: &Resolved, model: &Model, scale: &Scale, seed: u64) -> Result<(Samples, Image)> {
     let n_columns = resolved.images.at(scale).min(grid::MAX_COLUMNS);
     let (mut rows, mut strips, mut columns) = (Vec::new(), Vec::new(), Vec::new());
-    let mut add = |label: &str, seeded: bool, images: &mut dyn Iterator<Item = Result<Image>>| -> Result<()> {
+    let mut add = |label: &str, seeded: bool, images: &mut dyn Iterator<Item = Result<Vec<Image>>>| -> Result<()> {
         // Full-size images are held one at a time: eight at 4096² are 400 MB.
         let (mut tiles, mut small) = (Vec::new(), Vec::new());
-        for image in images {
-            let image = image?;
-            let src = format!("data:image/webp;base64,{}", BASE64_STANDARD.encode(grid::embedded(&image)?));
-            tiles.push(Tile { src, width: image.width, height: image.height });
-            small.push(grid::tile(&image)?);
+        for frames in images {
+            let frames = frames?;
+            let first = frames.first().context("an image without pixels")?;
+            let webp = match resolved.video {
+                Some(video) if frames.len() > 1 => grid::embedded_video(&frames, video.fps)?,
+                _ => grid::embedded(first)?,
+            };
+            let src = format!("data:image/webp;base64,{}", BASE64_STANDARD.encode(webp));
+            tiles.push(Tile { src, width: first.width, height: first.height });
+            small.push(grid::tile_of(&frames)?);
         }
         strips.push(grid::row(&small)?);
         rows.push(SampleRow { label: label.to_owned(), seeded, tiles });
@@ -98,7 +103,8 @@ pub(crate) fn sample(store: &Store, resolved: &Resolved, model: &Model, scale: &
     // Reference images belong to the columns only if both come from the set in the same order.
     if let (Reference::Emoji { images, seed }, Prompts::Emoji { .. }) = (&resolved.reference, &resolved.prompts) {
         let (width, height) = model.size(scale)?;
-        add("Reference", false, &mut score::reference_images(*seed, 0..n_columns.min(*images), width, height))?;
+        let images = score::reference_images(*seed, 0..n_columns.min(*images), width, height);
+        add("Reference", false, &mut images.map(|image| Ok(vec![image?])))?;
     }
     for method in resolved.methods.iter().filter(|method| resolved.seed_of(&method.name) == seed) {
         let cell = cell_name(&model.name, scale, &method.name);
@@ -107,10 +113,10 @@ pub(crate) fn sample(store: &Store, resolved: &Resolved, model: &Model, scale: &
         }
         let manifest: Vec<ManifestLine> = seal::read_lines(store, &manifest_file(&cell))?;
         ensure!(!manifest.is_empty(), "cell {cell}: no manifest, expected a finished run");
-        let mut images = manifest.iter().take(n_columns).map(|line| -> Result<Image> {
+        let mut images = manifest.iter().take(n_columns).map(|line| -> Result<Vec<Image>> {
             let bytes = store.read_image(&cell, line.index, &line.key)?;
             let bytes = bytes.with_context(|| format!("cell {cell}: image {} is missing or damaged", line.index))?;
-            Ok(png::decode(&bytes)?.0)
+            Ok(png::decode_frames(&bytes)?.0)
         });
         add(&method.title, true, &mut images)?;
         columns = manifest.into_iter().take(n_columns).map(|line| Column { prompt: line.prompt, seed: line.seed }).collect();

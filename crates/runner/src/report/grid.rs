@@ -1,8 +1,12 @@
 //! Sample grids: a row of reference images, then a row per method; a column per prompt.
 
-use anyhow::{Context, Result, anyhow};
+use std::borrow::Cow;
+
+use anyhow::{Context, Result, anyhow, bail};
 use scalebench_metrics::Image;
 use scalebench_metrics::resize::{Filter, Raster, pillow_u8};
+
+use crate::run::video;
 
 /// Most columns of a grid.
 pub(crate) const MAX_COLUMNS: usize = 8;
@@ -16,22 +20,15 @@ const GAP: usize = 4;
 /// Longer side in pixels, at most, of an image that is embedded in a page.
 pub(crate) const EMBEDDED: usize = 320;
 
+/// The same of videos, which are embedded without losses.
+pub(crate) const EMBEDDED_VIDEO: usize = 160;
+
 /// Quality of embedded images: at 320 pixels hardly to be told from the original, and a sixth of the bytes of a PNG file.
 const EMBEDDED_QUALITY: f32 = 90.0;
 
 /// A WebP file for a page, reduced if the image is large and never enlarged.
 pub(crate) fn embedded(image: &Image) -> Result<Vec<u8>> {
-    let longer = image.width.max(image.height);
-    let reduced = |side: usize| (side * EMBEDDED / longer).max(1);
-    let small = match longer > EMBEDDED {
-        false => None,
-        true => {
-            let (width, height) = (reduced(image.width), reduced(image.height));
-            let raster = pillow_u8(&Raster::from(image), width, height, Filter::Bicubic)?;
-            Some(Image::new(width, height, raster.pixels.into_flattened())?)
-        }
-    };
-    let image = small.as_ref().unwrap_or(image);
+    let image = &*reduced(image, EMBEDDED)?;
     let side = |side: usize| u32::try_from(side).context("reduced to a side that fits");
     let mut config = webp::WebPConfig::new().map_err(|()| anyhow!("libwebp has no configuration"))?;
     config.quality = EMBEDDED_QUALITY;
@@ -39,6 +36,44 @@ pub(crate) fn embedded(image: &Image) -> Result<Vec<u8>> {
     config.use_sharp_yuv = 1;
     let encoded = webp::Encoder::from_rgb(&image.rgb, side(image.width)?, side(image.height)?).encode_advanced(&config);
     Ok(encoded.map_err(|error| anyhow!("cannot encode a sample as WebP: {error:?}"))?.to_vec())
+}
+
+/// An animated WebP file for a page, likewise.
+pub(crate) fn embedded_video(frames: &[Image], fps: f64) -> Result<Vec<u8>> {
+    let frames = frames.iter().map(|frame| Ok(reduced(frame, EMBEDDED_VIDEO)?.into_owned())).collect::<Result<Vec<_>>>()?;
+    video::animated_webp(&frames, fps)
+}
+
+/// An image whose longer side is at most `most` pixels.
+fn reduced(image: &Image, most: usize) -> Result<Cow<'_, Image>> {
+    let longer = image.width.max(image.height);
+    if longer <= most {
+        return Ok(Cow::Borrowed(image));
+    }
+    let side = |side: usize| (side * most / longer).max(1);
+    let (width, height) = (side(image.width), side(image.height));
+    let raster = pillow_u8(&Raster::from(image), width, height, Filter::Bicubic)?;
+    Ok(Cow::Owned(Image::new(width, height, raster.pixels.into_flattened())?))
+}
+
+/// The place of a video in a grid: its first, middle and last frame side by side; an image's is its [`tile`].
+pub(crate) fn tile_of(frames: &[Image]) -> Result<Image> {
+    match frames {
+        [image] => tile(image),
+        [] => bail!("a video without frames"),
+        frames => {
+            let shown = [0, frames.len() / 2, frames.len() - 1].map(|at| tile(&frames[at]));
+            let shown = shown.into_iter().collect::<Result<Vec<_>>>()?;
+            // Without gaps: what belongs together touches.
+            let mut strip = blank(shown.iter().map(|tile| tile.width).sum(), TILE)?;
+            let mut left = 0;
+            for tile in &shown {
+                paste(&mut strip, tile, left, 0);
+                left += tile.width;
+            }
+            Ok(strip)
+        }
+    }
 }
 
 /// One row of [`tile`]s.
@@ -94,6 +129,19 @@ mod tests {
             assert_eq!((decoded.width, decoded.height), expected);
             assert!(decoded.rgb.iter().all(|v| v.abs_diff(90) <= 2));
         }
+    }
+
+    #[test]
+    fn videos_are_shown_by_three_frames_and_embedded_with_all() {
+        let frames: Vec<Image> = (0..5u8).map(|i| Image::new(320, 160, vec![40 * i; 3 * 320 * 160]).unwrap()).collect();
+        let strip = tile_of(&frames).unwrap();
+        assert_eq!((strip.width, strip.height), (3 * 2 * TILE, TILE));
+        let at = |x: usize| strip.rgb[3 * x];
+        assert_eq!((at(0), at(2 * TILE), at(4 * TILE)), (0, 80, 160));
+        let found = embedded_video(&frames, 8.0).unwrap();
+        let found = scalebench_metrics::videos::animation(std::io::Cursor::new(found), "a test".as_ref()).unwrap();
+        assert_eq!((found.len(), found[0].width, found[0].height), (5, 160, 80));
+        assert_eq!(found[3].rgb[0], 120);
     }
 
     #[test]

@@ -250,11 +250,17 @@ impl Page<'_> {
         if self.samples.is_empty() {
             return html! { p { "No samples were kept of this run." } };
         }
+        let (what, shown) = match self.resolved().video {
+            None => ("an image", format!("Images are shown as WebP of at most {} pixels; the PNG files", grid::EMBEDDED)),
+            Some(video) => {
+                let most = grid::EMBEDDED_VIDEO;
+                ("a video", format!("Videos of {} frames are shown as WebP of at most {most} pixels; the animated PNG files", video.frames))
+            }
+        };
         html! {
             p {
-                "Each column is one prompt and one seed, each row a method. Click an image to enlarge it; then the arrow keys go through methods (↑ ↓) \
-                 and prompts (← →). Images are shown as WebP of at most " (grid::EMBEDDED) " pixels; the PNG files are in the run's "
-                code { "cells/" } "."
+                "Each column is one prompt and one seed, each row a method. Click " (what) " to enlarge it; then the arrow keys go through methods (↑ ↓) \
+                 and prompts (← →). " (shown) " are in the run's " code { "cells/" } "."
             }
             @for (i, samples) in self.samples.iter().enumerate() {
                 @let id = format!("samples-{i}");

@@ -56,6 +56,10 @@ struct Acting<'a> {
 /// The layers of a U-Net or of a decoder.
 pub(crate) struct Flops {
     parts: Vec<Part>,
+    /// Maps that go through it together: a video's frames.
+    frames: f64,
+    /// Layers over frames: how often the latents are halved before each, and its multiply-adds for each position of a frame.
+    temporals: Vec<(usize, f64)>,
 }
 
 impl Flops {
@@ -67,6 +71,44 @@ impl Flops {
     /// A checkpoint's decoder.
     pub(crate) fn decoder(checkpoint: &Blueprint) -> Result<Flops> {
         Flops::of_decoder(checkpoint.vae_config()).context("vae/config.json: expected the shapes of a decoder")
+    }
+
+    /// A checkpoint's U-Net for videos of so many frames, with the layers over frames that are among its sites; they are taken to run
+    /// on the trained network's sizes.
+    pub(crate) fn unet_of_videos(checkpoint: &Blueprint, frames: usize) -> Result<Flops> {
+        let temporals = Flops::over_frames(checkpoint.unet_config(), checkpoint.sites(), frames);
+        Ok(Flops { frames: frames as f64, temporals, ..Flops::unet(checkpoint)? })
+    }
+
+    /// Halvings and multiply-adds of each layer over frames.
+    fn over_frames(config: &Value, sites: &SiteTable, frames: usize) -> Vec<(usize, f64)> {
+        let widths = numbers(&config["block_out_channels"]).unwrap_or_default();
+        let head = config["attention_head_dim"].as_f64().unwrap_or(64.0);
+        let of_site = |path: &str| -> Option<(usize, f64)> {
+            let mut parts = path.split('.');
+            let (first, index) = (parts.next()?, parts.next().and_then(|index| index.parse::<usize>().ok()));
+            let level = match first {
+                "down_blocks" => index?,
+                "up_blocks" => widths.len().checked_sub(1 + index?)?,
+                "mid_block" => widths.len().checked_sub(1)?,
+                _ => 0,
+            };
+            let c = *widths.get(level)?;
+            // Two projections; two attentions of four products each, and their pairs of frames; a gated feed-forward (8 + 4).
+            let transformer = |c: f64, inner: f64| 2.0 * c * inner + 20.0 * inner * inner + 4.0 * frames as f64 * inner;
+            Some(match () {
+                // Four convolutions of three frames.
+                () if path.contains("temp_convs") => (level, 12.0 * c * c),
+                () if first == "transformer_in" => (level, transformer(c, 8.0 * head)),
+                () => (level, transformer(c, c)),
+            })
+        };
+        sites.temporals.iter().filter_map(|site| of_site(&site.path)).collect()
+    }
+
+    /// A decoder's for every frame of a video.
+    pub(crate) fn with_frames(self, frames: usize) -> Flops {
+        Flops { frames: frames as f64, ..self }
     }
 
     fn of_unet(config: &Value) -> Option<Flops> {
@@ -98,7 +140,7 @@ impl Flops {
             return None;
         }
         let time = 4.0 * widths[0];
-        let mut net = Flops { parts: Vec::new() };
+        let mut net = Flops { parts: Vec::new(), frames: 1.0, temporals: Vec::new() };
         net.conv("conv_in", config["in_channels"].as_f64()?, widths[0], 3.0);
         net.parts.push(Part::Leave(String::new()));
         net.fixed(widths[0] * time + time * time);
@@ -155,7 +197,7 @@ impl Flops {
         let latent = config["latent_channels"].as_f64()?;
         let resnets = config["layers_per_block"].as_u64()? + 1;
         let mut width = *widths.last()?;
-        let mut net = Flops { parts: Vec::new() };
+        let mut net = Flops { parts: Vec::new(), frames: 1.0, temporals: Vec::new() };
         if config["use_post_quant_conv"].as_bool() != Some(false) {
             net.conv("post_quant_conv", latent, latent, 1.0);
         }
@@ -271,7 +313,9 @@ impl Flops {
                 Part::Enlarge => size = skips.last().copied().unwrap_or((2 * size.0, 2 * size.1)),
             }
         }
-        2.0 * multiply_adds
+        let halved = |side: usize, times: usize| (0..times).fold(side, |side, _| side.div_ceil(2));
+        let over_frames = |(level, by_position): &(usize, f64)| (halved(latent.0, *level) * halved(latent.1, *level)) as f64 * by_position;
+        2.0 * self.frames * (multiply_adds + self.temporals.iter().map(over_frames).sum::<f64>())
     }
 
     /// Operations of a U-Net's evaluations in one step on latents of `(height, width)`.
@@ -396,7 +440,7 @@ mod tests {
     use super::*;
     use scalebench_generation::Dispersion;
     use scalebench_generation::plan::{Dilation, ScaleFusion, ShiftedWindows};
-    use scalebench_generation::site::{AttentionSite, ConvSite, LayerSite};
+    use scalebench_generation::site::{AttentionSite, ConvSite, LayerSite, TemporalSite};
     use serde_json::json;
 
     fn sd15() -> Flops {
@@ -437,7 +481,8 @@ mod tests {
         let doubled = 9.0 * 256.0 + resnet(16.0, 8.0) + resnet(8.0, 8.0) + 9.0 * 8.0 * 3.0;
         assert_eq!(decoder.at((3, 5)), 2.0 * (15.0 * latent + 225.0 * 32.0 + 60.0 * doubled));
         let conv = |by_position| Part::Conv { path: String::new(), stride: 2, by_position };
-        assert_eq!(Flops { parts: vec![conv(0.0), conv(1.0)] }.at((5, 9)), 2.0 * 2.0 * 3.0);
+        let two = Flops { parts: vec![conv(0.0), conv(1.0)], frames: 1.0, temporals: Vec::new() };
+        assert_eq!(two.at((5, 9)), 2.0 * 2.0 * 3.0);
         assert!(Flops::of_unet(&json!({"block_out_channels": []})).is_none());
     }
 
@@ -481,6 +526,23 @@ mod tests {
             }
         }
         (net, sites)
+    }
+
+    /// Every frame as an image, and what happens between them: 22 C² and the pairs of frames in a motion module, 12 C² in convolutions.
+    #[test]
+    fn frames_count_and_so_do_layers_over_them() {
+        let (net, mut sites) = small();
+        let image = net.at((8, 8));
+        let paths = ["transformer_in", "down_blocks.1.motion_modules.0", "mid_block.temp_convs.1", "up_blocks.1.temp_attentions.0"];
+        sites.temporals.extend(paths.map(|path| TemporalSite { path: path.to_owned() }));
+        let config = json!({ "block_out_channels": [2, 4], "attention_head_dim": 1 });
+        let temporals = Flops::over_frames(&config, &sites, 5);
+        let inner = 8.0;
+        let first = 2.0 * 2.0 * inner + 20.0 * inner * inner + 4.0 * 5.0 * inner;
+        let (module, convolutions, last) = (22.0 * 16.0 + 4.0 * 5.0 * 4.0, 12.0 * 16.0, 22.0 * 4.0 + 4.0 * 5.0 * 2.0);
+        assert_eq!(temporals, [(0, first), (1, module), (1, convolutions), (0, last)]);
+        let video = Flops { frames: 5.0, temporals, ..net };
+        assert_eq!(video.at((8, 8)), 5.0 * (image + 2.0 * (64.0 * (first + last) + 16.0 * (module + convolutions))));
     }
 
     #[test]

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, ensure};
 use cpu_time::{ProcessTime, ThreadTime};
-use scalebench_generation::{Method, Pipeline, Rgb, beside, on_gpu};
+use scalebench_generation::{Injected, Method, Pipeline, Rgb, beside, on_gpu};
 use scalebench_metrics::{Image, jpeg};
 
 use crate::experiment::brought::File;
@@ -66,8 +66,11 @@ pub(crate) enum Sharing {
 impl Sharing {
     /// Where nobody says how many go together: on a GPU as many as fill it, which at 512 × 512 pixels of Stable Diffusion are eight; on a
     /// CPU one on each thread while they are small enough to be in memory together, since what operations lose by threads that wait
-    /// for each other is most for small ones.
+    /// for each other is most for small ones. Videos go one by one.
     pub(crate) fn of(cell: &Cell, pipeline: &Pipeline, batch_size: Option<u16>) -> Sharing {
+        if cell.jobs.first().is_some_and(|job| job.request.frames > 1) {
+            return Sharing::Batches(1);
+        }
         let latents = (cell.width / pipeline.vae_factor()) as usize * (cell.height / pipeline.vae_factor()) as usize;
         let map = cell.jobs.first().map_or(usize::MAX, |job| pipeline.largest_map(&job.request));
         match (batch_size, rayon::current_num_threads()) {
@@ -101,8 +104,11 @@ impl Sharing {
     }
 }
 
+/// The frames of a video; one of an image.
+type Frames = Vec<Image>;
+
 /// Images, each with its index and what it cost, where that is known.
-type Images = Vec<(usize, Image, Option<Timing>)>;
+type Images = Vec<(usize, Frames, Option<Timing>)>;
 
 /// Where they go.
 type HandOn<'a> = dyn FnMut(Images) -> Result<()> + Send + 'a;
@@ -129,7 +135,7 @@ pub(crate) fn make_images(inputs: &Inputs, plan: &Plan, store: &Store, shard: Sh
     // Images are encoded and written while the next ones are made.
     std::thread::scope(|scope| {
         let (send, receive) = sync_channel::<Made<'_>>(2);
-        let writer = scope.spawn(|| write_images(receive, store, n_todo, &|cell| bar.inc(pixels(cell))));
+        let writer = scope.spawn(|| write_images(receive, store, plan.fps, n_todo, &|cell| bar.inc(pixels(cell))));
         let made = todo.iter().try_for_each(|(cell, missing)| {
             memory::release();
             let cell_start = Instant::now();
@@ -163,7 +169,7 @@ pub(crate) fn make_images(inputs: &Inputs, plan: &Plan, store: &Store, shard: Sh
 }
 
 /// Writes what comes: times first, so that every image has its own.
-fn write_images(made: Receiver<Made<'_>>, store: &Store, n_todo: usize, written: &dyn Fn(&Cell)) -> Result<()> {
+fn write_images(made: Receiver<Made<'_>>, store: &Store, fps: f64, n_todo: usize, written: &dyn Fn(&Cell)) -> Result<()> {
     let mut done = 0;
     let mut of_cell: Option<(&str, Vec<Timing>)> = None;
     for Made { cell, images } in made {
@@ -178,13 +184,13 @@ fn write_images(made: Receiver<Made<'_>>, store: &Store, n_todo: usize, written:
         if !timings.is_empty() {
             store.write_lines(&store.timings(&cell.name), timings)?;
         }
-        for (index, mut image, timing) in images {
+        for (index, mut frames, timing) in images {
             let seconds = timing.map_or(0.0, |timing| timing.seconds);
             // What was brought is measured as it is.
             if let (Some(quality), Work::Sample(_)) = (cell.sampler.jpeg_quality, &cell.work) {
-                image = jpeg::round_trip(&image, quality)?;
+                frames = frames.iter().map(|frame| jpeg::round_trip(frame, quality)).collect::<Result<_, _>>()?;
             }
-            store.write_image(&cell.name, index, &cell.jobs[index].key, &image)?;
+            store.write_image(&cell.name, index, &cell.jobs[index].key, &frames, fps)?;
             done += 1;
             progress::say(&Event::Image { cell: &cell.name, index, seconds, done, of: n_todo });
             written(cell);
@@ -240,16 +246,20 @@ fn make_beside(pipeline: &Pipeline, cell: &Cell, method: &Method, indices: &[usi
     results.into_iter().collect()
 }
 
-/// Some images of a cell, made together.
-fn make(pipeline: &Pipeline, cell: &Cell, method: &Method, indices: &[usize]) -> Result<Vec<Image>> {
+/// Some images of a cell, made together, or videos one after the other.
+fn make(pipeline: &Pipeline, cell: &Cell, method: &Method, indices: &[usize]) -> Result<Vec<Frames>> {
     let requests: Vec<_> = indices.iter().map(|&i| &cell.jobs[i].request).collect();
-    let images = pipeline.generate_batch(&requests, method).with_context(|| format!("cell {}, images {indices:?}", cell.name))?;
-    let image = |image: Rgb| Ok(Image::new(image.width as usize, image.height as usize, image.data)?);
-    images.into_iter().map(image).collect()
+    let images: Result<Vec<Vec<Rgb>>, _> = match requests.first().is_some_and(|request| request.frames > 1) {
+        true => requests.iter().map(|request| pipeline.generate_frames(request, method, &Injected::default(), None)).collect(),
+        false => pipeline.generate_batch(&requests, method).map(|images| images.into_iter().map(|image| vec![image]).collect()),
+    };
+    let images = images.with_context(|| format!("cell {}, images {indices:?}", cell.name))?;
+    let image = |frame: Rgb| Ok(Image::new(frame.width as usize, frame.height as usize, frame.data)?);
+    images.into_iter().map(|frames| frames.into_iter().map(image).collect()).collect()
 }
 
 /// What images cost each: seconds, processor seconds, and the peak since the last reset.
-fn timed(indices: &[usize], images: Vec<Image>, seconds: f64, processor_seconds: f64) -> Images {
+fn timed(indices: &[usize], images: Vec<Frames>, seconds: f64, processor_seconds: f64) -> Images {
     let peak_memory_bytes = memory::peak();
     let timing = |index| Timing { index, seconds, processor_seconds: Some(processor_seconds), peak_memory_bytes };
     indices.iter().zip(images).map(|(&index, image)| (index, image, Some(timing(index)))).collect()
@@ -264,7 +274,7 @@ fn bring_all(cell: &Cell, files: &[File], indices: &[usize], hand_on: &mut HandO
         ensure!(is_same, "{}: was replaced while the sweep ran; expected what it was when it began", file.path.display());
         let image = Image::decode(Cursor::new(bytes), &file.path)?;
         let timing = file.seconds.map(|seconds| Timing { index, seconds, processor_seconds: None, peak_memory_bytes: None });
-        Ok((index, image, timing))
+        Ok((index, vec![image], timing))
     };
     for &index in indices {
         interrupt::check()?;

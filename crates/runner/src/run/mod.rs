@@ -15,3 +15,4 @@ pub(crate) mod shard;
 pub(crate) mod slurm;
 pub(crate) mod spectra;
 pub(crate) mod store;
+pub(crate) mod video;

@@ -113,6 +113,9 @@ pub(crate) fn label(column: &str) -> (String, f64) {
         Some((Metric::Cmmd, id)) => (format!("CMMD_{id}"), 1.0),
         Some((Metric::ClipScore, id)) => (format!("CLIP_{id}"), 1.0),
         Some((Metric::Spectrum, id)) => (format!("spectrum_{id}, dB"), 1.0),
+        Some((Metric::Fvd, id)) => (format!("FVD_{id}"), 1.0),
+        // As it is published: not by the thousand.
+        Some((Metric::Kvd, id)) => (format!("KVD_{id}"), 1.0),
         _ => (column.to_owned(), 1.0),
     }
 }
@@ -126,6 +129,7 @@ mod tests {
         assert_eq!(label("fid_r"), ("FID_r".to_owned(), 1.0));
         assert_eq!(label("kid_dino_r"), ("KID_dino_r·10³".to_owned(), 1e3));
         assert_eq!(label("clip_score_t"), ("CLIP_t".to_owned(), 1.0));
+        assert_eq!((label("fvd_r"), label("kvd_r")), (("FVD_r".to_owned(), 1.0), ("KVD_r".to_owned(), 1.0)));
         assert_eq!(label("recall_r"), ("recall_r".to_owned(), 1.0));
         assert_eq!(label("seconds"), ("seconds".to_owned(), 1.0));
     }

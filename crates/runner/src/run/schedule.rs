@@ -542,6 +542,7 @@ pub(crate) mod tests {
     fn sites() -> SiteTable {
         let conv = |path: &str| ConvSite { path: path.into(), stride: 1, halvings: 0 };
         SiteTable {
+            temporals: Vec::new(),
             convs: vec![conv("conv_in"), conv("down_blocks.1.resnets.0.conv1"), conv("mid_block.resnets.0.conv1")],
             attentions: vec![AttentionSite { path: "mid_block.attentions.0.transformer_blocks.0.attn1".into(), halvings: 1 }],
             skips: vec![SkipSite { path: "up_blocks.0.resnets.0".into(), block: 0, channels: 8 }],

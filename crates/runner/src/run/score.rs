@@ -2,6 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
+use std::fs::File;
+use std::io::BufReader;
+use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
@@ -9,7 +13,7 @@ use scalebench_emoji::{Split, emojis, prompt_order, render};
 use scalebench_generation::Blueprint;
 use scalebench_metrics::{
     Corrupt, Extractor, FeatureSet, Image, Jackknifed, Metric, OtherSide, Preprocess, Provenance, Sample, Source, Statistics,
-    StatisticsFile, Tap, Verdict, clip_scores,
+    StatisticsFile, Tap, Verdict, VideoMeasure, VideoSet, clip_scores, videos::animation,
 };
 use serde::Serialize;
 use serde_json::json;
@@ -38,7 +42,7 @@ pub(crate) fn score(resolved: &Resolved, inputs: &Inputs, plan: &Plan, store: &S
     }
     let mut rows = Vec::new();
     for (model, described) in resolved.models.iter().enumerate() {
-        let unet = Flops::unet(&inputs.blueprints[model])?;
+        let unet = Flops::unet_of_videos(&inputs.blueprints[model], resolved.frames())?;
         for scale in &resolved.scales {
             let cells: Vec<&Cell> = plan.cells.iter().filter(|c| c.asked_for && c.model == model && c.scale == *scale).collect();
             let mut columns: Vec<Vec<Score>> = vec![Vec::new(); cells.len()];
@@ -133,6 +137,26 @@ struct Scorer<'a> {
 /// Features of one side, one set per tap.
 type Sets = Vec<(Tap, FeatureSet)>;
 
+/// Videos of a run directory.
+#[derive(Debug)]
+struct StoredVideos(Vec<PathBuf>);
+
+impl VideoSet for StoredVideos {
+    fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    fn name(&self, place: usize) -> String {
+        format!("{place:06}")
+    }
+
+    fn frames(&self, place: usize) -> scalebench_metrics::Result<Vec<Image>> {
+        let path = &self.0[place];
+        let read = |source| scalebench_metrics::Error::Io { action: "read", path: path.clone(), source };
+        animation(BufReader::new(File::open(path).map_err(read)?), path)
+    }
+}
+
 /// What a set of images is compared with.
 pub(crate) enum Other {
     Features(FeatureSet),
@@ -205,7 +229,9 @@ impl Scorer<'_> {
                     Some(_) => None,
                     None => {
                         let other = if metric.needs_reference() { other.side() } else { OtherSide::None };
-                        let value = Jackknifed::new(*metric, set_of(&features, metric.tap()), other, &comparison.jackknife());
+                        let scores = metric.video_measure().map(|of| self.video_scores(comparison, cell, of)).transpose()?;
+                        let set = scores.as_ref().unwrap_or_else(|| set_of(&features, metric.tap()));
+                        let value = Jackknifed::new(*metric, set, other, &comparison.jackknife());
                         Some(value.with_context(|| format!("cell {}, {}_{}", cell.name, metric.name(), comparison.id))?)
                     }
                 };
@@ -295,11 +321,22 @@ impl Scorer<'_> {
 
     /// Samples of a cell's first images; image `i` is group `i`, in every cell.
     fn samples(&self, cell: &Cell, n: usize) -> impl ExactSizeIterator<Item = Sample> {
-        (0..n).map(|i| Sample {
-            name: format!("{i:06}"),
-            group: i as u32,
-            source: Source::File(self.store.path(&Store::image(&cell.name, i))),
-        })
+        let file = |i: usize| self.store.path(&Store::image(&cell.name, i));
+        let videos = self.resolved.video.map(|_| Arc::new(StoredVideos((0..n).map(file).collect())));
+        let source = move |i: usize| match &videos {
+            None => Source::File(file(i)),
+            Some(videos) => Source::Video(videos.clone(), i),
+        };
+        (0..n).map(move |i| Sample { name: format!("{i:06}"), group: i as u32, source: source(i) })
+    }
+
+    /// What is measured of each of a cell's videos without a network; kept for comparisons between runs.
+    fn video_scores(&self, comparison: &Comparison, cell: &Cell, of: VideoMeasure) -> Result<FeatureSet> {
+        let samples: Vec<Sample> = self.samples(cell, cell.n_scored).collect();
+        let scores = of.scores(&samples, comparison.clip)?;
+        let keys: Vec<&str> = cell.jobs[..cell.n_scored].iter().map(|job| job.key.as_str()).collect();
+        scores.save(&self.store.path(&feature_file(&scores.provenance, &keys)?))?;
+        Ok(scores)
     }
 
     /// Features of a cell's first `n` images.

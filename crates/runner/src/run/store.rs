@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! DIR/run.yaml                         the command, the machine, the resolved experiment
-//! DIR/cells/<cell>/images/000000.png   the key of each image is in a text chunk
+//! DIR/cells/<cell>/images/000000.png   the key of each image is in a text chunk; videos are animated PNG files
 //! DIR/cells/<cell>/manifest.jsonl      one line per image, once all are there
 //! DIR/cells/<cell>/timings*.jsonl      seconds and memory; one file per shard
 //! DIR/cells/<cell>/schedule.json       what the method does by layer and step
@@ -154,12 +154,12 @@ impl Store {
     /// The bytes of image `index` if it is whole and was made under `key`.
     pub(crate) fn read_image(&self, cell: &str, index: usize, key: &str) -> Result<Option<Vec<u8>>> {
         let bytes = self.read(&Self::image(cell, index))?;
-        Ok(bytes.filter(|bytes| png::decode(bytes).is_ok_and(|(_, found)| found.as_deref() == Some(key))))
+        Ok(bytes.filter(|bytes| png::decode_frames(bytes).is_ok_and(|(_, found)| found.as_deref() == Some(key))))
     }
 
-    /// Stores image `index` under `key`.
-    pub(crate) fn write_image(&self, cell: &str, index: usize, key: &str, image: &Image) -> Result<()> {
-        self.write(&Self::image(cell, index), &png::encode(image, Some(key))?)
+    /// Stores image `index` under `key`: one frame, or those of a video.
+    pub(crate) fn write_image(&self, cell: &str, index: usize, key: &str, frames: &[Image], fps: f64) -> Result<()> {
+        self.write(&Self::image(cell, index), &png::encode_frames(frames, fps, Some(key))?)
     }
 
     /// Writes one JSON document per line.
@@ -256,7 +256,7 @@ mod tests {
         let store = Store::new(dir.path(), Shard::WHOLE);
         let image = Image::new(4, 4, vec![7; 48]).unwrap();
         assert_eq!(store.read_image("m/4x-a", 0, "k").unwrap(), None);
-        store.write_image("m/4x-a", 0, "k", &image).unwrap();
+        store.write_image("m/4x-a", 0, "k", &[image], 1.0).unwrap();
         let bytes = store.read_image("m/4x-a", 0, "k").unwrap().unwrap();
         assert_eq!(store.read_image("m/4x-a", 0, "other").unwrap(), None);
         fs::write(store.path(&Store::image("m/4x-a", 0)), &bytes[..bytes.len() - 9]).unwrap();
