@@ -6,7 +6,7 @@ use crate::parity::{check, data, golden};
 use crate::pipeline::{Enlarging, Pipeline, Request, Rgb, Seeding, SizeConditioning, Trace, Upscaler};
 use crate::plan::Plan;
 use crate::sampler::{Sampler, ScheduleOptions};
-use crate::unet::Told;
+use crate::unet::{Shown, Told};
 use crate::vae::VaeDecode;
 use crate::{LoadOptions, Method};
 use candle_core::Tensor;
@@ -38,7 +38,8 @@ fn the_network_is_that_of_diffusers() {
                 check(name, &got.to_device(&candle_core::Device::Cpu).unwrap(), &want.narrow(0, 0, rows).unwrap());
             }
         };
-        let got = u.unet.forward_observed(&want[&format!("{i}.x")], f64::from(at[0]), &told, &plan, &mut see).unwrap();
+        let shown = Shown { now: &want[&format!("{i}.x")], before: None, frames: 1 };
+        let got = u.unet.forward_observed(&shown, f64::from(at[0]), &told, &plan, &mut see).unwrap();
         check(&format!("call {i}"), &got, &want[&format!("{i}.out")]);
     }
 }
@@ -98,6 +99,7 @@ fn methods_enlarge_what_plain_sampling_makes() {
         negative_prompt: String::new(),
         width: side,
         height: side,
+        frames: 1,
         steps: 2,
         sampler: Sampler::Ddim,
         schedule: ScheduleOptions::default(),

@@ -72,7 +72,7 @@ fn frames_first(videos: &Tensor) -> Tensor {
 /// The text of each video, for each of its frames.
 fn told(context: &Tensor, frames: usize) -> Told {
     let rows: Vec<Tensor> = (0..context.dim(0).unwrap()).flat_map(|i| vec![context.narrow(0, i, 1).unwrap(); frames]).collect();
-    Told { text: Tensor::cat(&rows, 0).unwrap(), added: None }
+    Told { text: Tensor::cat(&rows, 0).unwrap(), added: None, class: None }
 }
 
 fn run(unet: &UNet, sample: &Tensor, context: &Tensor, timestep: f64, plan: &Plan) -> Tensor {

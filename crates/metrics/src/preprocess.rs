@@ -157,7 +157,7 @@ fn shortest_to(image: &Raster<f32, 3>, side: usize) -> Result<Raster<f32, 3>> {
     let resized = torch_bilinear(image, width, height)?;
     let (left, top) = ((width - side) / 2, (height - side) / 2);
     let rows = (top..top + side).flat_map(|y| resized.pixels[y * width + left..][..side].iter().copied());
-    Raster::new(side, side, rows.collect())
+    Ok(Raster::new(side, side, rows.collect())?)
 }
 
 /// What happens to an image that is not square.

@@ -177,7 +177,7 @@ impl Trace {
 
 impl Rgb {
     /// The image at another (width, height), to the bit as Pillow resizes it; itself where it has this size.
-    pub(super) fn resized(self, (width, height): (u32, u32), filter: ImageFilter) -> Result<Self> {
+    pub(crate) fn resized(self, (width, height): (u32, u32), filter: ImageFilter) -> Result<Self> {
         if (self.width, self.height) == (width, height) {
             return Ok(self);
         }

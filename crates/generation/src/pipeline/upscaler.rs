@@ -244,8 +244,8 @@ impl Upscaler {
             let text = Tensor::cat(&conditionings.iter().map(of).collect::<Vec<_>>(), 0)?;
             Ok(Told { text, added: None, class: Some(run.settings.noise_level) })
         };
-        let predictions = self.unet.predict(&Shown { now: shown, before: None }, timestep, passes, &mut told)?;
-        combine(passes, &predictions, None, 0.0)
+        let predictions = self.unet.predict(&Shown { now: shown, before: None, frames: 1 }, timestep, passes, &mut told)?;
+        combine(passes, &predictions, None, 0.0, 1)
     }
 }
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use anyhow::{Context, Result};
-use scalebench_generation::{Dtype, Method, Request, Seeding};
+use scalebench_generation::{Blueprint, Dtype, Method, Request, Seeding};
 use serde::Serialize;
 use serde_json::json;
 

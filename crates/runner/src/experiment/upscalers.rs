@@ -39,6 +39,6 @@ fn load(name: &str, dtype: Dtype, folder: &Path) -> Result<Upscaler> {
     let path = data::located(&PathBuf::from(name))?;
     let beside = folder.join(&path);
     let found = locate(if beside.is_dir() { &beside } else { &path })?;
-    let options = LoadOptions { variant: None, dtype, device: device::current() };
+    let options = LoadOptions { variant: None, dtype, device: device::current(), motion_adapter: None };
     Ok(Upscaler::load_with(&found, &options)?)
 }

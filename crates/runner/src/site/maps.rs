@@ -59,6 +59,7 @@ fn request(side: u32) -> Request {
         seed: 0,
         size_conditioning: SizeConditioning::Target,
         vae_decode: VaeDecode::Whole,
+        frames: 1,
         seeding: Seeding::PerImage,
     }
 }
