@@ -6,6 +6,8 @@
 #   20  nightly runs of one history
 #   15  reports
 #
+# What it said: reports/kills.md.
+#
 # usage: scripts/kill_test.sh [EXPERIMENT.yaml [sweep options]]
 #   default: experiments/quick.yaml --set scales='[4]' --set images=4 --set sampler.steps=3 --set reference.images=16
 set -euo pipefail
@@ -61,7 +63,12 @@ killed_within() {
 start=$(now)
 "$scalebench" sweep "$@" --out "$work/whole" >/dev/null 2>>"$work/stderr"
 whole=$(($(now) - start))
-say "undisturbed sweep: $whole ms"
+say '# A hundred kills'
+say
+say '`scripts/kill_test.sh`: SIGKILL at random moments; afterwards images, manifests, features and results are compared byte for byte with those of an'
+say 'undisturbed sweep, and no temporary file may be left.'
+say
+say "- undisturbed sweep: $whole ms"
 
 # Two shards.
 begin() {
@@ -86,7 +93,7 @@ results=$(sha256sum "$work/killed/results.csv")
 "$scalebench" sweep "$@" --out "$work/killed" >/dev/null 2>>"$work/stderr"
 sha256sum --check --quiet <<<"$results"
 same "$work/killed"
-say "40 kills of two shards: identical, $(wc -l <"$work/whole.list") files"
+say "- 40 kills of two shards: identical, $(wc -l <"$work/whole.list") files"
 
 # One process, with something to do in every part of a sweep.
 kill=0 again=0
@@ -101,7 +108,7 @@ done
 "$scalebench" sweep "$@" --out "$work/killed" >/dev/null 2>>"$work/stderr"
 same "$work/killed"
 "$scalebench" verify "$work/killed" >/dev/null
-say "25 kills of a sweep that goes on (and $again that had ended): identical, verify finds it whole"
+say "- 25 kills of a sweep that goes on (and $again that had ended): identical, verify finds it whole"
 
 # A history: whatever is killed, its table can be read and its accepted run is whole.
 nightly() { "$scalebench" nightly "$1" "${@:2}" --history "$work/history" --no-speed --no-memory; }
@@ -118,7 +125,7 @@ same "$work/history/latest"
 "$scalebench" verify "$work/history/latest" >/dev/null
 cmp "$work/whole/results.csv" "$work/history/accepted/results.csv"
 "$scalebench" compare "$work/history/accepted" "$work/history/latest" --no-speed --no-memory >/dev/null
-say "20 kills of nightly (and $again that had ended): the accepted run and the latest are those of an undisturbed one"
+say "- 20 kills of nightly (and $again that had ended): the accepted run and the latest are those of an undisturbed one"
 
 # The report, which is made from the rest.
 report() { "$scalebench" report "$1" >/dev/null 2>>"$work/stderr"; }
@@ -135,4 +142,4 @@ report "$work/killed"
 (cd "$work/killed/report" && sha256sum --check --quiet <<<"$before")
 "$scalebench" sweep "$@" --out "$work/killed" >/dev/null 2>>"$work/stderr"
 same "$work/killed"
-say "15 kills of report: the same report"
+say "- 15 kills of report: the same report"

@@ -151,14 +151,14 @@ fn number(random: &mut Random, input: &mut Vec<u8>, at: usize) {
     input.splice(first..end, with.iter().copied());
 }
 
-/// How what an outcome says begins, whatever its paths and numbers: what follows may be the input's own words.
+/// How what an outcome says begins, without paths, numbers and what is quoted: those are the input's own words.
 fn signature(outcome: &Result<(), String>) -> u64 {
     let mut hasher = DefaultHasher::new();
     let message = outcome.as_ref().err().map_or("", String::as_str);
-    let words = message.split_whitespace().filter(|word| !word.contains(['/', '`', '"', '\'']) && word.is_ascii());
-    for word in words.take(8) {
-        word.trim_matches(|c: char| !c.is_ascii_alphabetic()).hash(&mut hasher);
-    }
+    // Every second part of a text that is cut at its quotes is quoted.
+    let plain = message.split(['`', '"']).step_by(2).flat_map(str::split_whitespace);
+    let own = plain.filter(|word| word.chars().all(|c| c.is_ascii_alphabetic() || ",.:;'()-_".contains(c)));
+    own.take(8).for_each(|word| word.hash(&mut hasher));
     hasher.finish()
 }
 
