@@ -7,6 +7,24 @@
 //!
 //! Results do not depend on the number of threads, nor an image's on the others of its batch: work is cut into
 //! tiles whose sizes follow from the shapes alone, and each output element is summed inside one tile.
+//!
+//! ```
+//! use candle_core::{DType, Device};
+//! use scalebench_kernels::{Activation, ConvGeometry, ConvWeight, Precision, Tensor, conv2d};
+//!
+//! # fn main() -> scalebench_kernels::Result<()> {
+//! let ones = |dims: [usize; 4]| Tensor::ones(&dims[..], DType::F32, &Device::Cpu);
+//! let weight = ConvWeight::new(&ones([1, 1, 3, 3])?, Precision::F32)?;
+//! // Re-dilated by 2, a 3×3 kernel reaches two pixels to each side.
+//! let geometry = ConvGeometry { dilation: 2, ..ConvGeometry::padded(2) };
+//! let y = conv2d(&ones([1, 1, 5, 5])?, &weight, None, geometry, Activation::Identity)?;
+//! assert_eq!(y.dims(), [1, 1, 5, 5]);
+//! // All nine taps of the pixel in the middle are inside; four of that in the corner.
+//! let rows = y.squeeze(0)?.squeeze(0)?.to_vec2::<f32>()?;
+//! assert_eq!((rows[2][2], rows[0][0]), (9.0, 4.0));
+//! # Ok(())
+//! # }
+//! ```
 
 #![allow(
     clippy::needless_range_loop,

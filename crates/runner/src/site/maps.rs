@@ -1,9 +1,10 @@
 //! What the built-in methods do, drawn: on the pocket model, whose layers this program has with it.
 
 use anyhow::Result;
-use scalebench_generation::{Pipeline, Request, Sampler, ScheduleOptions, Seeding, SizeConditioning, VaeDecode};
+use scalebench_generation::{Dtype, Pipeline, Request, Sampler, ScheduleOptions, Seeding, SizeConditioning, VaeDecode};
 
 use crate::experiment::methods;
+use crate::experiment::upscalers::Upscalers;
 use crate::host::data;
 use crate::report::heatmap;
 use crate::report::page::ScheduleMap;
@@ -16,20 +17,26 @@ const STEPS: usize = 50;
 
 pub(super) struct Maps {
     pipeline: Pipeline,
+    /// What methods enlarge with: it is said in words.
+    upscalers: Upscalers,
 }
 
 impl Maps {
     pub(super) fn new() -> Result<Maps> {
-        Ok(Maps { pipeline: Pipeline::load(&data::located("scalebench:datasets/pocket".as_ref())?)? })
+        let pipeline = Pipeline::load(&data::located("scalebench:datasets/pocket".as_ref())?)?;
+        Ok(Maps { pipeline, upscalers: Upscalers::default() })
     }
 
     /// The maps of a built-in method: none at scales that it has no settings for.
-    pub(super) fn of(&self, name: &str) -> Result<Vec<ScheduleMap>> {
+    pub(super) fn of(&mut self, name: &str) -> Result<Vec<ScheduleMap>> {
         let spec = methods::find(name, "".as_ref())?;
         let mut found = Vec::new();
         for scale in SCALES {
             let side = self.pipeline.native_size().0 * scale.isqrt();
             let Ok(method) = spec.resolve("pocket", f64::from(scale), self.pipeline.sites()) else { continue };
+            if let Some((name, upscaler)) = self.upscalers.find(&method, Dtype::F32, "".as_ref())? {
+                self.pipeline.lend_upscaler(&name, upscaler);
+            }
             let Ok(schedule) = schedule::of(&self.pipeline, &request(side), &method) else { continue };
             found.push((format!("pocket, {scale}× ({side}×{side})"), schedule));
         }

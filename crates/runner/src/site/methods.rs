@@ -31,7 +31,7 @@ pub(super) struct Described<'a> {
 
 /// Every method: the built-in ones in their order, then those that runs brought.
 pub(super) fn all(sources: &[Source]) -> Result<Vec<Described<'_>>> {
-    let maps = Maps::new()?;
+    let mut maps = Maps::new()?;
     let mut found = Vec::new();
     for name in methods::names() {
         let (spec, text) = (methods::find(name, Path::new(""))?, methods::text(name).unwrap_or_default());
