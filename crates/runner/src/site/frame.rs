@@ -39,6 +39,11 @@ pub(super) fn page(title: &str, above: &str, head: &Markup, content: &Markup) ->
     document(&format!("{title} – scalebench"), Pictures::Beside, &[page::STYLE, STYLE], &[page::SCRIPT, SCRIPT], &body)
 }
 
+/// Text of a file, in which code stands between backticks.
+pub(super) fn prose(text: &str) -> Markup {
+    html! { @for (i, part) in text.split('`').enumerate() { @if i % 2 == 1 { code { (part) } } @else { (part) } } }
+}
+
 /// A name as a part of a file's name or of an identifier.
 pub(super) fn slug(name: &str) -> String {
     let keep = |c: char| if c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-') { c } else { '-' };

@@ -65,9 +65,7 @@ impl Described<'_> {
         let head = html! {
             h1 { (self.title) }
             @if let Some(source) = &self.source { p.lead { (source) } }
-            @if !self.prose.is_empty() {
-                p { @for (i, part) in self.prose.split('`').enumerate() { @if i % 2 == 1 { code { (part) } } @else { (part) } } }
-            }
+            @if !self.prose.is_empty() { p { (frame::prose(&self.prose)) } }
         };
         let sections = [
             ("results", "Results", self.results(boards)),

@@ -50,7 +50,7 @@ pub(super) fn page(protocol: &Protocol, sources: &[Source], boards: &[Board]) ->
         section aria-labelledby="open" {
             h2 id="open" { "What its source leaves open" }
             @if protocol.uncertain.is_empty() { p { "Nothing that is known." } }
-            ul { @for sentence in &protocol.uncertain { li { (sentence) } } }
+            ul { @for sentence in &protocol.uncertain { li { (frame::prose(sentence)) } } }
         }
         section aria-labelledby="used" {
             h2 id="used" { "Who used it" }
