@@ -10,8 +10,8 @@ StableDiffusionUpscalePipeline) at a fraction of its width, on emoji rendered at
     scalebench dataset --split reference --views 16 --size 256 --png --out LARGE_PNG
     python train_pocket_upscaler.py card   --small SMALL_PNG --large LARGE_PNG --out datasets/pocket-upscaler
 
-Autoencoder, text encoder and tokenizer are the pocket checkpoint's (--pocket), unchanged: its autoencoder has 4 pixels a
-latent, as the x4 upscaler's. The U-Net sees random crops of 32x32 latents (128 px); it is convolutional but for its
+Autoencoder, text encoder and tokenizer are the pocket checkpoint's (--pocket): its autoencoder has 4 pixels a latent, as the x4
+upscaler's. It is trained no further; only the unit of its latents becomes the x4 upscaler's. The U-Net sees random crops of 32x32 latents (128 px); it is convolutional but for its
 smallest maps. Of every second image it is shown the small render as the autoencoder gives it back, since that is what it will
 be shown of generated images. Writes a checkpoint every few minutes and resumes from it. Needs torch, diffusers and
 transformers.
@@ -19,6 +19,7 @@ transformers.
 
 import argparse
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -35,6 +36,7 @@ UNET_CONFIG = dict(
 )
 BETAS = dict(beta_start=1e-4, beta_end=0.02, beta_schedule="scaled_linear")
 MAX_NOISE_LEVEL = 350
+SCALING_FACTOR = 0.08333
 CROP = 32
 
 
@@ -130,6 +132,22 @@ def train(args):
             data.save()
 
 
+def rescale(folder):
+    """Another unit for the autoencoder's latents: diffusers' pipeline takes the factor of the x4 upscaler's whatever the file says."""
+    from safetensors.torch import load_file, save_file
+
+    file, weights = folder / "config.json", folder / "diffusion_pytorch_model.safetensors"
+    config, state = json.loads(file.read_text()), {k: v.float() for k, v in load_file(weights).items()}
+    unit = config["scaling_factor"] / SCALING_FACTOR
+    n = config["latent_channels"]
+    for name in ("quant_conv.weight", "quant_conv.bias"):
+        state[name][:n] *= unit
+    state["quant_conv.bias"][n:] += 2 * math.log(unit)
+    state["post_quant_conv.weight"] /= unit
+    save_file({k: v.half().contiguous() for k, v in state.items()}, weights, metadata={"format": "pt"})
+    file.write_text(json.dumps(dict(config, scaling_factor=SCALING_FACTOR), indent=2) + "\n")
+
+
 @torch.no_grad()
 def export(args):
     """Writes the averaged U-Net (f16) as a diffusers folder, with the pocket checkpoint's other parts."""
@@ -144,6 +162,7 @@ def export(args):
     save_file({k: v.half().contiguous() for k, v in unet.state_dict().items()}, out / "unet" / "diffusion_pytorch_model.safetensors", metadata={"format": "pt"})
     for part in ["vae", "text_encoder", "tokenizer"]:
         shutil.copytree(pocket / part, out / part, dirs_exist_ok=True)
+    rescale(out / "vae")
     DDIMScheduler(clip_sample=False, set_alpha_to_one=False, steps_offset=1, prediction_type="v_prediction", **BETAS).save_config(out / "scheduler")
     DDPMScheduler(**BETAS).save_config(out / "low_res_scheduler")
     index = dict(_class_name="StableDiffusionUpscalePipeline", max_noise_level=MAX_NOISE_LEVEL, low_res_scheduler=["diffusers", "DDPMScheduler"],
@@ -188,7 +207,7 @@ def card(args):
         "The Stable Diffusion x4 upscaler's layout at a fraction of its width: a U-Net of 7 input channels (latents and the noised small image) that is told",
         "the noise level, whose two finer attention levels attend to the text alone, v-prediction, an autoencoder of 4 pixels a latent. Trained from scratch by",
         f"`scripts/train_pocket_upscaler.py` on the emoji set (`datasets/README.md`), 64 to 256 px. Diffusers folder, f16, averaged weights, {size:.1f} MB;",
-        "autoencoder, text encoder and tokenizer are the pocket checkpoint's, unchanged. Its figures rank methods on the pocket model; they say nothing about any other.", "",
+        "autoencoder, text encoder and tokenizer are the pocket checkpoint's, with the x4 upscaler's unit of latents. Its figures rank methods on the pocket model; they say nothing about any other.", "",
         "| steps | images | hours | last logged |", "| --- | --- | --- | --- |",
         f"| {training['steps']} | {training['images']} | {training['seconds'] / 3600:.2f} | loss {training['last']['loss']}, mse {training['last']['mse']} |", "",
         f"PyTorch {training['versions']['torch']}, CPU, one thread of a shared machine.", "",
