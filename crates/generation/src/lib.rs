@@ -31,6 +31,7 @@
 //!     size_conditioning: SizeConditioning::Target,
 //!     vae_decode: VaeDecode::Whole,
 //!     seeding: Seeding::PerImage,
+//!     frames: 1,
 //! };
 //! let file = "../../experiments/methods/scalecrafter.yaml".as_ref();
 //! let method = MethodSpec::parse(&std::fs::read_to_string(file)?, file)?.resolve("pocket", 4.0, pipeline.sites())?;

@@ -162,6 +162,10 @@ impl Blueprint {
             };
             return Err(Error::Request { key: "frames", found: request.frames.to_string(), expected });
         }
+        if pixels.saturating_mul(request.frames as u64) > MOST_PIXELS {
+            let expected = format!("at most {} of this size, {MOST_PIXELS} pixels in all", MOST_PIXELS / pixels);
+            return Err(Error::Request { key: "frames", found: request.frames.to_string(), expected });
+        }
         range("guidance_scale", request.guidance_scale, 0.0, 1e3)?;
         range("guidance_rescale", request.guidance_rescale, 0.0, 1.0)?;
         let journey = self.journey(request, method)?;

@@ -51,7 +51,7 @@ impl AdapterConfig {
         let config = Self {
             heads: c.counts("motion_num_attention_heads", Some(n), Some(8))?,
             groups: c.count("motion_norm_num_groups", Some(32))?,
-            max_frames: c.count("motion_max_seq_length", Some(32))?,
+            max_frames: c.within("motion_max_seq_length", Some(32), 1, 4096)?,
             mid: c.bool("use_motion_mid_block", true)?,
         };
         let divides = |by: usize| unet.channels.iter().all(|c| c % by == 0);

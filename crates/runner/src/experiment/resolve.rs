@@ -283,7 +283,10 @@ fn load_model(
     let blueprint = match &pipeline {
         Some(pipeline) => Blueprint::clone(pipeline),
         None => told.and_then(Blueprint::of_family).map(with_motion).with_context(|| {
-            format!("{at}: {} is not at hand; expected a `family` whose shapes are known: sd15, sd21, sd21-768 or sdxl", path.display())
+            format!(
+                "{at}: {} is not at hand; expected a `family` whose shapes are known: sd15, sd21, sd21-768, sdxl or modelscope",
+                path.display()
+            )
         })?,
     };
     let (width, height) = blueprint.native_size();
@@ -447,7 +450,6 @@ fn scales(written: &[spec::Scale]) -> Result<Vec<Scale>> {
     Ok(scales)
 }
 
-/// How many images cells have; every scale has its number, and every number its scale.
 /// Refuses a protocol of images for videos, and the other way round, and images that others made among videos.
 fn check_videos(video: Option<Video>, protocol: &Protocol, methods: &[spec::Entry], at: &dyn Fn(&str) -> String) -> Result<()> {
     for comparison in &protocol.compare {
@@ -479,6 +481,7 @@ fn video(frames: Option<usize>, fps: Option<f64>) -> Result<Option<Video>> {
     Ok((frames > 1).then_some(Video { frames, fps }))
 }
 
+/// How many images cells have; every scale has its number, and every number its scale.
 fn images(written: &spec::Images, scales: &[Scale]) -> Result<Images> {
     let check = |n: usize| {
         let least = format!("expected at least {MIN_IMAGES} (the interval of FID leaves some out, and two must remain), found {n}");

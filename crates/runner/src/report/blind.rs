@@ -4,7 +4,6 @@
 use anyhow::{Context, Result, ensure};
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
-use scalebench_metrics::Image;
 use scalebench_metrics::random::RandomState;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -106,7 +105,8 @@ impl Study<'_> {
     fn image(&self, cell: &str, line: &ManifestLine) -> Result<String> {
         let bytes = self.store.read_image(cell, line.index, &line.key)?;
         let bytes = bytes.with_context(|| format!("cell {cell}: image {} is missing or damaged", line.index))?;
-        let image: Image = png::decode(&bytes)?.0;
-        Ok(format!("data:image/png;base64,{}", BASE64_STANDARD.encode(png::encode(&image, None)?)))
+        let frames = png::decode_frames(&bytes)?.0;
+        let fps = self.resolved.video.map_or(1.0, |video| video.fps);
+        Ok(format!("data:image/png;base64,{}", BASE64_STANDARD.encode(png::encode_frames(&frames, fps, None)?)))
     }
 }

@@ -360,7 +360,8 @@ impl Finishing {
         };
         let (unet, decoder) = (Flops::of_unet(upscaler.unet_config()), Flops::of_decoder(upscaler.vae_config()));
         let (unet, decoder) = unet.zip(decoder).context("upscaler: expected the shapes of a U-Net and of a decoder")?;
-        for (width, height) in sizes {
+        // Of every frame of a video.
+        for (width, height) in sizes.iter().cycle().take(sizes.len() * request.frames).copied() {
             let (maps, size) = upscaler.maps((width, height), &settings);
             let passes = settings.steps * maps * if settings.guidance_scale > 1.0 { 2 } else { 1 };
             found.steps += settings.steps;
