@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Disks that are full or cannot be written to, under a sweep, nightly, report and what writes single files. Needs Linux and the right to
-# mount a tmpfs (root, or user namespaces). What it said: reports/faults.md.
+# mount a tmpfs (root, or user namespaces).
 #
 # usage: scripts/faults.sh [EXPERIMENT.yaml [sweep options]]
 #   default: the smallest checkpoint of the tests, 3 images a cell

@@ -6,7 +6,7 @@
 #   20  nightly runs of one history
 #   15  reports
 #
-# What it said: reports/kills.md.
+#
 #
 # usage: scripts/kill_test.sh [EXPERIMENT.yaml [sweep options]]
 #   default: experiments/quick.yaml --set scales='[4]' --set images=4 --set sampler.steps=3 --set reference.images=16

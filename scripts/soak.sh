@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Nightly runs one after the other in one history, small ones: whether memory, open files or results creep. What it said: reports/soak.md.
+# Nightly runs one after the other in one history, small ones: whether memory, open files or results creep.
 #
 # usage: scripts/soak.sh [RUNS [EXPERIMENT.yaml [nightly options]]]
 #   default: 50 runs of the smallest checkpoint of the tests, one method, 3 images, 2 steps
