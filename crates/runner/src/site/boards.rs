@@ -184,7 +184,7 @@ fn answer(board: &Board) -> Markup {
         tr {
             th scope="row" {
                 a href={ "#" (place.id()) } { (place.scale) "×" }
-                " " small { (place.model) ", " (place.width) "×" (place.height) " px" }
+                " " small { (place.model) ", " (place.width) "×" (place.height) " px, by " (place.protocol) }
             }
             td { strong { (method_link(group.source, &best.method)) } }
             td { (scores::head(column)) br; @if let Some(score) = score(best, column) { (scores::value(score)) } }
