@@ -147,7 +147,7 @@ mod tests {
     }
 
     fn key() -> Key {
-        let pair = |index: usize| Pair { index, prompt: format!("p{index}"), seed: index as u64, a_is_left: index % 2 == 0 };
+        let pair = |index: usize| Pair { index, prompt: format!("p{index}"), seed: index as u64, a_is_left: index.is_multiple_of(2) };
         let method = |name: &str| (name.to_owned(), name.to_uppercase());
         Key {
             study: "00ff".into(),

@@ -90,7 +90,7 @@ fn others() -> Vec<(&'static str, &'static str, Value)> {
         (scheduler, "num_train_timesteps", json!(1)),
         (scheduler, "steps_offset", json!(1000)),
         (scheduler, "steps_offset", json!(-1)),
-        (scheduler, "beta_schedule", json!("linear")),
+        (scheduler, "beta_schedule", json!("squaredcos_cap_v2")),
         (scheduler, "prediction_type", json!("flow")),
         (scheduler, "timestep_spacing", json!("even")),
         (scheduler, "timestep_spacing", json!(3)),
