@@ -4,11 +4,11 @@
 use crate::journey::Steps;
 use crate::methods::{Method, MethodSpec, Settings};
 use crate::parity::{check, data, folder, golden, model};
-use crate::pipeline::{Injected, Pipeline, Request, SizeConditioning, Trace};
+use crate::pipeline::{Injected, Pipeline, Request, SizeConditioning, Trace, Upscaler};
 use crate::sampler::{Sampler, Schedule, ScheduleOptions};
-use crate::{Seeding, VaeDecode};
+use crate::{LoadOptions, Seeding, VaeDecode};
 use serde_json::Value;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 /// What a golden's run was asked for.
 fn spec(name: &str) -> Value {
@@ -231,7 +231,13 @@ fn shipped() -> Vec<MethodSpec> {
 
 fn pocket() -> &'static Pipeline {
     static POCKET: OnceLock<Pipeline> = OnceLock::new();
-    POCKET.get_or_init(|| Pipeline::load(&folder().join("../../datasets/pocket")).unwrap())
+    POCKET.get_or_init(|| {
+        let datasets = folder().join("../../datasets");
+        let mut pipeline = Pipeline::load(&datasets.join("pocket")).unwrap();
+        let upscaler = Upscaler::load_with(&datasets.join("pocket-upscaler"), &LoadOptions::default()).unwrap();
+        pipeline.lend_upscaler("scalebench:datasets/pocket-upscaler", Arc::new(upscaler));
+        pipeline
+    })
 }
 
 /// A run at `scale` times the pixels, in two squares beside each other for 8.
@@ -284,7 +290,9 @@ fn shipped_methods_resolve_where_they_say() {
                         assert!((sum - 1.0).abs() < 1e-9, "{at}: passes that weigh {sum}");
                     }
                     let vae = pipeline.vae_factor();
-                    assert_eq!(sizes[sizes.len() - 1], ((request.height / vae) as usize, (request.width / vae) as usize), "{at}");
+                    let ending = pipeline.ending(&request, &method).unwrap();
+                    let (width, height) = ending.map_or((request.width, request.height), |ending| ending.from);
+                    assert_eq!(sizes[sizes.len() - 1], ((height / vae) as usize, (width / vae) as usize), "{at}");
                 }
             }
         }

@@ -138,9 +138,9 @@ mod tests {
             assert_eq!(row.len(), DIM);
             let expected = 10.0 * (10200.0f64 / 12.0).log10();
             for (k, value) in row[..RINGS].iter().enumerate().skip(1) {
-                // The lower a ring, the fewer the frequencies in it.
-                let least = if k < 8 { 3.0 } else { 1.2 };
-                assert!((f64::from(*value) - expected).abs() < least, "{width}x{height} ring {k}: {value} for {expected}");
+                // Of a ring's 2πk frequencies or more half are independent, each with a deviation as large as its mean: three of their mean's.
+                let most = 3.0 * 10.0 * std::f64::consts::LOG10_E / (std::f64::consts::PI * k as f64).sqrt();
+                assert!((f64::from(*value) - expected).abs() < most, "{width}x{height} ring {k}: {value} for {expected}");
             }
             // A Laplacian's weights squared sum to 20.
             close("sharpness", f64::from(row[RINGS]), (20.0 * 10200.0f64 / 12.0).log10(), 0.02);
