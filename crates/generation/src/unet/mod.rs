@@ -93,6 +93,27 @@ pub(crate) struct Told {
     pub(crate) class: Option<usize>,
 }
 
+impl AddedConfig {
+    /// That of SDXL, if the configuration asks for it.
+    fn of(c: &mut Config) -> Result<Option<Self>> {
+        if c.string("addition_embed_type", "")?.is_empty() {
+            return Ok(None);
+        }
+        let time_width = c.count("addition_time_embed_dim", None)?;
+        if !time_width.is_multiple_of(2) {
+            return c.refuse("addition_time_embed_dim", "an even number: sines and cosines");
+        }
+        let input = c.count("projection_class_embeddings_input_dim", None)?;
+        match input.checked_sub(SIZE_NUMBERS * time_width).filter(|n| *n > 0) {
+            Some(pooled_width) => Ok(Some(Self { time_width, pooled_width })),
+            None => {
+                let expected = format!("expected more than {SIZE_NUMBERS} times `addition_time_embed_dim`");
+                Err(Error::malformed(c.file(), format!("`projection_class_embeddings_input_dim` is {input}, {expected}")))
+            }
+        }
+    }
+}
+
 impl UNetConfig {
     fn of(mut c: Config) -> Result<Self> {
         let file = &c.file().to_owned();
@@ -146,23 +167,7 @@ impl UNetConfig {
             0 => None,
             classes => Some(classes),
         };
-        let added = if c.string("addition_embed_type", "")?.is_empty() {
-            None
-        } else {
-            let time_width = c.count("addition_time_embed_dim", None)?;
-            if !time_width.is_multiple_of(2) {
-                return c.refuse("addition_time_embed_dim", "an even number: sines and cosines");
-            }
-            let input = c.count("projection_class_embeddings_input_dim", None)?;
-            let pooled_width = input.checked_sub(SIZE_NUMBERS * time_width).filter(|n| *n > 0);
-            let wrong = || {
-                let reason = format!(
-                    "`projection_class_embeddings_input_dim` is {input}, expected more than {SIZE_NUMBERS} times `addition_time_embed_dim`"
-                );
-                Error::malformed(file, reason)
-            };
-            Some(AddedConfig { time_width, pooled_width: pooled_width.ok_or_else(wrong)? })
-        };
+        let added = AddedConfig::of(&mut c)?;
         let heads = if volume {
             // Here the name means what it says.
             let width = c.count("attention_head_dim", Some(64))?;
