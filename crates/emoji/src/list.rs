@@ -15,7 +15,7 @@ use std::sync::OnceLock;
 /// One emoji of the set.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Emoji {
-    /// Position in [`emojis`]; stable for a given version of this crate.
+    /// Position in [`emojis`](fn@crate::emojis); stable for a given version of this crate.
     pub index: usize,
     /// The Unicode sequence.
     pub text: &'static str,

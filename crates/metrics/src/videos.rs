@@ -224,9 +224,9 @@ impl VideoSet for VideoArray {
 /// A property of a video by itself, without a network. Values are of pixels in [0, 1], averaged over pixels, channels and times.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum VideoMeasure {
-    /// Mean |x[t+1] − x[t]|: how much changes from frame to frame. 1 − it is VBench's temporal flickering score (arXiv:2311.17982).
+    /// Mean `|x[t+1] − x[t]|`: how much changes from frame to frame. 1 − it is VBench's temporal flickering score (arXiv:2311.17982).
     FrameDifference,
-    /// Mean |x[t+1] − 2 x[t] + x[t−1]| / 2: what changes and changes back. A pixel that brightens or darkens steadily adds nothing, one
+    /// Mean `|x[t+1] − 2 x[t] + x[t−1]| / 2`: what changes and changes back. A pixel that brightens or darkens steadily adds nothing, one
     /// that alternates as much as to the frame difference; nothing is warped.
     Flicker,
 }
