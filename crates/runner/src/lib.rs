@@ -2,14 +2,14 @@
 //!
 //! | folder | what |
 //! | --- | --- |
-//! | [`commands`], [`cli`] | what can be asked for on the command line |
-//! | [`compare`] | run against run: tests, verdicts, histories |
-//! | [`site`] | many runs as a static site |
-//! | [`report`] | showing a run: tables, charts, heat maps, grids, the page |
-//! | [`cost`] | what an experiment costs: operations, seconds, memory |
-//! | [`run`] | making a run: its directory, images, features and scores, and what it says meanwhile |
-//! | [`experiment`] | what was asked, as written and as it will run |
-//! | [`words`], [`host`] | text for people; this machine and this process |
+//! | `commands`, `cli` | what can be asked for on the command line |
+//! | `compare` | run against run: tests, verdicts, histories |
+//! | `site` | many runs as a static site |
+//! | `report` | showing a run: tables, charts, heat maps, grids, the page |
+//! | `cost` | what an experiment costs: operations, seconds, memory |
+//! | `run` | making a run: its directory, images, features and scores, and what it says meanwhile |
+//! | `experiment` | what was asked, as written and as it will run |
+//! | `words`, `host` | text for people; this machine and this process |
 //!
 //! A module imports from its own folder and from those below it, never from above, and never in a circle; `tests/imports.rs` holds to
 //! it.
