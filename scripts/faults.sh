@@ -15,15 +15,8 @@ trap 'cd /; umount -l "$work/disk" 2>/dev/null || true; rm -rf "$work"' EXIT
 mkdir "$work/disk"
 export XDG_CACHE_HOME=$work/cache HF_HUB_OFFLINE=1
 if [ $# -eq 0 ]; then
-    cat >"$work/tiny.yaml" <<YAML
-models: {tiny: {path: $PWD/crates/generation/tests/data/models/tiny-sd15, family: sd15}}
-methods: [direct-inf]
-scales: [0.25]
-images: 3
-sampler: {steps: 2}
-reference: {source: emoji, images: 6}
-metrics: {protocol: scalecrafter, extractor: $PWD/crates/runner/tests/data/tiny-inception}
-YAML
+    . scripts/tiny_experiment.sh
+    tiny_experiment "$work/tiny.yaml"
     set -- "$work/tiny.yaml"
 fi
 
