@@ -32,7 +32,7 @@ for ((run = 1; run <= runs; run++)); do
     while kill -0 $pid 2>/dev/null; do
         kib=$(awk '/^VmHWM:/ { print $2 }' /proc/$pid/status 2>/dev/null || true)
         [ -z "$kib" ] || peak=$((kib > peak ? kib : peak))
-        n=$(ls /proc/$pid/fd 2>/dev/null | wc -l)
+        n=$(ls /proc/$pid/fd 2>/dev/null | wc -l || true)
         files=$((n > files ? n : files))
         sleep 0.02
     done
