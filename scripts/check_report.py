@@ -10,82 +10,21 @@ Needs the PyPI package playwright, and a Chromium: Debian's package `chromium`, 
 """
 
 import argparse
-import shutil
-import sys
 from pathlib import Path
 
-from playwright.sync_api import sync_playwright
+from browser import DARK, LAPTOP, PHONE, add_option, browser, check, look, watch
 
-VIEWS = {
-    "desktop": {"viewport": {"width": 1280, "height": 800}},
-    "desktop-dark": {"viewport": {"width": 1280, "height": 800}, "color_scheme": "dark"},
-    "phone": {"viewport": {"width": 390, "height": 844}, "is_mobile": True, "has_touch": True, "device_scale_factor": 1},
-}
-
-# What is wider than the window and not inside something that scrolls by itself.
-OVERFLOW = """() => {
-  const width = document.documentElement.clientWidth;
-  const scrolls = (e) => e && e !== document.body && (getComputedStyle(e).overflowX !== "visible" || scrolls(e.parentElement));
-  const wide = [...document.querySelectorAll("body *")].filter((e) => {
-    const box = e.getBoundingClientRect();
-    return box.width > 0 && (box.right > width + 1 || box.left < -1) && !scrolls(e) && !e.closest("svg, .hidden");
-  });
-  return {
-    width, scroll: document.documentElement.scrollWidth,
-    wide: wide.slice(0, 5).map((e) => `${e.tagName} ${e.className}: ${e.textContent.slice(0, 60)}`),
-  };
-}"""
-
-# Contrast of text with what is behind it, by WCAG 2.1; the least of 4.5 holds for small letters.
-CONTRAST = """() => {
-  const channel = (v) => (v /= 255) <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4;
-  const parse = (text) => { const m = text.match(/[\\d.]+/g).map(Number); return { rgb: m.slice(0, 3), alpha: m.length > 3 ? m[3] : 1 }; };
-  const light = (rgb) => { const [r, g, b] = rgb.map(channel); return 0.2126 * r + 0.7152 * g + 0.0722 * b; };
-  const behind = (e) => {
-    for (; e; e = e.parentElement) { const c = parse(getComputedStyle(e).backgroundColor); if (c.alpha === 1) return c.rgb; }
-    return matchMedia("(prefers-color-scheme: dark)").matches ? [18, 18, 18] : [255, 255, 255];
-  };
-  const low = [];
-  for (const e of document.querySelectorAll("main *, header *")) {
-    if (![...e.childNodes].some((n) => n.nodeType === 3 && n.textContent.trim()) || !e.checkVisibility()) continue;
-    const style = getComputedStyle(e);
-    const svg = e.closest("svg");
-    const [a, b] = [light(parse(svg ? style.fill : style.color).rgb), light(behind(svg ? svg.parentElement : e))];
-    const ratio = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
-    if (ratio < 4.5) low.push(`${ratio.toFixed(2)} ${e.tagName} ${e.textContent.trim().slice(0, 40)}`);
-  }
-  return low.slice(0, 5);
-}"""
+VIEWS = {"desktop": LAPTOP, "desktop-dark": DARK, "phone": PHONE}
 
 
-class Failure(Exception):
-    pass
-
-
-def check(condition, message):
-    if not condition:
-        raise Failure(message)
-
-
-def look(browser, page_file, name, options, screenshots):
+def read(browser, page_file, name, options, screenshots):
     """One view: every check, then the screenshots."""
     context = browser.new_context(**options)
     page = context.new_page()
-    faults, requests = [], []
-    page.on("console", lambda message: faults.append(f"console: {message.text}") if message.type in ("error", "warning") else None)
-    page.on("pageerror", lambda error: faults.append(f"exception: {error}"))
-    page.on("dialog", lambda dialog: (faults.append(f"dialog: {dialog.message}"), dialog.dismiss()))
-    page.on("request", lambda request: requests.append(request.url) if not request.url.startswith("data:") else None)
-    url = page_file.resolve().as_uri()
+    faults, url = [], page_file.resolve().as_uri()
+    watch(page, url.__eq__, faults)
     page.goto(url, wait_until="load")
-
-    page.evaluate("document.querySelectorAll('details').forEach((e) => (e.open = true))")
-    found = page.evaluate(OVERFLOW)
-    check(found["scroll"] <= found["width"] and not found["wide"], f"{name}: wider than the window: {found}")
-    low = page.evaluate(CONTRAST)
-    check(not low, f"{name}: too little contrast: {low}")
-    broken = page.evaluate("[...document.images].filter((i) => i.src && !(i.complete && i.naturalWidth)).map((i) => i.alt)")
-    check(not broken, f"{name}: images that do not decode: {broken}")
+    look(page, name)
     scripts = page.evaluate("[document.scripts.length, document.querySelectorAll('iframe, object, [onerror], [onclick]').length]")
     check(scripts == [1, 0], f"{name}: elements that are not ours: {scripts}")
     page.evaluate("document.querySelectorAll('details').forEach((e) => (e.open = false))")
@@ -137,7 +76,6 @@ def look(browser, page_file, name, options, screenshots):
         if screenshots:
             (screenshots / "print.pdf").write_bytes(pdf)
     check(not faults, f"{name}: {faults}")
-    check(requests == [url], f"{name}: requests: {requests}")
     context.close()
 
 
@@ -145,23 +83,16 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("page", type=Path)
     parser.add_argument("--screenshots", type=Path)
-    parser.add_argument("--chromium", help="the browser [default: the one on the PATH, else playwright's own]")
+    add_option(parser)
     arguments = parser.parse_args()
     if not arguments.page.is_file():
         parser.error(f"{arguments.page}: expected a report's index.html")
     if arguments.screenshots:
         arguments.screenshots.mkdir(parents=True, exist_ok=True)
-    executable = arguments.chromium or shutil.which("chromium")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=executable, args=["--no-sandbox"])
-        try:
-            for name, options in VIEWS.items():
-                look(browser, arguments.page, name, options, arguments.screenshots)
-                print(f"{name}: ok")
-        except Failure as failure:
-            sys.exit(f"error: {failure}")
-        finally:
-            browser.close()
+    with browser(arguments) as chromium:
+        for name, options in VIEWS.items():
+            read(chromium, arguments.page, name, options, arguments.screenshots)
+            print(f"{name}: ok")
 
 
 if __name__ == "__main__":

@@ -14,18 +14,12 @@ there, in 64 colours if Pillow is installed. Needs the PyPI package playwright, 
 
 import argparse
 import re
-import shutil
-import sys
 from pathlib import Path
 
-from check_report import CONTRAST, OVERFLOW, Failure, check
-from playwright.sync_api import sync_playwright
+import browser
+from browser import DARK, LAPTOP, PHONE, check
 
-VIEWS = {
-    "laptop": {"viewport": {"width": 1280, "height": 800}},
-    "dark": {"viewport": {"width": 1280, "height": 800}, "color_scheme": "dark"},
-    "phone": {"viewport": {"width": 360, "height": 740}, "is_mobile": True, "has_touch": True, "device_scale_factor": 1},
-}
+VIEWS = {"laptop": LAPTOP, "dark": DARK, "phone": PHONE}
 MOST_BYTES = 15_000_000
 KINDS = ["index", "costs", "compare", "methods", "protocols", "runs", "method-", "protocol-", "run-"]
 
@@ -67,15 +61,13 @@ FOCUS = """() => {
 class Site:
     """A browser's view of the site, which notes what goes wrong."""
 
-    def __init__(self, browser, folder, name, screenshots):
+    def __init__(self, chromium, folder, name, screenshots):
         self.folder, self.name, self.screenshots = folder, name, screenshots
-        self.context = browser.new_context(**VIEWS[name])
+        self.context = chromium.new_context(**VIEWS[name])
         self.page = self.context.new_page()
         self.faults = []
-        self.page.on("console", lambda m: self.faults.append(f"console: {m.text}") if m.type in ("error", "warning") else None)
-        self.page.on("pageerror", lambda error: self.faults.append(f"exception: {error}"))
         root = folder.resolve().as_uri() + "/"
-        self.page.on("request", lambda r: None if r.url.startswith(("data:", root)) else self.faults.append(f"request: {r.url}"))
+        browser.watch(self.page, lambda url: url.startswith(root), self.faults)
         # Those of a page that was left while it loaded do not count.
         aborted = "net::ERR_ABORTED"
         self.page.on("requestfailed", lambda r: None if r.failure == aborted else self.faults.append(f"failed: {r.url}: {r.failure}"))
@@ -106,15 +98,8 @@ class Site:
 def look(site, file):
     """What must hold on every page."""
     site.open(file)
-    page = site.page
-    page.evaluate("document.querySelectorAll('details').forEach((e) => (e.open = true))")
-    found = page.evaluate(OVERFLOW)
-    site.check(found["scroll"] <= found["width"] and not found["wide"], f"wider than the window: {found}")
-    low = page.evaluate(CONTRAST)
-    site.check(not low, f"too little contrast: {low}")
-    broken = page.evaluate("[...document.images].filter((i) => i.src && !(i.complete && i.naturalWidth)).map((i) => i.src)")
-    site.check(not broken, f"images that do not decode: {broken[:3]}")
-    faults = page.evaluate(FAULTS.replace("for (const e of document.images) if", "for (const e of document.images) if (e.src) if"))
+    browser.look(site.page, f"{site.name}: {file}")
+    faults = site.page.evaluate(FAULTS.replace("for (const e of document.images) if", "for (const e of document.images) if (e.src) if"))
     site.check(not faults, f"{faults}")
     site.check(not site.faults, f"{site.faults[:3]}")
 
@@ -276,7 +261,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("site", type=Path)
     parser.add_argument("--screenshots", type=Path)
-    parser.add_argument("--chromium", help="the browser [default: the one on the PATH, else playwright's own]")
+    browser.add_option(parser)
     arguments = parser.parse_args()
     folder = arguments.site
     files = sorted(path.name for path in folder.glob("*.html"))
@@ -284,33 +269,26 @@ def main():
         parser.error(f"{folder}: expected a site's folder, with index.html")
     if arguments.screenshots:
         arguments.screenshots.mkdir(parents=True, exist_ok=True)
-    executable = arguments.chromium or shutil.which("chromium")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=executable, args=["--no-sandbox"])
-        try:
-            size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-            check(size < MOST_BYTES, f"{size} bytes, expected at most {MOST_BYTES}")
-            missing = [kind for kind in KINDS if not any(file.startswith(kind) for file in files)]
-            check(not missing, f"no page of the kinds {missing}")
-            for name in VIEWS:
-                site = Site(browser, folder, name, arguments.screenshots)
-                for file in files:
-                    look(site, file)
-                if name == "laptop":
-                    links(site, files)
-                    for kind in KINDS:
-                        walk(site, next(file for file in files if file.startswith(kind)))
-                    answer(site)
-                    method(site, files)
-                leaderboard(site)
-                compare(site)
-                screenshots(site, files)
-                site.close()
-                print(f"{name}: {len(files)} pages: ok")
-        except Failure as failure:
-            sys.exit(f"error: {failure}")
-        finally:
-            browser.close()
+    with browser.browser(arguments) as chromium:
+        size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+        check(size < MOST_BYTES, f"{size} bytes, expected at most {MOST_BYTES}")
+        missing = [kind for kind in KINDS if not any(file.startswith(kind) for file in files)]
+        check(not missing, f"no page of the kinds {missing}")
+        for name in VIEWS:
+            site = Site(chromium, folder, name, arguments.screenshots)
+            for file in files:
+                look(site, file)
+            if name == "laptop":
+                links(site, files)
+                for kind in KINDS:
+                    walk(site, next(file for file in files if file.startswith(kind)))
+                answer(site)
+                method(site, files)
+            leaderboard(site)
+            compare(site)
+            screenshots(site, files)
+            site.close()
+            print(f"{name}: {len(files)} pages: ok")
 
 
 if __name__ == "__main__":

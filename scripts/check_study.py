@@ -13,27 +13,17 @@ import argparse
 import csv
 import io
 import json
-import shutil
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
-from playwright.sync_api import sync_playwright
+from browser import LAPTOP, PHONE, add_option, browser, check, watch
 
 
-def check(condition, message):
-    if not condition:
-        sys.exit(f"check_study: {message}")
-
-
-def open_page(browser, file, **options):
-    context = browser.new_context(**options)
-    page = context.new_page()
+def open_page(chromium, file, options):
+    page = chromium.new_context(**options).new_page()
     faults = []
-    page.on("console", lambda message: faults.append(f"console: {message.text}") if message.type in ("error", "warning") else None)
-    page.on("pageerror", lambda error: faults.append(f"exception: {error}"))
-    page.on("request", lambda request: faults.append(f"request: {request.url}") if not request.url.startswith(("data:", "file:")) else None)
+    watch(page, lambda url: url.startswith("file:"), faults)
     page.goto(file.resolve().as_uri(), wait_until="load")
     return page, faults
 
@@ -52,8 +42,8 @@ def saved(page, out):
     return [row["choice"] for row in csv.DictReader(io.StringIO(text))]
 
 
-def by_keys(browser, file, n, out):
-    page, faults = open_page(browser, file, viewport={"width": 1280, "height": 800})
+def by_keys(chromium, file, n, out):
+    page, faults = open_page(chromium, file, LAPTOP)
     wanted = ["left" if i % 3 else "right" for i in range(n)]
     press = lambda side: page.keyboard.press("ArrowLeft" if side == "left" else "ArrowRight")
     for i, side in enumerate(wanted):
@@ -73,8 +63,8 @@ def by_keys(browser, file, n, out):
     return wanted
 
 
-def by_touch(browser, file, n, out):
-    page, faults = open_page(browser, file, viewport={"width": 390, "height": 844}, is_mobile=True, has_touch=True, device_scale_factor=1)
+def by_touch(chromium, file, n, out):
+    page, faults = open_page(chromium, file, PHONE)
     wanted = ["right" if i % 2 else "left" for i in range(n)]
     for side in wanted:
         loaded(page)
@@ -92,24 +82,22 @@ def main():
     parser.add_argument("key", type=Path)
     parser.add_argument("--out", type=Path, help="folder of the votes")
     parser.add_argument("--scalebench", default=str(Path(__file__).resolve().parent.parent / "target/release/scalebench"))
-    parser.add_argument("--chromium", default=shutil.which("chromium"))
+    add_option(parser)
     args = parser.parse_args()
-    key = json.loads(args.key.read_text())
-    text = args.study.read_text()
-    for method in (key["a"], key["b"]):
-        check(not any(f'"{name}"' in text for name in method), f"the page names {method}")
-    out = args.out or Path(tempfile.mkdtemp())
-    out.mkdir(parents=True, exist_ok=True)
-    n = len(key["pairs"])
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=args.chromium)
-        voters = [by_keys(browser, args.study, n, out / "keys.csv"), by_touch(browser, args.study, n, out / "touch.csv")]
-        browser.close()
-    command = [args.scalebench, "votes", "--json", "--key", args.key, out / "keys.csv", out / "touch.csv"]
-    found = json.loads(subprocess.run([str(c) for c in command], check=True, stdout=subprocess.PIPE, text=True).stdout)
-    wins = sum((side == "left") == pair["a_is_left"] for sides in voters for side, pair in zip(sides, key["pairs"]))
-    check((found["votes"]["wins"], found["votes"]["of"]) == (wins, 2 * n), f"votes says {found['votes']}, expected {wins} of {2 * n}")
-    print(f"{n} pairs by keys and by touch: {wins} of {2 * n} for {key['a'][1]}, as pressed")
+    with browser(args) as chromium:
+        key = json.loads(args.key.read_text())
+        text = args.study.read_text()
+        for method in (key["a"], key["b"]):
+            check(not any(f'"{name}"' in text for name in method), f"the page names {method}")
+        out = args.out or Path(tempfile.mkdtemp())
+        out.mkdir(parents=True, exist_ok=True)
+        n = len(key["pairs"])
+        voters = [by_keys(chromium, args.study, n, out / "keys.csv"), by_touch(chromium, args.study, n, out / "touch.csv")]
+        command = [args.scalebench, "votes", "--json", "--key", args.key, out / "keys.csv", out / "touch.csv"]
+        found = json.loads(subprocess.run([str(c) for c in command], check=True, stdout=subprocess.PIPE, text=True).stdout)
+        wins = sum((side == "left") == pair["a_is_left"] for sides in voters for side, pair in zip(sides, key["pairs"]))
+        check((found["votes"]["wins"], found["votes"]["of"]) == (wins, 2 * n), f"votes says {found['votes']}, expected {wins} of {2 * n}")
+        print(f"{n} pairs by keys and by touch: {wins} of {2 * n} for {key['a'][1]}, as pressed")
 
 
 if __name__ == "__main__":

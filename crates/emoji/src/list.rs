@@ -9,10 +9,23 @@
 //! 4. clock faces: only the full hours;
 //! 5. flags and symbols: left out (258 flags are one rectangle in different colours, and most
 //!    symbols are lettering in a coloured square).
+//!
+//! ```
+//! use scalebench_emoji::list::GROUPS;
+//! use scalebench_emoji::{Emoji, emojis, prompt_order};
+//! let emojis: &[Emoji] = emojis();
+//! assert!(emojis.iter().enumerate().all(|(i, emoji)| emoji.index == i && GROUPS.contains(&emoji.group)));
+//! // Prompts name each of them once before any is named again.
+//! let mut order = prompt_order(7);
+//! order.sort_unstable();
+//! assert!(order.into_iter().eq(0..emojis.len()));
+//! ```
 
 use std::sync::OnceLock;
 
 /// One emoji of the set.
+///
+/// Example: [this module](self).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Emoji {
     /// Position in [`emojis`](fn@crate::emojis); stable for a given version of this crate.
@@ -59,6 +72,8 @@ fn is_near_duplicate(e: &emojis::Emoji) -> bool {
 }
 
 /// Every emoji of the set, in CLDR order.
+///
+/// Example: [this module](self).
 pub fn emojis() -> &'static [Emoji] {
     static LIST: OnceLock<Vec<Emoji>> = OnceLock::new();
     LIST.get_or_init(|| {

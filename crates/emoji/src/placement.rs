@@ -3,6 +3,18 @@
 use crate::{Emoji, emojis};
 
 /// A similarity transform of the emoji's unit square into the unit canvas.
+///
+/// ```
+/// use scalebench_emoji::{Placement, RenderError, Split, emojis, render};
+/// let pizza = emojis().iter().find(|emoji| emoji.name == "pizza").expect("an emoji of the set");
+/// // Two splits never share a placement.
+/// assert_ne!(Split::Train.placement(pizza, 0), Split::Reference.placement(pizza, 0));
+/// // The corner of the canvas stays white.
+/// let image = render(pizza, Placement { scale: 0.5, ..Placement::CENTERED }, 32, 32)?;
+/// assert_eq!(image[..3], [255, 255, 255]);
+/// assert!(matches!(render(pizza, Placement::CENTERED, 0, 32), Err(RenderError::Size { width: 0, height: 32 })));
+/// # Ok::<(), RenderError>(())
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Placement {
     /// Side of the emoji's square relative to the canvas's shorter side, in (0, 1].
@@ -23,6 +35,8 @@ impl Placement {
 /// Both hold every emoji: what a text-to-image model is asked for here is a *known* thing in a new
 /// placement, which is also how real reference sets (captions and images of the training
 /// distribution) are used.
+///
+/// Example: [`Placement`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Split {
     /// What the pocket networks are trained on.
@@ -41,6 +55,7 @@ impl Split {
 
     /// The placement of the `view`-th image of `emoji`: scale 0.8 to 1, rotation ±8°, anywhere that
     /// keeps the emoji's square (unrotated) on the canvas.
+    /// Example: [`Placement`].
     pub fn placement(self, emoji: &Emoji, view: usize) -> Placement {
         let mut stream = Stream(hash(hash(self.seed(), emoji.index as u64), view as u64));
         let scale = 0.8 + 0.2 * stream.uniform();
@@ -54,6 +69,8 @@ impl Split {
 /// The order in which prompts are taken from the set: a permutation of its indices keyed by `seed`.
 ///
 /// Prompt `i` of an experiment is emoji `prompt_order(seed)[i % n]`.
+///
+/// Example: [`list`](crate::list).
 pub fn prompt_order(seed: u64) -> Vec<usize> {
     let mut order: Vec<usize> = (0..emojis().len()).collect();
     let mut stream = Stream(hash(0x0070_726f_6d70_7473, seed));

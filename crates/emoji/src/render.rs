@@ -4,6 +4,8 @@ use crate::{Emoji, Placement};
 use resvg::{tiny_skia, usvg};
 
 /// Why an emoji could not be drawn.
+///
+/// Example: [`Placement`](crate::Placement).
 #[derive(Debug, thiserror::Error)]
 pub enum RenderError {
     /// The asset is not an SVG that `resvg` can read.
@@ -28,6 +30,8 @@ pub enum RenderError {
 ///
 /// Returns sRGB bytes, row by row, `height * width * 3` of them. On a canvas that is not square the
 /// emoji keeps its shape: its size follows the shorter side, and its centre the whole canvas.
+///
+/// Example: [`Placement`](crate::Placement).
 pub fn render(emoji: &Emoji, placement: Placement, width: u32, height: u32) -> Result<Vec<u8>, RenderError> {
     let tree = usvg::Tree::from_str(emoji.svg, &usvg::Options::default())
         .map_err(|source| RenderError::Svg { name: emoji.name.clone(), source })?;

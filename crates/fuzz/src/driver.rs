@@ -13,6 +13,8 @@ use crate::targets::Target;
 const MOST_KEPT: usize = 4096;
 
 /// An input that must not do what it did.
+///
+/// Example: [`Loop`].
 #[derive(Debug, Clone)]
 pub struct Found {
     /// The input.
@@ -22,6 +24,24 @@ pub struct Found {
 }
 
 /// A loop over one target.
+///
+/// ```
+/// use std::time::Duration;
+///
+/// use scalebench_fuzz::{Found, Loop, TARGETS, Target};
+/// let npz: Target = *TARGETS.iter().find(|target| target.name == "npz").expect("a reader of npz files");
+/// // Inputs of at most 4 KiB, each of them read within ten seconds.
+/// let mut turns = Loop::new(npz, 1, 1 << 12, Duration::from_secs(10));
+/// turns.seeds()?;
+/// assert!(turns.accepted > 0);
+/// for _ in 0..10 {
+///     turns.step(&mut |_input| ())?;
+/// }
+/// // An input whose outcome is that of none before is kept; the same again is not.
+/// turns.one(b"no archive")?;
+/// assert!(!turns.one(b"no archive")? && turns.outcomes() > 1);
+/// # Ok::<(), Found>(())
+/// ```
 #[derive(Debug)]
 pub struct Loop {
     target: Target,
@@ -41,6 +61,7 @@ pub struct Loop {
 impl Loop {
     /// Begins with the target's seeds, which are run first. Inputs grow to at most `largest` bytes; one that takes longer than
     /// `slowest` is a finding.
+    /// Example: [`Loop`].
     pub fn new(target: Target, seed: u64, largest: usize, slowest: Duration) -> Self {
         let inputs = (target.seeds)();
         assert!(!inputs.is_empty(), "{}: no seeds", target.name);
@@ -49,11 +70,13 @@ impl Loop {
     }
 
     /// Different outcomes so far: what readers say, without numbers and names.
+    /// Example: [`Loop`].
     pub fn outcomes(&self) -> usize {
         self.outcomes.len()
     }
 
     /// Runs one input; what it must not do, if it does.
+    /// Example: [`Loop`].
     pub fn one(&mut self, input: &[u8]) -> Result<bool, Found> {
         // Of the processor: a busy machine is no fault of the reader.
         let start = ThreadTime::now();
@@ -74,11 +97,13 @@ impl Loop {
     }
 
     /// The seeds, as they are.
+    /// Example: [`Loop`].
     pub fn seeds(&mut self) -> Result<(), Found> {
         self.inputs.clone().iter().try_for_each(|input| self.one(input).map(drop))
     }
 
     /// Changes an input and runs it.
+    /// Example: [`Loop`].
     pub fn step(&mut self, shown: &mut dyn FnMut(&[u8])) -> Result<(), Found> {
         let mut input = self.inputs[self.random.below(self.inputs.len())].clone();
         for _ in 0..1 + self.random.below(4) {

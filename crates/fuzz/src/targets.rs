@@ -12,6 +12,8 @@ use scalebench_metrics::torch_file::TorchFile;
 use scalebench_metrics::{FeatureSet, Image, ImageArchive, ImageSet, Shards, StatisticsFile};
 
 /// One reader.
+///
+/// Example: [`Loop`](crate::Loop).
 #[derive(Debug, Clone, Copy)]
 pub struct Target {
     /// Name on the command line.

@@ -18,6 +18,20 @@ use crate::vae::Vae;
 const TOKENS: usize = 77;
 
 /// The network of a diffusers `unet/config.json`, with weights drawn for its shapes.
+///
+/// ```
+/// use scalebench_generation::{BenchStep, Device, Dtype, UNetBench, VaeBench};
+/// let pocket = std::path::Path::new("../../datasets/pocket");
+/// let mut unet = UNetBench::open(&pocket.join("unet/config.json"), Dtype::F32, &Device::Cpu)?;
+/// assert!(!unet.sites().convs.is_empty());
+/// // The first of 50 steps of one image of 8 × 8 latents: a pass with the text, and one without.
+/// let step: BenchStep = unet.step(1, (8, 8), 50, None)?;
+/// assert_eq!((unet.samples_per_image(&step), unet.run(&step)?.dims()), (2, &[1, 4, 8, 8][..]));
+/// let mut vae = VaeBench::open(&pocket.join("vae/config.json"), &Device::Cpu)?;
+/// let latents = vae.latents(1, (8, 8))?;
+/// assert_eq!(vae.decode(&latents)?.dims(), [1, 3, 32, 32]);
+/// # Ok::<(), scalebench_generation::Error>(())
+/// ```
 #[derive(Debug)]
 pub struct UNetBench {
     unet: UNet,
@@ -25,6 +39,8 @@ pub struct UNetBench {
 }
 
 /// One guided step to be timed.
+///
+/// Example: [`UNetBench`].
 #[derive(Debug)]
 pub struct BenchStep {
     latents: Tensor,
@@ -34,17 +50,20 @@ pub struct BenchStep {
 
 impl UNetBench {
     /// Reads the configuration and draws the weights: uniform, of a variance that keeps activations of order one.
+    /// Example: [`UNetBench`].
     pub fn open(config: &Path, dtype: Dtype, device: &Device) -> Result<Self> {
         Ok(Self { unet: UNet::random(config, dtype, device)?, generator: Generator::new(0) })
     }
 
     /// Where methods may act.
+    /// Example: [`UNetBench`].
     pub fn sites(&self) -> &SiteTable {
         &self.unet.sites
     }
 
     /// The step of `images` images of `(height, width)` latents: the first one of a run of `n_steps`, when every
     /// method that acts at all acts. Without a method it is the plain network's.
+    /// Example: [`UNetBench`].
     pub fn step(&mut self, images: usize, latent: (usize, usize), n_steps: usize, method: Option<&MethodSpec>) -> Result<BenchStep> {
         let side = self.unet.config.sample_size;
         let scale = (latent.0 * latent.1) as f64 / (side * side) as f64;
@@ -59,11 +78,13 @@ impl UNetBench {
     }
 
     /// Samples that one image of a step passes through the network.
+    /// Example: [`UNetBench`].
     pub fn samples_per_image(&self, step: &BenchStep) -> usize {
         step.method.passes(self.sites(), &step.moment).len()
     }
 
     /// Runs the step's passes, equal ones as one batch, and returns the last one's prediction, `(images, c, h, w)`.
+    /// Example: [`UNetBench`].
     pub fn run(&mut self, step: &BenchStep) -> Result<Tensor> {
         in_pool(|| self.predict(step))
     }
@@ -90,6 +111,8 @@ impl UNetBench {
 }
 
 /// The autoencoder of a diffusers `vae/config.json`, with weights drawn for its shapes.
+///
+/// Example: [`UNetBench`].
 #[derive(Debug)]
 pub struct VaeBench {
     vae: Vae,
@@ -99,17 +122,20 @@ pub struct VaeBench {
 
 impl VaeBench {
     /// Reads the configuration and draws the weights, f32.
+    /// Example: [`UNetBench`].
     pub fn open(config: &Path, device: &Device) -> Result<Self> {
         let vae = Vae::random(config, device)?;
         Ok(Self { latent_channels: vae.latent_channels(), vae, generator: Generator::new(0) })
     }
 
     /// Unit normal latents of `images` images, `(images, c, height, width)`.
+    /// Example: [`UNetBench`].
     pub fn latents(&mut self, images: usize, (height, width): (usize, usize)) -> Result<Tensor> {
         Ok(self.generator.randn((images, self.latent_channels, height, width))?)
     }
 
     /// Decodes them whole, as a sweep does by default: `(images, 3, H, W)`.
+    /// Example: [`UNetBench`].
     pub fn decode(&self, latents: &Tensor) -> Result<Tensor> {
         in_pool(|| self.vae.decode(latents))
     }

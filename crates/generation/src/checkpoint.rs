@@ -8,6 +8,8 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 /// A model family: selects the settings of methods that differ between models.
+///
+/// Example: [`Blueprint`](crate::Blueprint).
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Family {
     /// Name in method files and experiments.
@@ -63,6 +65,8 @@ pub const FAMILIES: [Family; 6] = [
 ];
 
 /// How a checkpoint is read.
+///
+/// Example: [`Upscaler`](crate::Upscaler).
 #[derive(Debug, Clone)]
 pub struct LoadOptions {
     /// File variant, such as `fp16` (`diffusion_pytorch_model.fp16.safetensors`). Without one the plain
@@ -104,6 +108,8 @@ fn default_device() -> Device {
 /// On the CPU activations, sums and everything that is not a product are f32 always. On a GPU the U-Net's activations have this
 /// type too, as in PyTorch, and sums are f32. Text encoders and autoencoder are f32 everywhere: they take little of the
 /// time, and SDXL's decoder needs the range.
+///
+/// Example: [`UNetBench`](crate::UNetBench).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Dtype {
@@ -144,6 +150,8 @@ impl Dtype {
 
 /// The folder of a checkpoint: `place` itself, or the snapshot of a hub repository `org/name` (or
 /// `org/name@revision`) in the local Hugging Face cache, downloaded first if it is not there.
+///
+/// Example: [`Error`](crate::Error).
 pub fn locate(place: &Path) -> Result<PathBuf> {
     match (locate_here(place), place.to_str().and_then(repository)) {
         (Err(_), Some((repository, revision))) => download(&cache_folder(), repository, revision),
@@ -152,6 +160,8 @@ pub fn locate(place: &Path) -> Result<PathBuf> {
 }
 
 /// [`locate`] without downloading: what is not on this machine is an error of the kind [`NotFound`](std::io::ErrorKind::NotFound).
+///
+/// Example: [`Error`](crate::Error).
 pub fn locate_here(place: &Path) -> Result<PathBuf> {
     if place.is_dir() {
         return Ok(place.to_owned());

@@ -3,7 +3,7 @@
 /// SplitMix64 (Steele et al. 2014). The stream depends on seed, stage and step alone, so that an image can be made again from
 /// any step on, in any batch.
 #[derive(Debug, Clone)]
-pub struct Dice {
+pub(crate) struct Dice {
     state: u64,
 }
 
@@ -11,13 +11,13 @@ const GOLDEN: u64 = 0x9E37_79B9_7F4A_7C15;
 
 impl Dice {
     /// The stream of one step; `step` counts the steps that are run in the stage.
-    pub fn new(seed: u64, stage: usize, step: usize) -> Self {
+    pub(crate) fn new(seed: u64, stage: usize, step: usize) -> Self {
         let place = (1 + ((stage as u64) << 32)).wrapping_add(step as u64);
         Self { state: seed.wrapping_add(GOLDEN.wrapping_mul(place)) }
     }
 
     /// The next 64 bits.
-    pub fn bits(&mut self) -> u64 {
+    pub(crate) fn bits(&mut self) -> u64 {
         self.state = self.state.wrapping_add(GOLDEN);
         let z = (self.state ^ (self.state >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
         let z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
@@ -25,17 +25,17 @@ impl Dice {
     }
 
     /// An integer in `0..n`.
-    pub fn below(&mut self, n: u64) -> u64 {
+    pub(crate) fn below(&mut self, n: u64) -> u64 {
         self.bits() % n
     }
 
     /// An integer from `low` to `high`, both included.
-    pub fn between(&mut self, low: i64, high: i64) -> i64 {
+    pub(crate) fn between(&mut self, low: i64, high: i64) -> i64 {
         low + self.below((high - low + 1) as u64) as i64
     }
 
     /// A number in [0, 1).
-    pub fn uniform(&mut self) -> f64 {
+    pub(crate) fn uniform(&mut self) -> f64 {
         (self.bits() >> 11) as f64 / (1u64 << 53) as f64
     }
 }

@@ -9,6 +9,8 @@ use faer::prelude::SolveLstsq;
 use faer::{Mat, linalg::solvers::Qr};
 
 /// The settings of one dispersion transform. The method's own are [`Dispersion::PAPER`].
+///
+/// Example: [`disperse`](fn@disperse).
 #[derive(Debug, Clone, Copy, PartialEq, serde::Serialize, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Dispersion {
@@ -39,6 +41,19 @@ const MOST_TERMS: u128 = 1 << 24;
 /// corners kept, side `scale · (input − 1) + 1`), the large kernel's response to the enlarged impulse
 /// equals the enlarged response of the small kernel; for every position of the map itself, weighted
 /// by `eta`, the two responses are equal. Borders are zero-padded.
+///
+/// ```
+/// use scalebench_generation::{Dispersion, disperse};
+/// // Where nothing is enlarged, the larger kernel is the smaller one with zeros around it.
+/// let transform = disperse(Dispersion { scale: 1, ..Dispersion::PAPER })?;
+/// for (m, row) in transform.chunks_exact(9).enumerate() {
+///     for (n, found) in row.iter().enumerate() {
+///         let inside = m == 5 * (n / 3 + 1) + n % 3 + 1;
+///         assert!((found - f64::from(u8::from(inside))).abs() < 1e-9);
+///     }
+/// }
+/// # Ok::<(), scalebench_generation::Error>(())
+/// ```
 pub fn disperse(settings: Dispersion) -> Result<Vec<f64>> {
     let Dispersion { small, large, input, scale, eta } = settings;
     let wrong = |key: &'static str, found: String, expected: &str| Err(Error::Request { key, found, expected: expected.to_owned() });

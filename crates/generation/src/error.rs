@@ -3,9 +3,21 @@
 use std::path::PathBuf;
 
 /// This crate's results.
+///
+/// Example: [`Error`].
 pub type Result<T> = std::result::Result<T, Error>;
 
 /// This crate's errors.
+///
+/// ```
+/// use scalebench_generation::{Error, Result, locate, locate_here};
+/// let found: Result<_> = locate("../../datasets/pocket".as_ref());
+/// assert_eq!(found?, std::path::Path::new("../../datasets/pocket"));
+/// let error = locate_here("no-such-folder".as_ref()).unwrap_err();
+/// assert!(matches!(error, Error::Io { .. }));
+/// assert_eq!(error.to_string(), "cannot read no-such-folder");
+/// # Ok::<(), Error>(())
+/// ```
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A file that cannot be opened or read.

@@ -1,39 +1,100 @@
 //! The stages of a run: sizes, where each starts, which steps it makes. Plain data.
+//!
+//! ```
+//! use scalebench_generation::journey::{
+//!     Encode, End, Enlarge, Filter, KeptMaps, Reduce, Sharpen, Stage, Start, Steps, Through, Upscaling,
+//! };
+//! use scalebench_generation::{Blueprint, FAMILIES, Method, MethodSpec};
+//! # use scalebench_generation::{Request, Sampler, ScheduleOptions, Seeding, SizeConditioning, VaeDecode};
+//! # let request = Request {
+//! #     prompt: "pizza".to_owned(),
+//! #     negative_prompt: String::new(),
+//! #     width: 2048,
+//! #     height: 2048,
+//! #     steps: 50,
+//! #     sampler: Sampler::Ddim,
+//! #     schedule: ScheduleOptions::default(),
+//! #     guidance_scale: 5.0,
+//! #     guidance_rescale: 0.0,
+//! #     eta: 0.0,
+//! #     seed: 0,
+//! #     size_conditioning: SizeConditioning::Target,
+//! #     vae_decode: VaeDecode::Whole,
+//! #     seeding: Seeding::PerImage,
+//! #     frames: 1,
+//! # };
+//! let sdxl = Blueprint::of_family(&FAMILIES[3]).expect("a published family");
+//! let method = |name: &str| -> Result<Method, Box<dyn std::error::Error>> {
+//!     let file = format!("../../experiments/methods/{name}.yaml");
+//!     Ok(MethodSpec::parse(&std::fs::read_to_string(&file)?, file.as_ref())?.resolve("sdxl", 4.0, sdxl.sites())?)
+//! };
+//! // The last stage of DiffuseHigh in a request for 2048 × 2048 pixels in 50 steps.
+//! let run = sdxl.outline(&request, &method("diffuse-high")?)?;
+//! let sharpen = Some(Sharpen { taps: 3, sigma: (0.1, 2.0), amount: 1.0 });
+//! let enlarge = Enlarge { through: Through::Pixels, filter: Filter::Bicubic, sharpen, clamped: false, encode: Encode::Mean };
+//! let last = Stage {
+//!     start: Start::Enlarged(enlarge),
+//!     steps: Steps { first: 35, ..Steps::default() },
+//!     end: End::Latents,
+//!     guidance_scale: Some(10.0),
+//!     eta: Some(0.0),
+//!     told_size: Some((128, 128)),
+//!     ..Stage::new((256, 256))
+//! };
+//! assert_eq!((run.len(), &run[2].stage), (3, &last));
+//! // AccDiffusion's first stage keeps maps, by which the next finds what each window shows.
+//! let kept: Option<KeptMaps> = sdxl.outline(&request, &method("accdiffusion")?)?[0].stage.keeps.clone();
+//! assert_eq!(kept.expect("maps").name, "first stage");
+//! // What a network does to the finished image.
+//! let upscaling = Upscaling {
+//!     checkpoint: "stabilityai/stable-diffusion-x4-upscaler".to_owned(),
+//!     noise_level: 20,
+//!     steps: 75,
+//!     eta: 0.0,
+//!     guidance_scale: 9.0,
+//!     reduce: Reduce::Output,
+//!     tile: None,
+//! };
+//! assert_eq!(method("sd-upscale")?.upscaling(), Some(&upscaling));
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
 use std::sync::Arc;
 
 /// What a journey is planned from.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Route {
+pub(crate) struct Route {
     /// Latent (height, width) of the image.
-    pub latent: (usize, usize),
+    pub(crate) latent: (usize, usize),
     /// Latent (height, width) of the training resolution.
-    pub native: (usize, usize),
+    pub(crate) native: (usize, usize),
     /// The sampler's steps.
-    pub n_steps: usize,
+    pub(crate) n_steps: usize,
     /// ᾱ at each of the training timesteps.
-    pub alphas_cumprod: Arc<[f64]>,
+    pub(crate) alphas_cumprod: Arc<[f64]>,
     /// Weight of the text direction.
-    pub guidance_scale: f64,
+    pub(crate) guidance_scale: f64,
 }
 
 /// A run: its stages, in order. The last one has the image's size, or that of a smaller image which is enlarged to it.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Journey {
+pub(crate) struct Journey {
     /// Never empty.
-    pub stages: Vec<Stage>,
+    pub(crate) stages: Vec<Stage>,
     /// How the last stage's image becomes one of the size that was asked for, if it has another.
-    pub finish: Option<Finish>,
+    pub(crate) finish: Option<Finish>,
 }
 
 impl Journey {
     /// Everything at the image's size, from noise.
-    pub fn direct(latent: (usize, usize)) -> Self {
+    pub(crate) fn direct(latent: (usize, usize)) -> Self {
         Self { stages: vec![Stage::new(latent)], finish: None }
     }
 }
 
 /// How a finished image is enlarged.
+///
+/// Example: [`Blueprint`](crate::Blueprint).
 #[derive(Debug, Clone, PartialEq)]
 pub struct Finish {
     /// The filter, for all that the network does not do.
@@ -43,6 +104,8 @@ pub struct Finish {
 }
 
 /// Pillow's resizing of 8-bit images.
+///
+/// Example: [`Blueprint`](crate::Blueprint).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ImageFilter {
@@ -59,6 +122,8 @@ impl std::fmt::Display for ImageFilter {
 }
 
 /// Diffusion super-resolution: a network that enlarges by its autoencoder's factor, as often as it takes.
+///
+/// Example: [this module](self).
 #[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Upscaling {
@@ -97,6 +162,8 @@ fn nine() -> f64 {
 }
 
 /// Where an enlargement by too large a factor is made up for.
+///
+/// Example: [this module](self).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Reduce {
@@ -108,6 +175,8 @@ pub enum Reduce {
 }
 
 /// Windows on a map.
+///
+/// Example: [`Upscaler`](crate::Upscaler).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Tile {
@@ -118,6 +187,8 @@ pub struct Tile {
 }
 
 /// One size of a journey.
+///
+/// Example: [this module](self).
 #[derive(Debug, Clone, PartialEq)]
 pub struct Stage {
     /// Latent (height, width).
@@ -145,6 +216,8 @@ pub struct Stage {
 
 /// Cross-attention maps that a stage keeps: how much each pixel attends to each token of the prompt, the mean over the stage's
 /// steps, some sites, and their heads. Only looks at the whole latents count.
+///
+/// Example: [this module](self).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KeptMaps {
     /// What later stages know them by.
@@ -155,6 +228,7 @@ pub struct KeptMaps {
 
 impl Stage {
     /// All steps from noise.
+    /// Example: [`journey`](crate::journey).
     pub fn new(latent: (usize, usize)) -> Self {
         Self {
             latent,
@@ -172,6 +246,8 @@ impl Stage {
 }
 
 /// What a stage starts from.
+///
+/// Example: [this module](self).
 #[derive(Debug, Clone, PartialEq)]
 pub enum Start {
     /// Unit-normal latents.
@@ -181,6 +257,8 @@ pub enum Start {
 }
 
 /// How latents become larger ones.
+///
+/// Example: [this module](self).
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Enlarge {
     /// As what.
@@ -196,6 +274,8 @@ pub struct Enlarge {
 }
 
 /// A Gaussian of a kernel of `taps × taps`; the image is mirrored at its borders.
+///
+/// Example: [this module](self).
 #[derive(Debug, Clone, Copy, PartialEq, serde::Serialize, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Sharpen {
@@ -208,6 +288,8 @@ pub struct Sharpen {
 }
 
 /// What is resized.
+///
+/// Example: [this module](self).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Through {
@@ -220,6 +302,8 @@ pub enum Through {
 }
 
 /// A resizing filter.
+///
+/// Example: [this module](self).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Filter {
@@ -234,6 +318,8 @@ pub enum Filter {
 }
 
 /// Which latents stand for an image.
+///
+/// Example: [this module](self).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Encode {
@@ -244,6 +330,8 @@ pub enum Encode {
 }
 
 /// Which of a sampler's steps a stage runs.
+///
+/// Example: [this module](self).
 #[derive(Debug, Clone, PartialEq)]
 pub struct Steps {
     /// Length of the sampler's run, if not the request's.
@@ -268,6 +356,8 @@ impl Default for Steps {
 }
 
 /// What a stage hands on.
+///
+/// Example: [this module](self).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum End {
     /// The latents after the last step.

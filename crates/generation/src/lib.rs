@@ -2,7 +2,7 @@
 //!
 //! Reading order: [`site`] names the places where a method may act; [`plan`] says what may happen
 //! there; [`step`] what of the latents is looked at, by which passes; [`journey`] at which sizes, one after
-//! the other; [`methods`] decides; the U-Net carries it out; [`sampler`] walks the noise levels;
+//! the other; a [`Method`] decides; the U-Net carries it out; a [`Sampler`] walks the noise levels;
 //! [`Pipeline`] holds it together.
 //!
 //! The network names no method and methods hold no tensors. A plan that is plain everywhere leaves the
@@ -44,21 +44,21 @@
 mod bench;
 mod checkpoint;
 mod config;
-pub mod dice;
+mod dice;
 mod disperse;
 mod error;
 pub mod journey;
 mod layers;
-pub mod methods;
+mod methods;
 mod names;
-pub mod noise;
+mod noise;
 #[cfg(test)]
 mod parity;
 mod pipeline;
 pub mod plan;
 #[cfg(test)]
 mod rivals;
-pub mod sampler;
+mod sampler;
 pub mod site;
 pub mod step;
 #[cfg(test)]
@@ -80,5 +80,4 @@ pub use pipeline::{Blueprint, Ending, Injected, Pipeline, Request, Rgb, Seeding,
 pub use sampler::{Sampler, ScheduleOptions, Spacing};
 pub use scalebench_kernels::{DeviceId, beside, on_gpu};
 pub use site::SiteTable;
-pub use text::ClipTokenizer;
 pub use vae::VaeDecode;

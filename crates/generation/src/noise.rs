@@ -7,14 +7,14 @@ use scalebench_kernels::MersenneTwister;
 
 /// A torch CPU generator: MT19937 and the cached second value of the scalar normal distribution.
 #[derive(Debug, Clone)]
-pub struct Generator {
+pub(crate) struct Generator {
     twister: MersenneTwister,
     cached: Option<f64>,
 }
 
 impl Generator {
     /// `torch.Generator().manual_seed(seed)`; like torch, only the low 32 bits count.
-    pub fn new(seed: u64) -> Self {
+    pub(crate) fn new(seed: u64) -> Self {
         Self { twister: MersenneTwister::new(seed as u32), cached: None }
     }
 
@@ -50,7 +50,7 @@ impl Generator {
     ///
     /// Short requests take the scalar path; from 16 values on torch fills uniforms and transforms
     /// blocks of 16 in place, redrawing the last 16 when the length is not a multiple of 16.
-    pub fn normals(&mut self, n: usize) -> Vec<f32> {
+    pub(crate) fn normals(&mut self, n: usize) -> Vec<f32> {
         if n < 16 {
             return (0..n).map(|_| self.normal_f64() as f32).collect();
         }
@@ -66,7 +66,7 @@ impl Generator {
     }
 
     /// A tensor of standard normals, f32, row-major.
-    pub fn randn(&mut self, shape: impl Into<Shape>) -> Result<Tensor> {
+    pub(crate) fn randn(&mut self, shape: impl Into<Shape>) -> Result<Tensor> {
         let shape = shape.into();
         Tensor::from_vec(self.normals(shape.elem_count()), shape, &Device::Cpu)
     }

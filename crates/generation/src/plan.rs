@@ -1,16 +1,56 @@
 //! What happens at each site in one pass through the U-Net: plain data.
+//!
+//! ```
+//! use scalebench_generation::plan::{
+//!     AttentionAction, AttentionShape, ConvAction, Dilation, Geometry, Kernel, LayerAction, LowPass, Plan, Resize, ScaleFusion, ShiftedWindows,
+//!     SkipAction,
+//! };
+//! use scalebench_generation::{Blueprint, Dispersion, FAMILIES};
+//! let blueprint = Blueprint::of_family(&FAMILIES[0]).expect("a published family");
+//! let plain = Plan::plain(blueprint.sites());
+//! assert!(plain.is_plain());
+//! // Any one action makes the network another one.
+//! let twice = Dilation::new(2.0)?;
+//! assert_eq!((twice.get(), Dilation::new(0.5).is_err()), (2.0, true));
+//! let ones: std::sync::Arc<[f32]> = vec![1.0; 64].into();
+//! let of_convs = [
+//!     ConvAction { dilation: Some(twice), kernel: Kernel::Dispersed(Dispersion::PAPER), ..ConvAction::default() },
+//!     ConvAction { geometry: Some(Geometry { stride: 1, padding: 2, dilation: 2 }), ..ConvAction::default() },
+//!     ConvAction { low_pass: Some(LowPass { rows: ones.clone(), columns: ones }), ..ConvAction::default() },
+//! ];
+//! for action in of_convs {
+//!     let mut plan = plain.clone();
+//!     plan.convs[0] = action;
+//!     assert!(!plan.is_plain());
+//! }
+//! let fusion = ScaleFusion { window: (64, 64), corners: vec![(0, 0)].into(), stride: (2, 2), taps: 3, sigma: 1.0 };
+//! let shapes = [AttentionShape::Windows(ShiftedWindows { grid: (2, 2), quarters: 1 }), AttentionShape::Fused(fusion)];
+//! for shape in shapes {
+//!     let mut plan = plain.clone();
+//!     plan.attentions[0] = AttentionAction { shape, ..AttentionAction::default() };
+//!     assert!(!plan.is_plain());
+//! }
+//! let mut plan = plain.clone();
+//! plan.skips[0] = SkipAction { backbone: 1.3, ..SkipAction::default() };
+//! plan.layers[0] = LayerAction { resize: Some(Resize::AveragePool), skip_before: true };
+//! assert!(!plan.is_plain());
+//! # Ok::<(), String>(())
+//! ```
 
 use crate::disperse::Dispersion;
 use crate::site::SiteTable;
 use std::sync::Arc;
 
 /// A dilation factor: finite and at least 1; it need not be whole.
+///
+/// Example: [this module](self).
 #[derive(Debug, Clone, Copy, PartialEq, PartialOrd, serde::Serialize, serde::Deserialize)]
 #[serde(try_from = "f64", into = "f64")]
 pub struct Dilation(f64);
 
 impl Dilation {
     /// Checks the range.
+    /// Example: [`plan`](crate::plan).
     pub fn new(factor: f64) -> std::result::Result<Self, String> {
         if factor.is_finite() && factor >= 1.0 {
             Ok(Self(factor))
@@ -20,6 +60,7 @@ impl Dilation {
     }
 
     /// The factor.
+    /// Example: [`plan`](crate::plan).
     pub fn get(self) -> f64 {
         self.0
     }
@@ -39,6 +80,8 @@ impl From<Dilation> for f64 {
 }
 
 /// The kernel a convolution uses.
+///
+/// Example: [this module](self).
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub enum Kernel {
     /// As trained.
@@ -52,6 +95,8 @@ pub enum Kernel {
 ///
 /// The map is padded with zeros at its bottom and right to `rows.len() × columns.len()`, filtered, and cut back.
 /// Masks are in the order of the shifted spectrum: frequency zero is at index `⌊n / 2⌋`.
+///
+/// Example: [this module](self).
 #[derive(Debug, Clone, PartialEq)]
 pub struct LowPass {
     /// Factor of each vertical frequency.
@@ -61,6 +106,8 @@ pub struct LowPass {
 }
 
 /// Another stride, padding and dilation than the trained ones; sizes follow from them.
+///
+/// Example: [this module](self).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Geometry {
     /// Distance of outputs.
@@ -72,6 +119,8 @@ pub struct Geometry {
 }
 
 /// What a convolution does. The default is the unmodified layer.
+///
+/// Example: [this module](self).
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct ConvAction {
     /// Which kernel.
@@ -89,6 +138,8 @@ pub struct ConvAction {
 
 /// Local attention for the low frequencies of the result and global attention for the high ones: with `G` a Gaussian blur,
 /// `global + G(local − global)`.
+///
+/// Example: [this module](self).
 #[derive(Debug, Clone, PartialEq)]
 pub struct ScaleFusion {
     /// (height, width) of the windows of the local attention, whose results are averaged where they overlap.
@@ -104,6 +155,8 @@ pub struct ScaleFusion {
 }
 
 /// Which tokens a self-attention's queries see.
+///
+/// Example: [this module](self).
 #[derive(Debug, Clone, PartialEq, Default)]
 pub enum AttentionShape {
     /// All.
@@ -116,6 +169,8 @@ pub enum AttentionShape {
 }
 
 /// A map cut into a grid of windows after a cyclic shift, which is undone afterwards.
+///
+/// Example: [this module](self).
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct ShiftedWindows {
     /// Windows down and across; each is `⌈side / n⌉` tokens.
@@ -125,6 +180,8 @@ pub struct ShiftedWindows {
 }
 
 /// What a self-attention does. The default is the unmodified layer.
+///
+/// Example: [this module](self).
 #[derive(Debug, Clone, PartialEq)]
 pub struct AttentionAction {
     /// Multiplies the softmax scale `1/√d`.
@@ -144,6 +201,8 @@ impl Default for AttentionAction {
 
 /// A change of a map's size after a layer. Deeper layers run on the new size; where a skip connection joins, the
 /// backbone takes the skip's size again.
+///
+/// Example: [this module](self).
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Resize {
     /// Means of 2×2 pixels; the last row and column may be means of fewer.
@@ -153,6 +212,8 @@ pub enum Resize {
 }
 
 /// What happens after a layer of the down path. The default is nothing.
+///
+/// Example: [this module](self).
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct LayerAction {
     /// A change of size.
@@ -162,6 +223,8 @@ pub struct LayerAction {
 }
 
 /// What happens where a skip connection joins. The default is the unmodified network.
+///
+/// Example: [this module](self).
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct SkipAction {
     /// Multiplies the first half of the backbone's channels.
@@ -177,6 +240,8 @@ impl Default for SkipAction {
 }
 
 /// One action for every site, by the dense indices of a [`SiteTable`].
+///
+/// Example: [this module](self).
 #[derive(Debug, Clone, PartialEq)]
 pub struct Plan {
     /// Per convolution site.
@@ -191,6 +256,7 @@ pub struct Plan {
 
 impl Plan {
     /// The unmodified network.
+    /// Example: [`plan`](crate::plan).
     pub fn plain(sites: &SiteTable) -> Self {
         Self {
             convs: vec![ConvAction::default(); sites.convs.len()],
@@ -201,6 +267,7 @@ impl Plan {
     }
 
     /// Whether nothing is modified.
+    /// Example: [`plan`](crate::plan).
     pub fn is_plain(&self) -> bool {
         let convs = self.convs.iter().all(|a| *a == ConvAction::default());
         let attentions = self.attentions.iter().all(|a| *a == AttentionAction::default());

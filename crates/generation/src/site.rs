@@ -2,11 +2,31 @@
 //!
 //! A site's name *is* its diffusers module path (`down_blocks.1.resnets.0.conv1`); the table is built
 //! while the weights load, and everything afterwards goes by dense index.
+//!
+//! ```
+//! use scalebench_generation::site::{AttentionSite, ConvSite, LayerSite, SiteTable, SkipSite, TemporalSite};
+//! use scalebench_generation::{Blueprint, FAMILIES};
+//! let sd15 = Blueprint::of_family(&FAMILIES[0]).expect("a published family");
+//! let SiteTable { convs, attentions, skips, layers, temporals } = sd15.sites();
+//! // In the middle, latents of 64 × 64 have been halved three times.
+//! let middle: &ConvSite = convs.iter().find(|site| site.path == "mid_block.resnets.0.conv1").expect("a convolution");
+//! assert_eq!((middle.stride, middle.size((64, 64))), (1, (8, 8)));
+//! let first: &AttentionSite = &attentions[0];
+//! assert_eq!(first.path, "down_blocks.0.attentions.0.transformer_blocks.0.attn1");
+//! assert_eq!((first.size((64, 64)), first.n_tokens((64, 64))), ((64, 64), 4096));
+//! // As many skip connections end as there are maps on the way down: the first, and one after each layer.
+//! let (joined, left): (&[SkipSite], &[LayerSite]) = (skips, layers);
+//! assert_eq!(joined.len(), 1 + left.len());
+//! // It makes no videos.
+//! assert_eq!(temporals, &[] as &[TemporalSite]);
+//! ```
 
 use crate::error::{Error, Result};
 use globset::GlobBuilder;
 
 /// A convolution with a 3×3 kernel. (1×1 convolutions have no neighbourhood to act on.)
+///
+/// Example: [this module](self).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ConvSite {
     /// Module path.
@@ -19,12 +39,15 @@ pub struct ConvSite {
 
 impl ConvSite {
     /// (height, width) of what this layer sees of latents of `(height, width)`.
+    /// Example: [`site`](crate::site).
     pub fn size(&self, latent: (usize, usize)) -> (usize, usize) {
         halved(latent, self.halvings)
     }
 }
 
 /// A self-attention.
+///
+/// Example: [this module](self).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AttentionSite {
     /// Module path (`….attn1`).
@@ -35,12 +58,14 @@ pub struct AttentionSite {
 
 impl AttentionSite {
     /// Tokens of this layer for latents of `(height, width)`.
+    /// Example: [`site`](crate::site).
     pub fn n_tokens(&self, latent: (usize, usize)) -> usize {
         let (height, width) = self.size(latent);
         height * width
     }
 
     /// (height, width) of this layer's map for latents of `(height, width)`.
+    /// Example: [`site`](crate::site).
     pub fn size(&self, latent: (usize, usize)) -> (usize, usize) {
         halved(latent, self.halvings)
     }
@@ -53,6 +78,8 @@ fn halved(latent: (usize, usize), halvings: usize) -> (usize, usize) {
 }
 
 /// A place on the way up where a skip connection joins.
+///
+/// Example: [this module](self).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SkipSite {
     /// Module path of the residual block that the joined maps go into.
@@ -65,6 +92,8 @@ pub struct SkipSite {
 
 /// A layer of the down path, after which a map may change its size: a residual block with its attention, or a
 /// downsampler.
+///
+/// Example: [this module](self).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LayerSite {
     /// Module path: of the attention, of the residual block where there is none, or of the downsampler.
@@ -72,6 +101,8 @@ pub struct LayerSite {
 }
 
 /// A layer over the frames of a video: an attention or convolutions. It has no extent in the picture, and stays as trained.
+///
+/// Example: [this module](self).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TemporalSite {
     /// Module path.
@@ -79,6 +110,8 @@ pub struct TemporalSite {
 }
 
 /// Every site of one U-Net, in the order in which its modules are loaded.
+///
+/// Example: [this module](self).
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct SiteTable {
     /// Convolutions.
@@ -122,12 +155,12 @@ impl SiteTable {
     ///
     /// `*` stands for any part of one path segment, `**` for any number of segments, `{a,b}` for
     /// alternatives. A pattern that names nothing is an error.
-    pub fn match_convs(&self, method: &str, pattern: &str) -> Result<Vec<usize>> {
+    pub(crate) fn match_convs(&self, method: &str, pattern: &str) -> Result<Vec<usize>> {
         self.matching(method, pattern, "convolution", self.convs.iter().map(|s| s.path.as_str()))
     }
 
     /// Indices of the self-attentions that `pattern` names, as in [`match_convs`](Self::match_convs).
-    pub fn match_attentions(&self, method: &str, pattern: &str) -> Result<Vec<usize>> {
+    pub(crate) fn match_attentions(&self, method: &str, pattern: &str) -> Result<Vec<usize>> {
         self.matching(method, pattern, "self-attention", self.attentions.iter().map(|s| s.path.as_str()))
     }
 

@@ -1,5 +1,36 @@
 //! One step of the sampler as a method wants it: which parts of the latents are looked at, by which passes through the U-Net,
 //! and how their predictions become one. Plain data.
+//!
+//! ```
+//! use scalebench_generation::plan::Plan;
+//! use scalebench_generation::step::{
+//!     Band, Bands, Blend, Conditioning, Maps, Moment, Pass, Pooled, Region, Step, Strided, Target, View, Windows, Words, classifier_free,
+//! };
+//! use scalebench_generation::SiteTable;
+//! let sites = SiteTable::default();
+//! let at = Moment { latent: (16, 16), native: (8, 8), guidance_scale: 7.5, ..Moment::default() };
+//! let mut step = Step::plain(&sites, &at);
+//! assert!(step.is_plain());
+//! // Guidance: ε(∅) + w (ε(c) − ε(∅)).
+//! let passes = classifier_free(&sites, &at);
+//! let plan = || Plan::plain(&sites);
+//! assert_eq!(passes, [Pass::new(plan(), Conditioning::Empty, -6.5), Pass::new(plan(), Conditioning::Text, 7.5)]);
+//! assert_eq!(passes[0].maps, Maps { keep: false, reuse: 0.0 });
+//! // Four windows of the training size beside the whole, each of them told its own words, and frequencies guided apart.
+//! let words = Some(Words { maps: "first stage".to_owned(), threshold: 0.3, opening: 0.0 });
+//! let corners = vec![(0, 0), (0, 8), (8, 0), (8, 8)];
+//! let region = Region::Windows(Windows { size: (8, 8), corners, told_corners: None, words });
+//! step.views[0].weight = 0.5;
+//! step.views.push(View { region, weight: 0.5, passes, bands: Some(Bands { size: (8, 8), high: vec![-9.0, 10.0] }) });
+//! step.blends.push(Blend { target: Target::Latents, band: Band::All, weight: 0.1 });
+//! assert!(!step.is_plain());
+//! // As many pixels again.
+//! let pixels: usize = step.evaluations(at.latent).map(|(n, (height, width), _)| n * height * width).sum();
+//! assert_eq!(pixels, 2 * (16 * 16 + 4 * 8 * 8));
+//! // So do strided subsets; a pooled copy has a quarter of them.
+//! assert_eq!(Region::Strided(Strided { factor: 2, blur: None, shuffle: None }).maps(at.latent), (4, (8, 8)));
+//! assert_eq!(Region::Pooled(Pooled { factor: 2, timestep: 500.0, scale: 1.0 }).maps(at.latent), (1, (8, 8)));
+//! ```
 
 use crate::dice::Dice;
 use crate::error::Result;
@@ -9,6 +40,8 @@ use crate::site::SiteTable;
 use std::sync::Arc;
 
 /// The moment for which a method plans.
+///
+/// Example: [this module](self).
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Moment {
     /// Step index, 0 at the noisiest step that is run in this stage.
@@ -43,12 +76,14 @@ pub struct Moment {
 
 impl Moment {
     /// The random integers of this step.
-    pub fn dice(&self) -> Dice {
+    pub(crate) fn dice(&self) -> Dice {
         Dice::new(self.seed, self.stage, self.step)
     }
 }
 
 /// What a pass is conditioned on.
+///
+/// Example: [this module](self).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Conditioning {
     /// The prompt.
@@ -58,6 +93,8 @@ pub enum Conditioning {
 }
 
 /// One pass through the U-Net and its weight in the guided prediction.
+///
+/// Example: [this module](self).
 #[derive(Debug, Clone, PartialEq)]
 pub struct Pass {
     /// What the network does.
@@ -78,6 +115,8 @@ pub struct Pass {
 
 /// What a pass on the whole latents does with its cross-attentions' maps, the shares of the text's tokens in each position. What is
 /// kept is one map: the mean over heads and over layers of a size, brought to the largest size and averaged over the sizes.
+///
+/// Example: [this module](self).
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct Maps {
     /// Whether it is kept after this step, in place of the one that was kept for this conditioning before.
@@ -88,6 +127,7 @@ pub struct Maps {
 
 impl Pass {
     /// A pass that lends from no other.
+    /// Example: [`step`](crate::step).
     pub fn new(plan: Plan, conditioning: Conditioning, weight: f64) -> Self {
         Self { plan, conditioning, weight, queries_of: None, before: None, maps: Maps::default() }
     }
@@ -95,6 +135,8 @@ impl Pass {
 
 /// The passes of ordinary classifier-free guidance, `ε(∅) + w (ε(c) − ε(∅))`: empty first, as in
 /// diffusers; at `w ≤ 1` there is only the text pass, also as there.
+///
+/// Example: [this module](self).
 pub fn classifier_free(sites: &SiteTable, moment: &Moment) -> Vec<Pass> {
     let plan = Plan::plain(sites);
     let w = moment.guidance_scale;
@@ -105,6 +147,8 @@ pub fn classifier_free(sites: &SiteTable, moment: &Moment) -> Vec<Pass> {
 }
 
 /// A grid of windows on the latents.
+///
+/// Example: [this module](self).
 #[derive(Debug, Clone, PartialEq)]
 pub struct Windows {
     /// Latent (height, width) of each.
@@ -120,6 +164,8 @@ pub struct Windows {
 
 /// Which words of the prompt are seen in a window: those whose pixels cover a share of it. A word's pixels are those that attend to
 /// it more than the mean pixel does, less what a morphological opening takes away.
+///
+/// Example: [this module](self).
 #[derive(Debug, Clone, PartialEq)]
 pub struct Words {
     /// Name of the [`KeptMaps`](crate::journey::KeptMaps).
@@ -131,6 +177,8 @@ pub struct Words {
 }
 
 /// All strided subsets `[i::factor, j::factor]` of the latents, each of them a small map.
+///
+/// Example: [this module](self).
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Strided {
     /// Distance of a subset's pixels; sides that it does not divide are padded with zeros at the top and left.
@@ -138,13 +186,15 @@ pub struct Strided {
     /// Gaussian blur before, of this standard deviation, on `2 · factor − 1` taps a side; the blurred latents get mean and
     /// deviation of the latents before.
     pub blur: Option<f64>,
-    /// Which subset holds each pixel is permuted, for every channel and place anew, by a [`Dice`] of this seed; undone on the
+    /// Which subset holds each pixel is permuted, for every channel and place anew, by random integers of this seed; undone on the
     /// prediction.
     pub shuffle: Option<u64>,
 }
 
 /// The latents' means over `factor × factor` pixels as a noisier small map, whose prediction corrects the low frequencies of the
 /// other views' (Hwang et al. 2024, arXiv 2404.01709, equation 9): `ε += weight · U[ε_low / factor − D[ε]]`.
+///
+/// Example: [this module](self).
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Pooled {
     /// Linear factor.
@@ -156,6 +206,8 @@ pub struct Pooled {
 }
 
 /// Which part of the latents a view looks at.
+///
+/// Example: [this module](self).
 #[derive(Debug, Clone, PartialEq)]
 pub enum Region {
     /// All of them as one map.
@@ -169,6 +221,8 @@ pub enum Region {
 }
 
 /// Guidance with other weights for high frequencies than for low ones.
+///
+/// Example: [this module](self).
 #[derive(Debug, Clone, PartialEq)]
 pub struct Bands {
     /// Low is what is left after resizing to this latent (height, width) and back, both bilinear.
@@ -178,6 +232,8 @@ pub struct Bands {
 }
 
 /// One look at the latents: a region, the passes made of it, and the weight of what they predict.
+///
+/// Example: [this module](self).
 #[derive(Debug, Clone, PartialEq)]
 pub struct View {
     /// Where.
@@ -191,6 +247,8 @@ pub struct View {
 }
 
 /// Which part of the latents a [`Blend`] replaces.
+///
+/// Example: [this module](self).
 #[derive(Debug, Clone, PartialEq)]
 pub enum Band {
     /// All.
@@ -203,6 +261,8 @@ pub enum Band {
 }
 
 /// What a [`Blend`] acts on.
+///
+/// Example: [this module](self).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Target {
     /// The latents before the step; the reference has the noise of this step.
@@ -212,6 +272,8 @@ pub enum Target {
 }
 
 /// `band(x) ← (1 − weight) · band(x) + weight · band(reference)`, with the stage's enlarged start as the reference.
+///
+/// Example: [this module](self).
 #[derive(Debug, Clone, PartialEq)]
 pub struct Blend {
     /// On what.
@@ -223,6 +285,8 @@ pub struct Blend {
 }
 
 /// All that happens in one step.
+///
+/// Example: [this module](self).
 #[derive(Debug, Clone, PartialEq)]
 pub struct Step {
     /// Never empty.
@@ -233,17 +297,19 @@ pub struct Step {
 
 impl Step {
     /// The whole latents under ordinary guidance.
+    /// Example: [`step`](crate::step).
     pub fn plain(sites: &SiteTable, at: &Moment) -> Self {
         let view = View { region: Region::Whole, weight: 1.0, passes: classifier_free(sites, at), bands: None };
         Self { views: vec![view], blends: Vec::new() }
     }
 
     /// All passes, of all views.
-    pub fn passes_mut(&mut self) -> impl Iterator<Item = &mut Pass> {
+    pub(crate) fn passes_mut(&mut self) -> impl Iterator<Item = &mut Pass> {
         self.views.iter_mut().flat_map(|view| &mut view.passes)
     }
 
     /// Every evaluation of the network: how many times on latents of which (height, width), for latents of `latent`, by which pass.
+    /// Example: [`step`](crate::step).
     pub fn evaluations(&self, latent: (usize, usize)) -> impl Iterator<Item = (usize, (usize, usize), &Pass)> {
         self.views.iter().flat_map(move |view| {
             let (count, size) = view.region.maps(latent);
@@ -252,6 +318,7 @@ impl Step {
     }
 
     /// Whether it is a plain network's step on the whole latents.
+    /// Example: [`step`](crate::step).
     pub fn is_plain(&self) -> bool {
         let view = &self.views[0];
         self.blends.is_empty()
@@ -267,6 +334,7 @@ impl Step {
 
 impl Region {
     /// How many maps of which latent (height, width) the network sees.
+    /// Example: [`step`](crate::step).
     pub fn maps(&self, latent: (usize, usize)) -> (usize, (usize, usize)) {
         let divided = |factor: usize| (latent.0.div_ceil(factor), latent.1.div_ceil(factor));
         match self {
@@ -281,7 +349,7 @@ impl Region {
 /// One ingredient of a method: a pure function from sites and moment to a step, and from sizes to a journey.
 ///
 /// Ingredients are applied in a fixed order, each changing what the ones before it made.
-pub trait Intervention: std::fmt::Debug + Send + Sync {
+pub(crate) trait Intervention: std::fmt::Debug + Send + Sync {
     /// Changes the stages of the run.
     fn route(&self, _route: &Route, _journey: &mut Journey) {}
 

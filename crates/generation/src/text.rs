@@ -22,17 +22,18 @@ use tokenizers::{AddedToken, Decoder, Tokenizer};
 const WORDS: &str = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+";
 
 /// A CLIP tokenizer: ids framed by start and end tokens and padded to a fixed length.
-pub struct ClipTokenizer {
+pub(crate) struct ClipTokenizer {
     tokenizer: Tokenizer,
     start: u32,
     end: u32,
     pad: u32,
+    /// Tokens per prompt, framing and padding included.
     length: usize,
 }
 
 impl ClipTokenizer {
     /// Reads `vocab.json`, `merges.txt` and `tokenizer_config.json` of a tokenizer folder.
-    pub fn open(folder: &Path) -> Result<Self> {
+    pub(crate) fn open(folder: &Path) -> Result<Self> {
         let (vocab, merges) = (folder.join("vocab.json"), folder.join("merges.txt"));
         for file in [&vocab, &merges] {
             std::fs::metadata(file).map_err(|source| Error::Io { file: file.clone(), source })?;
@@ -89,15 +90,15 @@ impl ClipTokenizer {
         })
     }
 
-    /// The end of `text` that does not fit into [`length`](Self::length) tokens; empty if all does.
-    pub fn overflow<'a>(&self, text: &'a str) -> Result<&'a str> {
+    /// The end of `text` that does not fit into the text encoder's tokens; empty if all does.
+    pub(crate) fn overflow<'a>(&self, text: &'a str) -> Result<&'a str> {
         let encoding = self.tokenize(text)?;
         let start = encoding.get_offsets().get(self.length - 2).map_or(text.len(), |(start, _)| *start);
         Ok(text.get(start..).unwrap_or_default())
     }
 
-    /// Token ids of `text`, exactly [`length`](Self::length) of them; what does not fit is cut.
-    pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
+    /// Token ids of `text`, exactly as many as the text encoder has; what does not fit is cut.
+    pub(crate) fn encode(&self, text: &str) -> Result<Vec<u32>> {
         let encoding = self.tokenize(text)?;
         let mut ids = vec![self.start];
         ids.extend(encoding.get_ids().iter().take(self.length - 2));
@@ -114,11 +115,6 @@ impl ClipTokenizer {
             ByteLevel::default().decode_chain(vec![token]).map(|parts| parts.concat()).unwrap_or_default()
         };
         Ok(encoding.get_tokens().iter().take(self.length - 2).map(piece).collect())
-    }
-
-    /// Tokens per prompt, framing and padding included.
-    pub fn length(&self) -> usize {
-        self.length
     }
 }
 

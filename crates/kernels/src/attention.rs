@@ -55,6 +55,18 @@ thread_local! {
 /// operands is one tile per thread, whatever `n` and `m` (the running softmax of Milakov and
 /// Gimelshein, 2018). With [`Precision::Bf16`], heads of more than 32 channels round queries, keys, values and
 /// probabilities; smaller ones gain little by it and stay `f32`.
+///
+/// ```
+/// use candle_core::Device;
+/// use scalebench_kernels::{Precision, Tensor, attention, attention_map, mapped_values};
+/// let numbers = |tokens: usize, step: f64| (Tensor::arange(0f32, 4.0 * tokens as f32, &Device::Cpu)? * step)?.sin()?.reshape((1, tokens, 4));
+/// let (q, k, v) = (numbers(2, 0.7)?, numbers(3, 0.9)?, numbers(3, 1.1)?);
+/// // One head of four channels: the map of its probabilities, then means by it.
+/// let map = attention_map(&q, &k, 1, 0.5)?;
+/// let apart = (attention(&q, &k, &v, 1, 0.5, Precision::F32)? - mapped_values(&map, &v)?)?;
+/// assert!(apart.abs()?.flatten_all()?.max(0)?.to_scalar::<f32>()? < 1e-5);
+/// # Ok::<(), candle_core::Error>(())
+/// ```
 pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize, scale: f64, precision: Precision) -> Result<Tensor> {
     let (batch, n, width) = q.dims3()?;
     let (kb, m, kw) = k.dims3()?;

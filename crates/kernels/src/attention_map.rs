@@ -10,6 +10,8 @@ const QUERIES: usize = 64;
 
 /// The mean over heads of `softmax(scale · Q Kᵀ)`: `q` `(batch, n, heads · d)` and `k` `(batch, m, heads · d)`, heads side by side,
 /// give `(batch, n, m)`.
+///
+/// Example: [`attention`](fn@crate::attention).
 pub fn attention_map(q: &Tensor, k: &Tensor, heads: usize, scale: f64) -> Result<Tensor> {
     let ((batch, n, width), (kb, m, kw)) = (q.dims3()?, k.dims3()?);
     if heads == 0 || width % heads != 0 || (kb, kw) != (batch, width) || m == 0 {
@@ -51,6 +53,8 @@ pub fn attention_map(q: &Tensor, k: &Tensor, heads: usize, scale: f64) -> Result
 }
 
 /// Means of `v` `(batch, m, width)` by the weights of `map` `(batch, n, m)`: `(batch, n, width)`.
+///
+/// Example: [`attention`](fn@crate::attention).
 pub fn mapped_values(map: &Tensor, v: &Tensor) -> Result<Tensor> {
     let ((batch, n, m), (vb, vm, width)) = (map.dims3()?, v.dims3()?);
     if (vb, vm) != (batch, m) {

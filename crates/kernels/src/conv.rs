@@ -19,6 +19,8 @@ use std::cell::RefCell;
 use std::ops::Range;
 
 /// Where a kernel's taps fall.
+///
+/// Example: [this crate](crate).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ConvGeometry {
     /// Step between output positions, in input pixels, in both directions.
@@ -31,12 +33,15 @@ pub struct ConvGeometry {
 
 impl ConvGeometry {
     /// Stride 1, no dilation.
+    /// Example: [this crate](crate).
     pub fn padded(padding: usize) -> Self {
         Self { stride: 1, padding: (padding, padding), dilation: 1 }
     }
 }
 
 /// What follows a convolution, in the same pass.
+///
+/// Example: [this crate](crate).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Activation {
     /// Nothing.
@@ -71,6 +76,8 @@ thread_local! {
 ///
 /// Returns `(batch, c_out, (h + 2p − d(kh − 1) − 1) / stride + 1, …)`. Errors when the channel counts
 /// differ or the dilated kernel does not fit into the padded input.
+///
+/// Example: [this crate](crate).
 pub fn conv2d(x: &Tensor, weight: &ConvWeight, bias: Option<&Tensor>, geometry: ConvGeometry, activation: Activation) -> Result<Tensor> {
     let (batch, c_in, h, w) = x.dims4()?;
     let (c_out, w_in, kh, kw) = weight.dims;

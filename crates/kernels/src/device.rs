@@ -6,6 +6,16 @@ use std::str::FromStr;
 
 /// A device by its name: `cpu`, `cuda` or `cuda:K` (GPU number K of those that the driver shows), and `emulated` in a build
 /// with that feature: the GPU's kernels on the CPU, slowly.
+///
+/// ```
+/// use scalebench_kernels::{DeviceId, on_gpu};
+/// let id: DeviceId = "cpu".parse()?;
+/// assert!(!on_gpu(&id.open()?));
+/// assert_eq!((id.count()?, id.name()), (1, None));
+/// id.reset_peak();
+/// assert_eq!(id.peak(), None);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum DeviceId {
     /// The processor.
@@ -21,6 +31,7 @@ impl DeviceId {
     /// Opens the device. Errors if this build, or this machine, does not have it.
     ///
     /// Emulation is a property of the calling thread from then on.
+    /// Example: [`DeviceId`].
     pub fn open(self) -> Result<Device> {
         match self {
             Self::Cpu => Ok(Device::Cpu),
@@ -47,6 +58,7 @@ impl DeviceId {
     }
 
     /// How many devices of this kind there are.
+    /// Example: [`DeviceId`].
     pub fn count(self) -> Result<usize> {
         match self {
             #[cfg(feature = "cuda")]
@@ -58,6 +70,7 @@ impl DeviceId {
     }
 
     /// What its maker calls a GPU; none for the processor.
+    /// Example: [`DeviceId`].
     pub fn name(self) -> Option<String> {
         match self {
             #[cfg(feature = "cuda")]
@@ -67,6 +80,7 @@ impl DeviceId {
     }
 
     /// Most bytes that tensors on a GPU took since [`reset_peak`](Self::reset_peak); none where that is not known.
+    /// Example: [`DeviceId`].
     pub fn peak(self) -> Option<u64> {
         match self {
             #[cfg(feature = "cuda")]
@@ -76,6 +90,7 @@ impl DeviceId {
     }
 
     /// Starts [`peak`](Self::peak) anew.
+    /// Example: [`DeviceId`].
     pub fn reset_peak(self) {
         #[cfg(feature = "cuda")]
         if let Self::Cuda(ordinal) = self {
@@ -86,6 +101,8 @@ impl DeviceId {
 }
 
 /// Whether tensors on `device` go to the GPU's kernels, on this thread.
+///
+/// Example: [`DeviceId`].
 pub fn on_gpu(device: &Device) -> bool {
     #[cfg(feature = "emulator")]
     if crate::gpu::emulating() {

@@ -36,21 +36,29 @@ macro_rules! elementwise {
 
 elementwise!(
     /// `x · σ(x)`, elementwise.
+    ///
+    /// Example: [`geglu`].
     silu,
     silu_scalar
 );
 elementwise!(
     /// `x · Φ(x)` with the exact normal distribution (`gelu` in transformers' configurations).
+    ///
+    /// Example: [`geglu`].
     gelu,
     |v: f32| 0.5 * v * (1.0 + erf(v * std::f32::consts::FRAC_1_SQRT_2))
 );
 elementwise!(
     /// `x · σ(1.702 x)`: the GELU of OpenAI's CLIP.
+    ///
+    /// Example: [`geglu`].
     quick_gelu,
     |v: f32| silu_scalar(1.702 * v) / 1.702
 );
 
 /// `x + y`, elementwise, of equal shapes; on a GPU in the layout and type of `x`.
+///
+/// Example: [`geglu`].
 pub fn add(x: &Tensor, y: &Tensor) -> Result<Tensor> {
     #[cfg(gpu)]
     if crate::gpu::takes(x) && x.shape() == y.shape() {
@@ -81,6 +89,8 @@ pub fn add(x: &Tensor, y: &Tensor) -> Result<Tensor> {
 }
 
 /// Maps `(batch, channels, height, width)` side by side along their channels.
+///
+/// Example: [`geglu`].
 pub fn join_channels(parts: &[Tensor]) -> Result<Tensor> {
     let Some(first) = parts.first() else { bail!("join_channels: nothing to join") };
     let rest = |t: &Tensor| t.dims4().map(|(b, _, h, w)| (b, h, w));
@@ -129,6 +139,22 @@ pub fn join_channels(parts: &[Tensor]) -> Result<Tensor> {
 }
 
 /// `a · gelu(g)` where `x` `(…, 2c)` holds `a` then `g`; the exact (erf) GELU that diffusers uses.
+///
+/// ```
+/// use candle_core::Device;
+/// use scalebench_kernels::{Tensor, add, geglu, gelu, join_channels, quick_gelu, silu};
+/// let x = Tensor::new(&[[2f32, -1.0, 0.5, 3.0]], &Device::Cpu)?;
+/// // Each of them is x times a distribution function of a symmetric density, so f(x) − f(−x) = x.
+/// for f in [silu, gelu, quick_gelu] {
+///     let found = add(&f(&x)?, &f(&x.neg()?)?.neg()?)?.to_vec2::<f32>()?;
+///     assert!(found[0].iter().zip([2.0, -1.0, 0.5, 3.0]).all(|(found, x)| (found - x).abs() < 1e-6));
+/// }
+/// let gated = (x.narrow(1, 0, 2)? * gelu(&x.narrow(1, 2, 2)?)?)?;
+/// assert_eq!(geglu(&x)?.to_vec2::<f32>()?, gated.to_vec2::<f32>()?);
+/// let map = x.reshape((1, 1, 2, 2))?;
+/// assert_eq!(join_channels(&[map.clone(), map])?.dims(), [1, 2, 2, 2]);
+/// # Ok::<(), candle_core::Error>(())
+/// ```
 pub fn geglu(x: &Tensor) -> Result<Tensor> {
     let mut dims = x.dims().to_vec();
     let Some(last) = dims.last_mut().filter(|d| **d % 2 == 0 && **d > 0) else {

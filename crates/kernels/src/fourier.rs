@@ -11,6 +11,8 @@ use std::f64::consts::TAU;
 ///
 /// Equal to a Fourier transform, a product with the box and the way back, at the cost of two passes
 /// over the map: only four coefficients change.
+///
+/// Example: [`low_pass`].
 pub fn scale_low_frequencies(x: &Tensor, scale: f64) -> Result<Tensor> {
     let (_, _, h, w) = x.dims4()?;
     #[cfg(gpu)]
@@ -58,6 +60,20 @@ pub fn scale_low_frequencies(x: &Tensor, scale: f64) -> Result<Tensor> {
 /// Multiplies the spectrum of every plane of `x` `(batch, channels, h, w)` by `rows ⊗ columns` and keeps the real part. Planes are
 /// padded with zeros at the bottom and right to `rows.len() × columns.len()` and cut back; masks are in the order of a shifted
 /// spectrum, frequency zero at `⌊n / 2⌋`.
+///
+/// ```
+/// use candle_core::{DType, Device};
+/// use scalebench_kernels::{Tensor, low_pass, scale_low_frequencies};
+/// let values = |x: Tensor| x.flatten_all()?.to_vec1::<f32>();
+/// let x = Tensor::arange(0f32, 16.0, &Device::Cpu)?.reshape((1, 1, 4, 4))?;
+/// // Frequency zero alone is the mean.
+/// let only_zero = [0.0, 0.0, 1.0, 0.0];
+/// assert!(values(low_pass(&x, &only_zero, &only_zero)?)?.iter().all(|v| (v - 7.5).abs() < 1e-5));
+/// // A constant has no other.
+/// let ones = Tensor::ones((1, 1, 4, 4), DType::F32, &Device::Cpu)?;
+/// assert!(values(scale_low_frequencies(&ones, 0.25)?)?.iter().all(|v| (v - 0.25).abs() < 1e-6));
+/// # Ok::<(), candle_core::Error>(())
+/// ```
 pub fn low_pass(x: &Tensor, rows: &[f32], columns: &[f32]) -> Result<Tensor> {
     let (_, _, h, w) = x.dims4()?;
     let (height, width) = (rows.len(), columns.len());

@@ -18,6 +18,13 @@ thread_local! {
 ///
 /// # Panics
 /// If a slice is not a whole number of rows, or `out` does not have `n · m` elements.
+///
+/// ```
+/// let (x, y) = ([1.0, 0.0, 1.0, 2.0], [3.0, 4.0, 5.0, 6.0]);
+/// let mut products = [0.0; 4];
+/// scalebench_kernels::inner_products(&x, &y, 2, &mut products);
+/// assert_eq!(products, [3.0, 5.0, 11.0, 17.0]);
+/// ```
 pub fn inner_products(x: &[f32], y: &[f32], dim: usize, out: &mut [f32]) {
     let rows = |v: &[f32]| v.len().checked_div(dim).filter(|n| n * dim == v.len()).expect("whole rows");
     let (n, m) = (rows(x), rows(y));

@@ -98,6 +98,8 @@ fn check_bias(bias: Option<&Tensor>, n: usize) -> Result<()> {
 }
 
 /// `x Wᵀ + b` for `x` `(…, k)`, `weight` `(n, k)`, `bias` `(n)`: `(…, n)`.
+///
+/// Example: [`LinearWeight`](crate::LinearWeight).
 pub fn linear(x: &Tensor, weight: &LinearWeight, bias: Option<&Tensor>) -> Result<Tensor> {
     let (n, k) = weight.dims;
     let mut dims = x.dims().to_vec();
@@ -137,6 +139,8 @@ pub fn linear(x: &Tensor, weight: &LinearWeight, bias: Option<&Tensor>) -> Resul
 
 /// Reads a map `(batch, c, h, w)` as `h · w` tokens and projects them: `(batch, h · w, n)` for
 /// `weight` `(n, c)` and `bias` `(n)`.
+///
+/// Example: [`LinearWeight`](crate::LinearWeight).
 pub fn map_to_tokens(x: &Tensor, weight: &LinearWeight, bias: &Tensor) -> Result<Tensor> {
     let (batch, c, h, w) = x.dims4()?;
     let (n, k) = weight.dims;
@@ -183,6 +187,8 @@ pub fn map_to_tokens(x: &Tensor, weight: &LinearWeight, bias: &Tensor) -> Result
 
 /// Projects tokens `(batch, h · w, k)` into a map and adds `residual` `(batch, n, h, w)`, for
 /// `weight` `(n, k)` and `bias` `(n)`.
+///
+/// Example: [`LinearWeight`](crate::LinearWeight).
 pub fn tokens_to_map(x: &Tensor, weight: &ConvWeight, bias: &Tensor, residual: &Tensor) -> Result<Tensor> {
     let (batch, tokens, k) = x.dims3()?;
     let (n, wk, kh, kw) = weight.dims;

@@ -52,6 +52,27 @@ fn moments(x: &[f32], eps: f64) -> (f32, f32) {
 /// Group normalisation of `x` `(batch, channels, height, width)` with affine `weight` and `bias`
 /// `(channels)`, followed by SiLU if `with_silu`: one pass over the data for the statistics, one for
 /// the result.
+///
+/// ```
+/// use candle_core::{DType, Device};
+/// use scalebench_kernels::{Tensor, channel_affine, channel_sums, group_norm, layer_norm};
+/// let x = Tensor::arange(0f32, 8.0, &Device::Cpu)?.reshape((1, 2, 2, 2))?;
+/// let (ones, zeros) = (Tensor::ones(2, DType::F32, &Device::Cpu)?, Tensor::zeros(2, DType::F32, &Device::Cpu)?);
+/// // With a group for each channel, sums of the channels say what to multiply by and to add.
+/// let factors: Vec<(f32, f32)> = channel_sums(&x)?
+///     .into_iter()
+///     .map(|(sum, squares)| {
+///         let (mean, scale) = (sum / 4.0, 1.0 / (squares / 4.0 - (sum / 4.0).powi(2)).sqrt());
+///         (scale as f32, (-mean * scale) as f32)
+///     })
+///     .collect();
+/// let apart = (group_norm(&x, 2, &ones, &zeros, 0.0, false)? - channel_affine(&x, &factors, false)?)?;
+/// assert!(apart.abs()?.flatten_all()?.max(0)?.to_scalar::<f32>()? < 1e-6);
+/// // Of two numbers, the smaller is one deviation below their mean.
+/// let pair = Tensor::new(&[[3f32, 7.0]], &Device::Cpu)?;
+/// assert_eq!(layer_norm(&pair, &ones, &zeros, 0.0)?.to_vec2::<f32>()?, [[-1.0, 1.0]]);
+/// # Ok::<(), candle_core::Error>(())
+/// ```
 pub fn group_norm(x: &Tensor, groups: usize, weight: &Tensor, bias: &Tensor, eps: f64, with_silu: bool) -> Result<Tensor> {
     let (batch, channels, h, w) = x.dims4()?;
     if groups == 0 || channels % groups != 0 {
@@ -91,6 +112,8 @@ pub fn group_norm(x: &Tensor, groups: usize, weight: &Tensor, bias: &Tensor, eps
 
 /// Sum and sum of squares of every channel of `x` `(batch, channels, height, width)`, batch summed too:
 /// what [`channel_affine`] needs to normalise a map that is only ever seen in parts.
+///
+/// Example: [`group_norm`].
 pub fn channel_sums(x: &Tensor) -> Result<Vec<(f64, f64)>> {
     let (batch, channels, h, w) = x.dims4()?;
     #[cfg(gpu)]
@@ -119,6 +142,8 @@ pub fn channel_sums(x: &Tensor) -> Result<Vec<(f64, f64)>> {
 
 /// `a_c · x + b_c` for every channel `c` of `x` `(batch, channels, height, width)`, followed by SiLU if
 /// `with_silu`. `factors` holds `(a_c, b_c)`.
+///
+/// Example: [`group_norm`].
 pub fn channel_affine(x: &Tensor, factors: &[(f32, f32)], with_silu: bool) -> Result<Tensor> {
     let (batch, channels, h, w) = x.dims4()?;
     if factors.len() != channels {
@@ -144,6 +169,8 @@ pub fn channel_affine(x: &Tensor, factors: &[(f32, f32)], with_silu: bool) -> Re
 }
 
 /// Layer normalisation over the last dimension of `x` `(…, channels)`.
+///
+/// Example: [`group_norm`].
 pub fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Result<Tensor> {
     let channels = x.dims().last().copied().unwrap_or(0);
     if channels == 0 || weight.dims() != [channels] {

@@ -7,6 +7,8 @@ use candle_core::{Result, Tensor, bail};
 use rayon::prelude::*;
 
 /// What a 3×3 pool does with its window.
+///
+/// Example: [`pool3x3`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Pool {
     /// Largest value; padding counts as zero, which is exact after a ReLU.
@@ -16,6 +18,17 @@ pub enum Pool {
 }
 
 /// 3×3 pooling with the given stride and zero padding on all sides, then `activation`: (b, c, h, w) → (b, c, h', w').
+///
+/// ```
+/// use candle_core::Device;
+/// use scalebench_kernels::{Activation, Pool, Tensor, pool3x3};
+/// let x = Tensor::arange(0f32, 9.0, &Device::Cpu)?.reshape((1, 1, 3, 3))?;
+/// let pooled = |pool, padding| pool3x3(&x, pool, 1, padding, Activation::Identity)?.flatten_all()?.to_vec1::<f32>();
+/// assert_eq!((pooled(Pool::Max, 0)?, pooled(Pool::Average, 0)?), (vec![8.0], vec![4.0]));
+/// // In a corner there are four real values.
+/// assert_eq!(pooled(Pool::Average, 1)?[0], (0.0 + 1.0 + 3.0 + 4.0) / 4.0);
+/// # Ok::<(), candle_core::Error>(())
+/// ```
 pub fn pool3x3(x: &Tensor, pool: Pool, stride: usize, padding: usize, activation: Activation) -> Result<Tensor> {
     let (batch, channels, height, width) = x.dims4()?;
     if height.min(width) + 2 * padding < 3 || stride == 0 || padding > 1 {

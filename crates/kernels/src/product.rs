@@ -5,6 +5,8 @@
 //! multiply-add or a `bf16` dot product (`vdpbf16ps`) that does twice the work. Sums are `f32`.
 
 /// What operands of products are rounded to; everything else stays `f32`.
+///
+/// Example: [`ConvWeight`](crate::ConvWeight).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Precision {
     /// Not at all.

@@ -19,6 +19,22 @@
 //! All functions take and return rasters of interleaved pixels, `(height, width, C)`, values on any
 //! scale (callers use 0 to 255). Sources: Pillow `src/libImaging/Resample.c`, torch-fidelity
 //! `interpolate_compat_tensorflow.py`, PyTorch `UpSampleKernel.cpp`.
+//!
+//! ```
+//! use scalebench_kernels::raster::{
+//!     Filter, Raster, pillow_f32, pillow_f32_of, pillow_u8, tf1_bilinear, torch_antialias, torch_bilinear,
+//! };
+//! // Two grey columns, reduced to one pixel.
+//! let grey = Raster::new(2, 2, vec![[0u8], [101], [0], [101]])?;
+//! let float = grey.map(f32::from);
+//! assert_eq!(pillow_f32(&float, 1, 1, Filter::Bilinear)?.pixels, [[50.5]]);
+//! assert_eq!(pillow_f32_of(&grey.pixels, (2, 2), 1, 1, Filter::Bilinear)?, pillow_f32(&float, 1, 1, Filter::Bilinear)?);
+//! assert_eq!(pillow_u8(&grey, 1, 1, Filter::Box)?.pixels, [[51]]);
+//! assert_eq!((torch_bilinear(&float, 1, 1)?.pixels, torch_antialias(&float, 1, 1, Filter::Bilinear)?.pixels), (vec![[50.5]], vec![[50.5]]));
+//! // TensorFlow 1 has the centre of the one pixel in the top left corner.
+//! assert_eq!(tf1_bilinear(&float, 1, 1)?.pixels, [[0.0]]);
+//! # Ok::<(), candle_core::Error>(())
+//! ```
 
 use std::f64::consts::PI;
 use std::ops::{AddAssign, Mul, Range};
@@ -26,6 +42,8 @@ use std::ops::{AddAssign, Mul, Range};
 use candle_core::{Result, bail};
 
 /// Interleaved pixels of `C` channels, row-major.
+///
+/// Example: [this module](self).
 #[derive(Clone, Debug, PartialEq)]
 pub struct Raster<T, const C: usize> {
     /// Width in pixels.
@@ -38,6 +56,7 @@ pub struct Raster<T, const C: usize> {
 
 impl<T: Copy, const C: usize> Raster<T, C> {
     /// Wraps pixels, checking their number.
+    /// Example: [`raster`](crate::raster).
     pub fn new(width: usize, height: usize, pixels: Vec<[T; C]>) -> Result<Self> {
         if pixels.len() != width * height {
             bail!("{} values do not make {C} channels of {width} x {height} pixels", C * pixels.len());
@@ -46,6 +65,7 @@ impl<T: Copy, const C: usize> Raster<T, C> {
     }
 
     /// The same raster with every value mapped.
+    /// Example: [`raster`](crate::raster).
     pub fn map<U>(&self, f: impl Fn(T) -> U) -> Raster<U, C> {
         let pixels = self.pixels.iter().map(|p| p.map(&f)).collect();
         Raster { width: self.width, height: self.height, pixels }
@@ -57,6 +77,8 @@ impl<T: Copy, const C: usize> Raster<T, C> {
 }
 
 /// A resampling kernel of Pillow.
+///
+/// Example: [this module](self).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Filter {
     /// Average over the pixel's footprint.
@@ -256,6 +278,8 @@ impl Arithmetic for TorchFloat {
 /// Pillow's `resize` of float images: `f64` sums in index order, stored as `f32` after each pass.
 ///
 /// Takes 8-bit pixels, too, with the bits that their conversion to `f32` beforehand would give.
+///
+/// Example: [this module](self).
 pub fn pillow_f32<T, const C: usize>(raster: &Raster<T, C>, width: usize, height: usize, filter: Filter) -> Result<Raster<f32, C>>
 where
     T: Copy + Into<f32>,
@@ -264,6 +288,8 @@ where
 }
 
 /// Pillow's `resize` of 8-bit images: fixed-point coefficients, rounded to 8 bits after each pass.
+///
+/// Example: [this module](self).
 pub fn pillow_u8<const C: usize>(raster: &Raster<u8, C>, width: usize, height: usize, filter: Filter) -> Result<Raster<u8, C>> {
     resample::<PillowFixed, u8, C>(&raster.pixels, [raster.width, raster.height], [width, height], filter)
 }
@@ -271,6 +297,8 @@ pub fn pillow_u8<const C: usize>(raster: &Raster<u8, C>, width: usize, height: u
 /// PyTorch's `interpolate(align_corners=False, antialias=True)`, all in `f32`; torchmetrics' default.
 ///
 /// PyTorch has [`Filter::Bilinear`] and [`Filter::Bicubic`] (a = −0.5 here, as in Pillow).
+///
+/// Example: [this module](self).
 pub fn torch_antialias<T, const C: usize>(raster: &Raster<T, C>, width: usize, height: usize, filter: Filter) -> Result<Raster<f32, C>>
 where
     T: Copy + Into<f32>,
@@ -279,6 +307,8 @@ where
 }
 
 /// [`pillow_f32`] of pixels that lie elsewhere, of an image of (width, height).
+///
+/// Example: [this module](self).
 pub fn pillow_f32_of<T, const C: usize>(
     pixels: &[[T; C]],
     size: (usize, usize),
@@ -448,6 +478,8 @@ fn narrow_band<A: Arithmetic, T: Copy + Into<A::Pixel>, const C: usize>(
 }
 
 /// TensorFlow 1's bilinear resize without half-pixel centres and without antialiasing, all in `f32`.
+///
+/// Example: [this module](self).
 pub fn tf1_bilinear<const C: usize>(raster: &Raster<f32, C>, width: usize, height: usize) -> Result<Raster<f32, C>> {
     raster.check_target(width, height)?;
     let axis = |from: usize, to: usize| -> Vec<(usize, usize, f32)> {
@@ -466,6 +498,8 @@ pub fn tf1_bilinear<const C: usize>(raster: &Raster<f32, C>, width: usize, heigh
 }
 
 /// PyTorch's bilinear `interpolate` with `align_corners=False` and without antialiasing, in `f32`.
+///
+/// Example: [this module](self).
 pub fn torch_bilinear<const C: usize>(raster: &Raster<f32, C>, width: usize, height: usize) -> Result<Raster<f32, C>> {
     raster.check_target(width, height)?;
     let axis = |from: usize, to: usize| -> Vec<(usize, usize, f32)> {

@@ -21,6 +21,27 @@ fn taps(from: usize, to: usize) -> Vec<(usize, usize, f32)> {
 
 /// Resizes `x` `(batch, channels, h, w)` to `(batch, channels, height, width)`: half-pixel centres,
 /// no antialiasing. Returns `x` itself when the size does not change.
+///
+/// ```
+/// use candle_core::{DType, Device};
+/// use scalebench_kernels::{
+///     Tensor, area_mean, average_pool, blur_gaussian, blur_gaussian_mirrored, enlarge_bicubic, resize_bicubic, resize_bilinear, upsample_nearest,
+/// };
+/// let values = |x: &Tensor| x.flatten_all()?.to_vec1::<f32>();
+/// let x = Tensor::arange(0f32, 4.0, &Device::Cpu)?.reshape((1, 1, 2, 2))?;
+/// // Between two pixels lies their mean, at a quarter and three quarters of the way.
+/// assert_eq!(values(&resize_bilinear(&x, 2, 4)?)?, [0.0, 0.25, 0.75, 1.0, 2.0, 2.25, 2.75, 3.0]);
+/// // Means of repeated pixels are the pixels.
+/// let enlarged = upsample_nearest(&x, 4, 4)?;
+/// assert_eq!((values(&area_mean(&enlarged, 2, 2)?)?, values(&average_pool(&enlarged, 2)?)?), (values(&x)?, values(&x)?));
+/// // Weights sum to 1, but where a map ends in zeros.
+/// let ones = Tensor::ones((1, 1, 4, 4), DType::F32, &Device::Cpu)?;
+/// for y in [enlarge_bicubic(&ones, 8, 8)?, resize_bicubic(&ones, 6, 3)?, blur_gaussian_mirrored(&ones, 3, 1.0)?] {
+///     assert!(values(&y)?.iter().all(|v| (v - 1.0).abs() < 1e-6));
+/// }
+/// assert!(values(&blur_gaussian(&ones, 3, 1.0)?)?[0] < 0.6);
+/// # Ok::<(), candle_core::Error>(())
+/// ```
 pub fn resize_bilinear(x: &Tensor, height: usize, width: usize) -> Result<Tensor> {
     let (batch, channels, h, w) = x.dims4()?;
     if (h, w) == (height, width) {
@@ -68,6 +89,8 @@ pub(crate) type Taps = Vec<(usize, Vec<f32>)>;
 
 /// Enlarges `x` `(batch, channels, h, w)` to `(batch, channels, height, width)` by the cubic of Keys
 /// (a = −½) with half-pixel centres: Pillow's `BICUBIC`, without its rounding to bytes.
+///
+/// Example: [`resize_bilinear`].
 pub fn enlarge_bicubic(x: &Tensor, height: usize, width: usize) -> Result<Tensor> {
     let (_, _, h, w) = x.dims4()?;
     if h == 0 || w == 0 || height < h || width < w {
@@ -91,6 +114,8 @@ pub fn enlarge_bicubic(x: &Tensor, height: usize, width: usize) -> Result<Tensor
 
 /// Resizes `x` `(batch, channels, h, w)` to `(batch, channels, height, width)` as `interpolate(mode="bicubic",
 /// align_corners=False)`: the cubic with a = −¾ on four taps, edges repeated, no antialiasing.
+///
+/// Example: [`resize_bilinear`].
 pub fn resize_bicubic(x: &Tensor, height: usize, width: usize) -> Result<Tensor> {
     let (_, _, h, w) = x.dims4()?;
     if [h, w, height, width].contains(&0) {
@@ -117,6 +142,8 @@ pub fn resize_bicubic(x: &Tensor, height: usize, width: usize) -> Result<Tensor>
 
 /// Means of `x` `(batch, channels, h, w)` over `height × width` areas, as `adaptive_avg_pool2d`: area `i` reaches from
 /// `⌊i · h / height⌋` to `⌈(i + 1) · h / height⌉`.
+///
+/// Example: [`resize_bilinear`].
 pub fn area_mean(x: &Tensor, height: usize, width: usize) -> Result<Tensor> {
     let (_, _, h, w) = x.dims4()?;
     if [h, w, height, width].contains(&0) {
@@ -135,6 +162,8 @@ pub fn area_mean(x: &Tensor, height: usize, width: usize) -> Result<Tensor> {
 
 /// Means of `x` `(batch, channels, h, w)` over squares of `side × side` pixels, as `avg_pool2d` with `ceil_mode`: the last row and
 /// column may be means of fewer.
+///
+/// Example: [`resize_bilinear`].
 pub fn average_pool(x: &Tensor, side: usize) -> Result<Tensor> {
     let (_, _, h, w) = x.dims4()?;
     if [h, w, side].contains(&0) {
@@ -160,6 +189,8 @@ fn bell(taps: usize, sigma: f64) -> Result<Vec<f64>> {
 }
 
 /// Gaussian blur of `x` `(batch, channels, h, w)` on `taps × taps` pixels, `taps` odd, with zeros around the map.
+///
+/// Example: [`resize_bilinear`].
 pub fn blur_gaussian(x: &Tensor, taps: usize, sigma: f64) -> Result<Tensor> {
     let (_, _, h, w) = x.dims4()?;
     let (bell, reach) = (bell(taps, sigma)?, taps / 2);
@@ -177,6 +208,8 @@ pub fn blur_gaussian(x: &Tensor, taps: usize, sigma: f64) -> Result<Tensor> {
 
 /// [`blur_gaussian`] with the map mirrored at its border pixels, as `torchvision.transforms.GaussianBlur`; sides of more than
 /// `taps / 2` pixels.
+///
+/// Example: [`resize_bilinear`].
 pub fn blur_gaussian_mirrored(x: &Tensor, taps: usize, sigma: f64) -> Result<Tensor> {
     let (_, _, h, w) = x.dims4()?;
     let (bell, reach) = (bell(taps, sigma)?, taps / 2);
@@ -231,6 +264,8 @@ pub(crate) fn separable(x: &Tensor, rows: &Taps, columns: &Taps) -> Result<Tenso
 }
 
 /// Nearest-neighbour resize, as `interpolate(mode="nearest")`: output `i` reads `⌊i · from / to⌋`.
+///
+/// Example: [`resize_bilinear`].
 pub fn upsample_nearest(x: &Tensor, height: usize, width: usize) -> Result<Tensor> {
     let (batch, channels, h, w) = x.dims4()?;
     if [h, w, height, width].contains(&0) {

@@ -14,6 +14,8 @@ pub(crate) fn tasks_of(cycles: usize) -> usize {
 
 /// Runs `f` on a thread of the pool that operations use, so that they begin where they are, and none of them has to be handed over
 /// and waited for by a thread outside.
+///
+/// Example: [`beside`].
 pub fn in_pool<R: Send>(f: impl FnOnce() -> R + Send) -> R {
     rayon::scope(|_| f())
 }
@@ -22,6 +24,12 @@ pub fn in_pool<R: Send>(f: impl FnOnce() -> R + Send) -> R {
 ///
 /// # Panics
 /// If one of them does, or the system gives no more threads.
+///
+/// ```
+/// use scalebench_kernels::{beside, in_pool};
+/// assert_eq!(beside(3, |i| i * i), [0, 1, 4]);
+/// assert_eq!(in_pool(|| 6 * 7), 42);
+/// ```
 pub fn beside<R: Send>(n: usize, f: impl Fn(usize) -> R + Sync) -> Vec<R> {
     let alone = |i: usize| ThreadPoolBuilder::new().num_threads(1).build().expect("the system gives a thread").install(|| f(i));
     std::thread::scope(|scope| {

@@ -19,6 +19,15 @@ const SCALING: [f64; 8] = [
 /// even. The image is continued symmetrically at its edges (`mode="symmetric"`: each border pixel twice).
 ///
 /// Replacing the coefficients (LL) of an image by another's and transforming back is `x + coarse(y − x)`.
+///
+/// ```
+/// use candle_core::{DType, Device};
+/// // What has no details is its own coarse part.
+/// let ones = candle_core::Tensor::ones((1, 1, 8, 10), DType::F32, &Device::Cpu)?;
+/// let coarse = scalebench_kernels::wavelet_coarse(&ones)?.flatten_all()?.to_vec1::<f32>()?;
+/// assert!(coarse.iter().all(|v| (v - 1.0).abs() < 1e-6));
+/// # Ok::<(), candle_core::Error>(())
+/// ```
 pub fn wavelet_coarse(x: &Tensor) -> Result<Tensor> {
     let (_, _, h, w) = x.dims4()?;
     if h % 2 != 0 || w % 2 != 0 || h.min(w) < SCALING.len() {

@@ -8,6 +8,17 @@ use rayon::prelude::*;
 use std::fmt;
 
 /// The weight of [`conv2d`](crate::conv2d), or of [`tokens_to_map`](crate::tokens_to_map) if its kernels are 1×1.
+///
+/// ```
+/// use candle_core::{DType, Device};
+/// use scalebench_kernels::{ConvWeight, Precision, Tensor};
+/// // A third is no `bf16` number; the nearest has eight binary digits.
+/// let thirds = Tensor::full(1f32 / 3.0, (2, 1, 3, 5), &Device::Cpu)?;
+/// let weight = ConvWeight::new(&thirds, Precision::Bf16)?;
+/// assert_eq!((weight.kernel(), weight.dtype(), weight.precision()), ((3, 5), DType::F32, Precision::Bf16));
+/// assert_eq!(weight.tensor()?.flatten_all()?.to_vec1::<f32>()?, [171.0 / 512.0; 30]);
+/// # Ok::<(), candle_core::Error>(())
+/// ```
 #[derive(Clone)]
 pub struct ConvWeight {
     /// (outputs, inputs, height, width) of the kernels.
@@ -23,6 +34,7 @@ pub struct ConvWeight {
 impl ConvWeight {
     /// From `weight` `(c_out, c_in, kh, kw)`, or `(c_out, c_in)` for 1×1 kernels: on the CPU `f32`; on a GPU of the type that is
     /// to be multiplied in, whatever the precision.
+    /// Example: [`ConvWeight`].
     pub fn new(weight: &Tensor, precision: Precision) -> Result<Self> {
         let dims = match *weight.dims() {
             [c_out, c_in] => (c_out, c_in, 1, 1),
@@ -59,6 +71,7 @@ impl ConvWeight {
     }
 
     /// The kernels, `(c_out, c_in, kh, kw)`, `f32`; rounded if the precision is [`Precision::Bf16`].
+    /// Example: [`ConvWeight`].
     pub fn tensor(&self) -> Result<Tensor> {
         let (c_out, c_in, kh, kw) = self.dims;
         #[cfg(gpu)]
@@ -99,6 +112,7 @@ impl ConvWeight {
     }
 
     /// The type of what it was made from.
+    /// Example: [`ConvWeight`].
     pub fn dtype(&self) -> DType {
         #[cfg(gpu)]
         if let Some(weight) = &self.on_gpu {
@@ -108,11 +122,13 @@ impl ConvWeight {
     }
 
     /// Of the products with it.
+    /// Example: [`ConvWeight`].
     pub fn precision(&self) -> Precision {
         self.precision
     }
 
     /// Kernel size, (height, width).
+    /// Example: [`ConvWeight`].
     pub fn kernel(&self) -> (usize, usize) {
         (self.dims.2, self.dims.3)
     }
@@ -125,6 +141,23 @@ impl fmt::Debug for ConvWeight {
 }
 
 /// The weight of [`linear`](crate::linear) and [`map_to_tokens`](crate::map_to_tokens).
+///
+/// ```
+/// use candle_core::{DType, Device};
+/// use scalebench_kernels::{ConvWeight, LinearWeight, Precision, Tensor, linear, map_to_tokens, tokens_to_map};
+/// // Under the identity a map becomes tokens, one a pixel, and these become a map again.
+/// let eye = Tensor::eye(2, DType::F32, &Device::Cpu)?;
+/// let weight = LinearWeight::new(&eye, Precision::F32)?;
+/// let (x, zeros) = (Tensor::arange(0f32, 8.0, &Device::Cpu)?.reshape((1, 2, 2, 2))?, Tensor::zeros(2, DType::F32, &Device::Cpu)?);
+/// let tokens = map_to_tokens(&x, &weight, &zeros)?;
+/// assert_eq!(tokens.to_vec3::<f32>()?, [[[0.0, 4.0], [1.0, 5.0], [2.0, 6.0], [3.0, 7.0]]]);
+/// assert_eq!(linear(&tokens, &weight, None)?.to_vec3::<f32>()?, tokens.to_vec3::<f32>()?);
+/// // The map itself is added as the residual.
+/// let twice = tokens_to_map(&tokens, &ConvWeight::new(&eye, Precision::F32)?, &zeros, &x)?;
+/// assert_eq!(twice.flatten_all()?.to_vec1::<f32>()?, [0.0, 2.0, 4.0, 6.0, 8.0, 10.0, 12.0, 14.0]);
+/// assert_eq!(weight.outputs(), 2);
+/// # Ok::<(), candle_core::Error>(())
+/// ```
 #[derive(Clone)]
 pub struct LinearWeight {
     /// (outputs, inputs).
@@ -139,6 +172,7 @@ pub struct LinearWeight {
 
 impl LinearWeight {
     /// From `weight` `(n, k)`, of the types of [`ConvWeight::new`].
+    /// Example: [`LinearWeight`].
     pub fn new(weight: &Tensor, precision: Precision) -> Result<Self> {
         let dims @ (n, k) = weight.dims2()?;
         #[cfg(gpu)]
@@ -157,6 +191,7 @@ impl LinearWeight {
     }
 
     /// Number of outputs.
+    /// Example: [`LinearWeight`].
     pub fn outputs(&self) -> usize {
         self.dims.0
     }

@@ -17,6 +17,22 @@ const LARGEST_RATIO: u64 = 1032;
 ///
 /// The directory is read once; any number of threads can then decode images at the same time, since reads
 /// say where they are in the file.
+///
+/// ```
+/// use std::io::Write;
+///
+/// use scalebench_metrics::{ImageArchive, ImageSet, Image};
+/// let folder = tempfile::tempdir()?;
+/// let path = folder.path().join("images.zip");
+/// let mut zip = zip::ZipWriter::new(std::fs::File::create(&path)?);
+/// zip.start_file("a/grid.png", zip::write::SimpleFileOptions::default())?;
+/// zip.write_all(&std::fs::read("../../datasets/pocket/grid.png")?)?;
+/// zip.finish()?;
+/// let archive = ImageArchive::open(&path)?;
+/// assert_eq!(archive.names().collect::<Vec<_>>(), ["a/grid.png"]);
+/// assert_eq!(archive.image(0)?, Image::open("../../datasets/pocket/grid.png".as_ref())?);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug)]
 pub struct ImageArchive {
     path: PathBuf,
@@ -33,6 +49,8 @@ impl ImageArchive {
     ///
     /// [`Error::Io`], [`Error::NoImages`], and [`Error::Archive`] for what is no zip archive or has one name
     /// twice.
+    ///
+    /// Example: [`ImageArchive`].
     pub fn open(path: &Path) -> Result<Self> {
         let read = |source| Error::Io { action: "read", path: path.to_owned(), source };
         let bad = |message: String| Error::Archive { path: path.to_owned(), message };
@@ -58,6 +76,7 @@ impl ImageArchive {
     }
 
     /// Names of the images inside the archive, sorted by their bytes.
+    /// Example: [`ImageArchive`].
     pub fn names(&self) -> impl ExactSizeIterator<Item = &str> {
         self.entries.iter().map(|(name, _)| name.as_str())
     }

@@ -39,6 +39,17 @@ const END: &str = "<|endoftext|>";
 const WORDS: &str = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+";
 
 /// Both towers with their projections, on the CPU in `f32`.
+///
+/// ```
+/// use candle_core::{DType, Device, Tensor};
+/// use scalebench_metrics::Clip;
+/// // A tiny one on random weights: sides of 28 pixels, features of 24 numbers.
+/// let clip = Clip::load("tests/data/networks/clip".as_ref())?;
+/// let black = Tensor::zeros((2, 3, clip.side(), clip.side()), DType::F32, &Device::Cpu)?;
+/// assert_eq!((clip.side(), clip.image_features(&black)?.dims()), (28, &[2, 24][..]));
+/// assert!(clip.name().starts_with("clip/28x"));
+/// # Ok::<(), scalebench_metrics::Error>(())
+/// ```
 pub struct Clip {
     vision: ClipVisionTransformer,
     visual_projection: LinearWeight,
@@ -70,12 +81,13 @@ impl Clip {
     /// be `tokenizer.json`, or `vocab.json` and `merges.txt`.
     ///
     /// Errors name the configuration's key or the tensor that is missing, of another shape or unknown.
+    /// Example: [`Clip`].
     pub fn load(folder: &Path) -> Result<Self> {
         Self::load_on(folder, &Device::Cpu)
     }
 
     /// [`load`](Self::load), onto a device.
-    pub fn load_on(folder: &Path, device: &Device) -> Result<Self> {
+    pub(crate) fn load_on(folder: &Path, device: &Device) -> Result<Self> {
         let config = Section::open(folder)?;
         config.must_be("model_type", &"clip".into())?;
         // Where both are there, transformers goes by the first and takes its own defaults for the rest.
@@ -175,27 +187,30 @@ impl Clip {
     }
 
     /// Side of the images it takes, in pixels.
+    /// Example: [`Clip`].
     pub fn side(&self) -> usize {
         self.side
     }
 
     /// Values per feature.
-    pub fn dim(&self) -> usize {
+    pub(crate) fn dim(&self) -> usize {
         self.dim
     }
 
     /// BLAKE3 of the weight files one after the other, in the order of their names; hexadecimal.
-    pub fn digest(&self) -> &str {
+    pub(crate) fn digest(&self) -> &str {
         &self.digest
     }
 
     /// The network in a word, for provenance: `clip/224x14/768` has side 224, patches of 14, 768 values.
+    /// Example: [`Clip`].
     pub fn name(&self) -> String {
         format!("clip/{}x{}/{}", self.side, self.patch, self.dim)
     }
 
     /// Features of preprocessed images `(batch, 3, side, side)`, `f32`: `(batch, dim)`, projected and not
     /// normalised, as `CLIPModel.get_image_features`. Each image's are the same in any batch.
+    /// Example: [`Clip`].
     pub fn image_features(&self, images: &Tensor) -> Result<Tensor> {
         let batch = match *images.dims() {
             [batch, 3, height, width] if batch > 0 && (height, width) == (self.side, self.side) => batch,
@@ -216,7 +231,7 @@ impl Clip {
     /// Texts are cut to the network's length (77 tokens) with the end token kept, as transformers'
     /// tokenizer does under `truncation=True`. torchmetrics cuts the end token off, too, so that its
     /// scores of longer captions are others.
-    pub fn text_features(&self, texts: &[&str]) -> Result<Tensor> {
+    pub(crate) fn text_features(&self, texts: &[&str]) -> Result<Tensor> {
         let Some(tokenizer) = &self.tokenizer else {
             let message = "texts need tokenizer.json, or vocab.json and merges.txt".to_owned();
             return Err(Error::Config { path: self.folder.clone(), message });
@@ -349,7 +364,7 @@ impl Tokenizer {
 /// The score of a set is their mean, on 0 to 100. This is the formula that torchmetrics documents; its
 /// code takes the maximum after the mean, which is the same unless a pair points apart. A feature that
 /// is zero has no direction: its score is NaN, as there.
-pub fn clip_score(images: &Tensor, texts: &Tensor) -> Result<Vec<f64>> {
+pub(crate) fn clip_score(images: &Tensor, texts: &Tensor) -> Result<Vec<f64>> {
     let rows = |t: &Tensor| t.to_dtype(DType::F64)?.to_vec2::<f64>();
     if images.dims() != texts.dims() || images.dims().len() != 2 {
         return Err(Error::FeaturePairs { images: images.dims().to_vec(), texts: texts.dims().to_vec() });
@@ -367,7 +382,7 @@ pub fn clip_score(images: &Tensor, texts: &Tensor) -> Result<Vec<f64>> {
 /// `side` by bicubic on 8 bits, the square in the centre, [0, 1], CLIP's mean and deviation.
 ///
 /// Returns planes `(3, side, side)`, red first. The sides of images that are not square are lost.
-pub fn preprocess(image: &Image, side: usize) -> Result<Vec<f32>> {
+pub(crate) fn preprocess(image: &Image, side: usize) -> Result<Vec<f32>> {
     let short = image.width.min(image.height);
     // transformers truncates the longer side, it does not round it.
     let scaled = |length: usize| side * length / short.max(1);
@@ -380,7 +395,7 @@ pub fn preprocess(image: &Image, side: usize) -> Result<Vec<f32>> {
 /// to `side`, [0, 1], CLIP's mean and deviation.
 ///
 /// Returns planes `(3, side, side)`, red first.
-pub fn preprocess_cmmd(image: &Image, side: usize) -> Result<Vec<f32>> {
+pub(crate) fn preprocess_cmmd(image: &Image, side: usize) -> Result<Vec<f32>> {
     let short = image.width.min(image.height);
     let (left, top) = ((image.width - short) / 2, (image.height - short) / 2);
     Ok(normalised(&resize(&image.crop(left, top, short), side, side)?))

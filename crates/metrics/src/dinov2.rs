@@ -29,6 +29,17 @@ const SIDE: usize = 224;
 const OFFSET: f64 = 0.1;
 
 /// The network with its weights, on the CPU in `f32`.
+///
+/// ```
+/// use candle_core::{DType, Device, Tensor};
+/// use scalebench_metrics::Dinov2;
+/// // A tiny one on random weights, with features of 48 numbers.
+/// let network = Dinov2::load("tests/data/networks/dinov2".as_ref())?;
+/// let black = Tensor::zeros((1, 3, network.side(), network.side()), DType::F32, &Device::Cpu)?;
+/// assert_eq!((network.side(), network.features(&black)?.dims()), (224, &[1, 48][..]));
+/// assert!(network.name().starts_with("dinov2/224x"));
+/// # Ok::<(), scalebench_metrics::Error>(())
+/// ```
 #[derive(Debug)]
 pub struct Dinov2 {
     patch: usize,
@@ -163,12 +174,13 @@ impl Dinov2 {
     /// `model.safetensors.index.json`; `f16` and `bf16` are cast to `f32`.
     ///
     /// Errors name the configuration's key or the tensor that is missing, of another shape or unknown.
+    /// Example: [`Dinov2`].
     pub fn load(folder: &Path) -> Result<Self> {
         Self::load_on(folder, &Device::Cpu)
     }
 
     /// [`load`](Self::load), onto a device.
-    pub fn load_on(folder: &Path, device: &Device) -> Result<Self> {
+    pub(crate) fn load_on(folder: &Path, device: &Device) -> Result<Self> {
         let config = Section::open(folder)?;
         config.must_be("model_type", &"dinov2".into())?;
         config.only("hidden_act", &"gelu".into())?;
@@ -217,21 +229,23 @@ impl Dinov2 {
     }
 
     /// Side of FD-DINOv2's images in pixels: 224.
+    /// Example: [`Dinov2`].
     pub fn side(&self) -> usize {
         SIDE
     }
 
     /// Values per feature.
-    pub fn dim(&self) -> usize {
+    pub(crate) fn dim(&self) -> usize {
         self.dim
     }
 
     /// BLAKE3 of the weight files one after the other, in the order of their names; hexadecimal.
-    pub fn digest(&self) -> &str {
+    pub(crate) fn digest(&self) -> &str {
         &self.digest
     }
 
     /// The network in a word, for provenance: `dinov2/224x14/1024` has side 224, patches of 14, 1024 values.
+    /// Example: [`Dinov2`].
     pub fn name(&self) -> String {
         format!("dinov2/{SIDE}x{}/{}", self.patch, self.dim)
     }
@@ -241,6 +255,7 @@ impl Dinov2 {
     ///
     /// The metric is defined at [`side`](Self::side), but any multiple of the patch will do. Each
     /// image's features are the same in any batch.
+    /// Example: [`Dinov2`].
     pub fn features(&self, images: &Tensor) -> Result<Tensor> {
         let (batch, side) = match *images.dims() {
             [batch, 3, height, width] if batch > 0 && height == width && height > 0 && height.is_multiple_of(self.patch) => (batch, height),
@@ -314,18 +329,14 @@ fn outer(x: f32) -> f32 {
     ((A * x - 5.0 * A) * x + 8.0 * A) * x - 4.0 * A
 }
 
-/// dgm-eval's preprocessing: Pillow's bicubic to 224 × 224, whatever the aspect, then [0, 1], ImageNet's
+/// dgm-eval's preprocessing: Pillow's bicubic to `side` × `side` (224), whatever the aspect, then [0, 1], ImageNet's
 /// mean and deviation. The resize works on 8 bits; on floats without rounding if `clean`, which is
 /// dgm-eval's `--clean_resize`.
 ///
 /// The horizontal pass comes first, as in every Pillow up to 12. Pillow 13 swaps the passes where the
 /// height shrinks more than the width (pull request 9549), which moves 8-bit results by up to two levels.
 ///
-/// Returns planes `(3, 224, 224)`, red first.
-pub fn preprocess(image: &Image, clean: bool) -> Result<Vec<f32>> {
-    preprocess_to(image, SIDE, clean)
-}
-
+/// Returns planes `(3, side, side)`, red first.
 pub(crate) fn preprocess_to(image: &Image, side: usize, clean: bool) -> Result<Vec<f32>> {
     let raster = Raster::from(image);
     let scaled = if clean {
@@ -388,7 +399,7 @@ mod tests {
                 _ => continue,
             };
             let numbers: Vec<usize> = rest.split(['.', 'x']).map(|n| n.parse().unwrap()).collect();
-            let whole = preprocess(&formula_image(numbers[0] as u64, numbers[1], numbers[2]), clean).unwrap();
+            let whole = preprocess_to(&formula_image(numbers[0] as u64, numbers[1], numbers[2]), SIDE, clean).unwrap();
             // Every eleventh row and column is stored.
             let at = |i: usize| (i / (21 * 21) * SIDE + i / 21 % 21 * 11) * SIDE + i % 21 * 11;
             let ours: Vec<f32> = (0..3 * 21 * 21).map(|i| whole[at(i)]).collect();

@@ -3,6 +3,12 @@
 use std::path::PathBuf;
 
 /// What can go wrong when images are turned into numbers.
+///
+/// ```
+/// use scalebench_metrics::{Error, Image, Result};
+/// let image: Result<Image> = Image::new(2, 2, vec![0; 3]);
+/// assert!(matches!(image, Err(Error::PixelCount { expected: 12, found: 3, .. })));
+/// ```
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A file could not be read or written.
@@ -418,4 +424,6 @@ fn list(messages: &[String]) -> String {
 }
 
 /// Result of this crate's functions.
+///
+/// Example: [`Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;

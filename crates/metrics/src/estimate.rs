@@ -30,6 +30,8 @@ use crate::{
 };
 
 /// A number with its uncertainty.
+///
+/// Example: [`estimate`](fn@estimate).
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Estimate {
     /// The metric on all images, or the difference of two.
@@ -47,6 +49,8 @@ pub struct Estimate {
 }
 
 /// What an interval says about a difference.
+///
+/// Example: [`estimate`](fn@estimate).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Verdict {
@@ -60,11 +64,12 @@ pub enum Verdict {
 
 impl Estimate {
     /// Whether the interval excludes zero: a difference that is resolved.
-    pub fn excludes_zero(&self) -> bool {
+    pub(crate) fn excludes_zero(&self) -> bool {
         self.lo > 0.0 || self.hi < 0.0
     }
 
     /// What a difference of `metric` means for its first side.
+    /// Example: [`estimate`](fn@estimate).
     pub fn verdict(&self, metric: Metric) -> Verdict {
         match (self.excludes_zero(), metric.lower_is_better() == (self.value < 0.0)) {
             (false, _) => Verdict::Undecided,
@@ -75,6 +80,7 @@ impl Estimate {
 
     /// Images at which the interval of a difference of this size would just exclude zero: its half-width falls as
     /// 1/√n. None for a difference of exactly zero, which no number of images decides.
+    /// Example: [`estimate`](fn@estimate).
     pub fn n_to_decide(&self) -> Option<u64> {
         let half_width = (self.hi - self.lo) / 2.0;
         let ratio = half_width / self.value.abs();
@@ -84,6 +90,17 @@ impl Estimate {
 }
 
 /// A metric that can be estimated with an interval.
+///
+/// ```
+/// use scalebench_metrics::{Metric, Tap, VideoMeasure};
+/// let names: std::collections::BTreeSet<&str> = Metric::ALL.iter().map(|metric| metric.name()).collect();
+/// assert_eq!(names.len(), Metric::ALL.len());
+/// assert!(Metric::Fid.lower_is_better() && Metric::Fid.needs_reference() && Metric::Fid.is_frechet());
+/// assert_eq!(Metric::Fid.tap(), Tap::Features);
+/// assert!(Metric::Sharpness.is_of_pixels() && !Metric::Sharpness.needs_reference());
+/// assert!(Metric::Flicker.is_of_videos());
+/// assert_eq!(Metric::Flicker.video_measure(), Some(VideoMeasure::Flicker));
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Metric {
@@ -104,7 +121,7 @@ pub enum Metric {
     Coverage,
     /// [`cmmd`](crate::cmmd) of CLIP features.
     Cmmd,
-    /// Mean over the images of what [`clip_score`](crate::clip::clip_score) says of each: a set of dimension 1.
+    /// Mean over the images of what [`clip_scores`](crate::clip_scores) says of each: a set of dimension 1.
     ClipScore,
     /// Root mean square, over rings of frequency, of the difference between the two sides' mean power spectra, in decibels; of
     /// [`Extractor::pixels`](crate::Extractor::pixels).
@@ -147,6 +164,7 @@ impl Metric {
     ];
 
     /// The name in configurations and tables.
+    /// Example: [`Metric`].
     pub fn name(self) -> &'static str {
         match self {
             Self::Fid => "fid",
@@ -170,16 +188,19 @@ impl Metric {
 
     /// Whether small values are good: distances, as opposed to scores; and what changes between frames, as far as it goes: a video that
     /// stands still has none.
+    /// Example: [`Metric`].
     pub fn lower_is_better(self) -> bool {
         matches!(self, Self::Fid | Self::Kid | Self::Cmmd | Self::Spectrum | Self::Repetition) || self.is_of_videos()
     }
 
     /// Whether it is of pixels and not of a network's features.
+    /// Example: [`Metric`].
     pub fn is_of_pixels(self) -> bool {
         matches!(self, Self::Spectrum | Self::Sharpness)
     }
 
     /// What of the network's answer the metric is computed from.
+    /// Example: [`Metric`].
     pub fn tap(self) -> Tap {
         match self {
             Self::InceptionScore => Tap::LogitsUnbiased,
@@ -206,21 +227,25 @@ impl Metric {
     }
 
     /// Whether there is another side at all.
+    /// Example: [`Metric`].
     pub fn needs_reference(self) -> bool {
         !matches!(self, Self::InceptionScore | Self::ClipScore | Self::Sharpness | Self::FrameDifference | Self::Flicker)
     }
 
     /// Whether it is a distance of means and covariances, which stored statistics are enough for.
+    /// Example: [`Metric`].
     pub fn is_frechet(self) -> bool {
         matches!(self, Self::Fid | Self::Fvd)
     }
 
     /// Whether it is one of videos, not of images.
+    /// Example: [`Metric`].
     pub fn is_of_videos(self) -> bool {
         matches!(self, Self::Fvd | Self::Kvd | Self::FrameDifference | Self::Flicker)
     }
 
     /// What is measured of each video without a network, if that is what this is the mean of.
+    /// Example: [`Metric`].
     pub fn video_measure(self) -> Option<VideoMeasure> {
         match self {
             Self::FrameDifference => Some(VideoMeasure::FrameDifference),
@@ -231,6 +256,8 @@ impl Metric {
 }
 
 /// Whether the reference set is resampled too.
+///
+/// Example: [`estimate`](fn@estimate).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ReferenceBlocks {
@@ -242,6 +269,8 @@ pub enum ReferenceBlocks {
 }
 
 /// Settings of the jackknife.
+///
+/// Example: [`estimate`](fn@estimate).
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Jackknife {
@@ -259,6 +288,8 @@ impl Jackknife {
 }
 
 /// What a generated set is compared with.
+///
+/// Example: [`estimate`](fn@estimate).
 #[derive(Clone, Copy, Debug)]
 pub enum OtherSide<'a> {
     /// Nothing: see [`Metric::needs_reference`].
@@ -282,16 +313,49 @@ impl<'a> From<&'a Statistics> for OtherSide<'a> {
 }
 
 /// A metric with its interval.
+///
+/// ```
+/// use scalebench_metrics::{
+///     Estimate, FeatureSet, Jackknife, Jackknifed, Metric, OtherSide, ReferenceBlocks, Verdict, estimate, measure, paired_difference,
+/// };
+/// # use scalebench_metrics::{Preprocess, Provenance};
+/// # let set = |rows: &[Vec<f32>]| {
+/// #     let provenance = Provenance { extractor: "example".to_owned(), weights: "none".to_owned(), preprocess: Preprocess::default() };
+/// #     let names = (0..rows.len()).map(|i| i.to_string()).collect();
+/// #     FeatureSet::new(names, (0..rows.len() as u32).collect(), rows.concat(), rows[0].len(), provenance)
+/// # };
+/// // Scores of twenty images: the error of their mean is s / √n.
+/// let scores: Vec<Vec<f32>> = (0..20).map(|i| vec![i as f32]).collect();
+/// let images = set(&scores)?;
+/// let jackknife = Jackknife { reference: ReferenceBlocks::Fixed, ..Jackknife::STANDARD };
+/// let Estimate { value, std_error, .. } = estimate(Metric::ClipScore, &images, OtherSide::None, &jackknife)?;
+/// assert_eq!((value, measure(Metric::ClipScore, &images, OtherSide::None)?), (9.5, 9.5));
+/// assert!((std_error - (35f64 / 20.0).sqrt()).abs() < 1e-9);
+/// // Another method is worse by 1 in every second image.
+/// let others = set(&(0..20).map(|i| vec![(i - i % 2) as f32]).collect::<Vec<_>>())?;
+/// let difference = paired_difference(Metric::ClipScore, (&images, OtherSide::None), (&others, OtherSide::None), &jackknife)?;
+/// assert_eq!((difference.value, difference.verdict(Metric::ClipScore)), (0.5, Verdict::Better));
+/// assert!(difference.n_to_decide().is_some_and(|n| n < 20));
+/// // With what is computed once for several comparisons.
+/// let jackknifed = |set: &FeatureSet| Jackknifed::new(Metric::ClipScore, set, OtherSide::None, &jackknife);
+/// let (left, right) = (jackknifed(&images)?, jackknifed(&others)?);
+/// assert_eq!((left.value(), left.estimate()?.value, left.minus(&right)?.value), (9.5, 9.5, 0.5));
+/// # Ok::<(), scalebench_metrics::Error>(())
+/// ```
 pub fn estimate<'a>(metric: Metric, generated: &'a FeatureSet, other: impl Into<OtherSide<'a>>, jackknife: &Jackknife) -> Result<Estimate> {
     Jackknifed::new(metric, generated, other, jackknife)?.estimate()
 }
 
 /// A metric without an interval.
+///
+/// Example: [`estimate`](fn@estimate).
 pub fn measure<'a>(metric: Metric, generated: &'a FeatureSet, other: impl Into<OtherSide<'a>>) -> Result<f64> {
     plain(metric, Pair::new(metric, generated, other.into())?)
 }
 
 /// metric(a) − metric(b) with an interval; see [`Jackknifed::minus`].
+///
+/// Example: [`estimate`](fn@estimate).
 pub fn paired_difference<'a>(
     metric: Metric,
     a: (&'a FeatureSet, impl Into<OtherSide<'a>>),
@@ -305,6 +369,8 @@ pub fn paired_difference<'a>(
 
 /// A metric on all images and with each block of them left out: what its interval and its differences to other sets are made
 /// from, so that nothing is computed twice for one that is compared with several.
+///
+/// Example: [`estimate`](fn@estimate).
 pub struct Jackknifed {
     metric: Metric,
     value: f64,
@@ -317,6 +383,7 @@ pub struct Jackknifed {
 
 impl Jackknifed {
     /// Computes all of it.
+    /// Example: [`estimate`](fn@estimate).
     pub fn new<'a>(metric: Metric, generated: &'a FeatureSet, other: impl Into<OtherSide<'a>>, jackknife: &Jackknife) -> Result<Self> {
         let pair = Pair::new(metric, generated, other.into())?;
         let blocks = Blocks::new(generated, jackknife)?;
@@ -332,11 +399,13 @@ impl Jackknifed {
     }
 
     /// The metric on all images.
+    /// Example: [`estimate`](fn@estimate).
     pub fn value(&self) -> f64 {
         self.value
     }
 
     /// With its interval.
+    /// Example: [`estimate`](fn@estimate).
     pub fn estimate(&self) -> Result<Estimate> {
         self.blocks.estimate(self.value, &self.replicates, self.level)
     }
@@ -348,6 +417,8 @@ impl Jackknifed {
     /// # Panics
     ///
     /// If the two are not the same metric.
+    ///
+    /// Example: [`estimate`](fn@estimate).
     pub fn minus(&self, other: &Self) -> Result<Estimate> {
         assert_eq!(self.metric, other.metric, "a difference of two metrics means nothing");
         check_same_groups(&self.groups, &other.groups)?;

@@ -25,6 +25,21 @@ use crate::{Error, FeatureSet, Image, Preprocess, Profile, Provenance, Result, l
 const BATCH: usize = 64;
 
 /// One image to look at.
+///
+/// ```
+/// use scalebench_metrics::{Image, Sample, Source};
+/// let red = Image::new(1, 1, vec![255, 0, 0])?;
+/// let sample = Sample::image("red", 7, red.clone());
+/// assert_eq!(*sample.decode()?, red);
+/// assert!(matches!(sample.source, Source::Memory(_)) && sample.frames().is_err());
+/// // A folder with one image.
+/// let folder = std::path::Path::new("../../datasets/pocket");
+/// assert!(Sample::is_set(folder));
+/// for found in [Sample::all(folder)?, Sample::folder(folder)?] {
+///     assert_eq!((found.len(), found[0].name.as_str(), found[0].group), (1, "grid.png", 0));
+/// }
+/// # Ok::<(), scalebench_metrics::Error>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct Sample {
     /// Image id.
@@ -36,6 +51,8 @@ pub struct Sample {
 }
 
 /// Where pixels are.
+///
+/// Example: [`Sample`].
 #[derive(Clone, Debug)]
 pub enum Source {
     /// In a file, decoded when its turn comes.
@@ -49,6 +66,32 @@ pub enum Source {
 }
 
 /// Images that are read by their place, in an order of their own: archives, and what other crates add.
+///
+/// ```
+/// use scalebench_metrics::{Image, ImageSet, Result, Sample};
+///
+/// /// All greys.
+/// #[derive(Debug)]
+/// struct Greys;
+///
+/// impl ImageSet for Greys {
+///     fn len(&self) -> usize {
+///         256
+///     }
+///
+///     fn name(&self, _place: usize) -> &str {
+///         "grey"
+///     }
+///
+///     fn image(&self, place: usize) -> Result<Image> {
+///         Image::new(1, 1, vec![place as u8; 3])
+///     }
+/// }
+///
+/// let samples = Sample::set(std::sync::Arc::new(Greys));
+/// assert_eq!((samples.len(), samples[9].group, &samples[9].decode()?.rgb[..]), (256, 9, &[9, 9, 9][..]));
+/// # Ok::<(), scalebench_metrics::Error>(())
+/// ```
 #[expect(clippy::len_without_is_empty, reason = "a set without images does not open")]
 pub trait ImageSet: std::fmt::Debug + Send + Sync {
     /// Number of images; at least one.
@@ -68,6 +111,7 @@ pub trait ImageSet: std::fmt::Debug + Send + Sync {
 
 impl Sample {
     /// An image in memory.
+    /// Example: [`Sample`].
     pub fn image(name: impl Into<String>, group: u32, image: Image) -> Self {
         Self { name: name.into(), group, source: Source::Memory(image) }
     }
@@ -75,6 +119,7 @@ impl Sample {
     /// All images under a folder, in a zip archive or in tar shards (see [`Shards::images`]), in order: groups are 0, 1, 2, ….
     ///
     /// A folder with both images and `.tar` files is an error: either may be meant.
+    /// Example: [`Sample`].
     pub fn all(path: &Path) -> Result<Vec<Self>> {
         match (path.is_dir(), is_shards(path)) {
             (true, true) if list_images(path).is_ok() => Err(Error::MixedFolder { path: path.to_owned() }),
@@ -85,17 +130,20 @@ impl Sample {
     }
 
     /// Whether a path is one for [`all`](Self::all), by its name or as a folder; other files may hold features or statistics.
+    /// Example: [`Sample`].
     pub fn is_set(path: &Path) -> bool {
         path.is_dir() || is_shards(path) || path.extension().is_some_and(|e| e.eq_ignore_ascii_case("zip"))
     }
 
     /// All images of a set: groups are 0, 1, 2, ….
+    /// Example: [`ImageSet`].
     pub fn set(images: Arc<dyn ImageSet>) -> Vec<Self> {
         let sample = |i| Self { name: images.name(i).to_owned(), group: i as u32, source: Source::Set(Arc::clone(&images), i) };
         (0..images.len()).map(sample).collect()
     }
 
     /// All images under a folder in sorted order: names are relative paths, groups 0, 1, 2, ….
+    /// Example: [`Sample`].
     pub fn folder(folder: &Path) -> Result<Vec<Self>> {
         let paths = list_images(folder)?;
         let sample = |(group, path): (usize, PathBuf)| Self {
@@ -111,6 +159,8 @@ impl Sample {
     /// # Errors
     ///
     /// [`Error::Io`] and [`Error::Decode`].
+    ///
+    /// Example: [`Sample`].
     pub fn decode(&self) -> Result<std::borrow::Cow<'_, Image>> {
         use std::borrow::Cow::{Borrowed, Owned};
         Ok(match &self.source {
@@ -126,6 +176,8 @@ impl Sample {
     /// # Errors
     ///
     /// As [`decode`](Self::decode), or if it is an image.
+    ///
+    /// Example: [`Sample`].
     pub fn frames(&self) -> Result<Vec<Image>> {
         match &self.source {
             Source::Video(videos, place) => videos.frames(*place),
@@ -135,6 +187,8 @@ impl Sample {
 }
 
 /// What of a network's answer is taken.
+///
+/// Example: [`Extractor`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Tap {
     /// The features proper: Inception's 2048, CLIP's projection, DINOv2's class token.
@@ -170,6 +224,7 @@ impl Tap {
     ];
 
     /// The name in configurations and provenances.
+    /// Example: [`Extractor`].
     pub fn name(self) -> &'static str {
         let found = Self::ALL.iter().find(|(_, tap)| *tap == self);
         found.map_or("2048", |(name, _)| name)
@@ -198,6 +253,27 @@ impl std::str::FromStr for Tap {
 }
 
 /// A feature network with its weights.
+///
+/// ```
+/// use candle_core::Device;
+/// use scalebench_metrics::{Corrupt, Extractor, Image, Preprocess, Profile, Sample, Skipped, Tap};
+/// // The Inception of the pocket model, an eighth as wide as FID's.
+/// let extractor = Extractor::load_on("../../datasets/pocket-inception".as_ref(), &Device::Cpu)?;
+/// assert_eq!((extractor.dim(), extractor.usual_profile()), (256, Profile::Clean));
+/// assert!(!extractor.is_published_inception() && !extractor.is_dinov2() && !extractor.takes_videos() && extractor.clip().is_none());
+/// // Two taps of one pass over one image.
+/// let image = || Sample::image("grey", 0, Image { width: 64, height: 64, rgb: vec![128; 3 * 64 * 64] });
+/// let whole = Preprocess::default();
+/// let (sets, skipped): (_, Vec<Skipped>) = extractor.taps(&[Tap::Features, Tap::Pool64], [image()], &whole, Corrupt::Skip, |_| {})?;
+/// assert_eq!((sets[0].dim, sets[1].dim, skipped.len()), (256, 8, 0));
+/// assert_eq!(sets[1].provenance, extractor.provenance(Tap::Pool64, &whole));
+/// assert_eq!(extractor.features([image()], &whole, |_| {})?, sets[0]);
+/// assert_eq!("64".parse(), Ok(Tap::Pool64));
+/// assert_eq!(Tap::ALL.map(|(name, _)| name), Tap::ALL.map(|(_, tap)| tap.name()));
+/// // Without a network.
+/// assert!(Extractor::pixels().is_pixels());
+/// # Ok::<(), scalebench_metrics::Error>(())
+/// ```
 #[derive(Debug)]
 pub struct Extractor {
     network: Network,
@@ -215,6 +291,8 @@ enum Network {
 }
 
 /// What happens to images that cannot be decoded.
+///
+/// Example: [`Extractor`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Corrupt {
     /// The rest is only decoded, and the error names all that cannot be.
@@ -224,6 +302,8 @@ pub enum Corrupt {
 }
 
 /// An image that was left out, and why.
+///
+/// Example: [`Extractor`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Skipped {
     /// Image id.
@@ -237,13 +317,15 @@ type Rows = Vec<Vec<Vec<f32>>>;
 
 impl Extractor {
     /// Loads a network, whichever the path holds: the FID Inception as a weights file or as a folder with
-    /// `model.safetensors` (see [`Inception::load`]), I3D likewise (see [`I3d::load_on`]), or a Hugging Face folder of CLIP or DINOv2
+    /// `model.safetensors` (see [`Inception::load`]), I3D likewise, or a Hugging Face folder of CLIP or DINOv2
     /// (by `model_type` in its `config.json`).
+    /// Example: [`clip_scores`].
     pub fn load(path: &Path) -> Result<Self> {
         Self::load_on(path, &Device::Cpu)
     }
 
     /// [`load`](Self::load), onto a device.
+    /// Example: [`Extractor`].
     pub fn load_on(path: &Path, device: &Device) -> Result<Self> {
         let model_type = match path.is_dir() {
             true => model_type(path)?,
@@ -269,16 +351,19 @@ impl Extractor {
     }
 
     /// No network: spectrum and sharpness of the pixels themselves, see [`pixels`]. No profile plays a part.
+    /// Example: [`Extractor`].
     pub fn pixels() -> Self {
         Self { network: Network::Pixels, device: Device::Cpu }
     }
 
     /// Whether it is [`pixels`](Self::pixels).
+    /// Example: [`Extractor`].
     pub fn is_pixels(&self) -> bool {
         matches!(self.network, Network::Pixels)
     }
 
     /// The profile that tools use with this network unless told otherwise.
+    /// Example: [`Extractor`].
     pub fn usual_profile(&self) -> Profile {
         match self.network {
             Network::Inception(_) | Network::Pixels => Profile::Clean,
@@ -289,6 +374,7 @@ impl Extractor {
     }
 
     /// The CLIP inside, which also reads text.
+    /// Example: [`Extractor`].
     pub fn clip(&self) -> Option<&Clip> {
         match &self.network {
             Network::Clip(clip) => Some(clip),
@@ -297,21 +383,25 @@ impl Extractor {
     }
 
     /// Whether the network looks at videos.
+    /// Example: [`Extractor`].
     pub fn takes_videos(&self) -> bool {
         matches!(self.network, Network::I3d(_))
     }
 
     /// Whether the network is DINOv2.
+    /// Example: [`Extractor`].
     pub fn is_dinov2(&self) -> bool {
         matches!(self.network, Network::Dinov2(_))
     }
 
     /// Whether published FIDs are made with a network of this architecture: Inception at full width.
+    /// Example: [`Extractor`].
     pub fn is_published_inception(&self) -> bool {
         matches!(&self.network, Network::Inception(network) if network.config().width == 1.0)
     }
 
     /// Values of a feature.
+    /// Example: [`Extractor`].
     pub fn dim(&self) -> usize {
         match &self.network {
             Network::Inception(network) => network.config().feature_dim(),
@@ -323,6 +413,7 @@ impl Extractor {
     }
 
     /// The provenance that sets made with `preprocess` carry; good as a cache key.
+    /// Example: [`Extractor`].
     pub fn provenance(&self, tap: Tap, preprocess: &Preprocess) -> Provenance {
         let (extractor, weights) = match &self.network {
             Network::Inception(network) => (format!("inception-v3-fid/w{}/{}", network.config().width, tap.name()), network.digest()),
@@ -338,6 +429,7 @@ impl Extractor {
     ///
     /// On the CPU images run in parallel, each on one thread; on a GPU in batches, while the next ones are decoded and resized. Either
     /// way a result depends on its image alone. `progress` is told, from the calling thread, how many images are done.
+    /// Example: [`Extractor`].
     pub fn features(
         &self,
         samples: impl IntoIterator<Item = Sample>,
@@ -349,6 +441,7 @@ impl Extractor {
     }
 
     /// As [`features`](Self::features), for several taps of one pass: one set per tap, in the order given.
+    /// Example: [`Extractor`].
     pub fn taps(
         &self,
         taps: &[Tap],
@@ -517,6 +610,20 @@ impl Extractor {
 /// What CLIP says of each image and its prompt: a set of dimension 1, 100·cos and at least 0.
 ///
 /// `images` are features that `extractor`, a CLIP, made; the prompt of a row is that of its group: `prompts[group]`.
+///
+/// ```
+/// use scalebench_metrics::{Extractor, Image, Preprocess, Sample, clip_scores};
+/// // A tiny CLIP on random weights.
+/// let extractor = Extractor::load("tests/data/networks/clip".as_ref())?;
+/// let grey = Sample::image("grey", 1, Image::new(28, 28, vec![128; 3 * 28 * 28])?);
+/// let features = extractor.features([grey], &Preprocess::whole(extractor.usual_profile()), |_| {})?;
+/// // The image is of group 1, so its prompt is the second.
+/// let scores = clip_scores(&extractor, &features, &["a dog", "a cat"])?;
+/// assert_eq!((scores.len(), scores.dim), (1, 1));
+/// assert!((0.0..=100.0).contains(&scores.data[0]));
+/// assert!(clip_scores(&extractor, &features, &["a dog"]).is_err());
+/// # Ok::<(), scalebench_metrics::Error>(())
+/// ```
 pub fn clip_scores(extractor: &Extractor, images: &FeatureSet, prompts: &[&str]) -> Result<FeatureSet> {
     let clip = extractor.clip().ok_or(Error::NotClip)?;
     if let Some(group) = images.groups.iter().find(|group| **group as usize >= prompts.len()) {

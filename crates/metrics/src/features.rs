@@ -18,6 +18,8 @@ const FORMAT_VERSION: u32 = 2;
 const METADATA_KEY: &str = "scalebench-features";
 
 /// How a feature set was made.
+///
+/// Example: [`FeatureSet`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Provenance {
@@ -30,6 +32,25 @@ pub struct Provenance {
 }
 
 /// Features of a set of images, one row per image or crop.
+///
+/// ```
+/// use scalebench_metrics::{FeatureSet, Preprocess, Provenance};
+/// let provenance = Provenance { extractor: "example".to_owned(), weights: "none".to_owned(), preprocess: Preprocess::default() };
+/// let names = vec!["a.png".to_owned(), "b.png".to_owned()];
+/// let set = FeatureSet::new(names, vec![0, 1], vec![1.0, 2.0, 3.0, 4.0], 2, provenance)?;
+/// assert_eq!((set.len(), set.is_empty()), (2, false));
+/// // A file holds all of it, and says whether it still does.
+/// let folder = tempfile::tempdir()?;
+/// let file = folder.path().join("set.safetensors");
+/// set.save(&file)?;
+/// assert_eq!(FeatureSet::load(&file)?, set);
+/// assert_eq!(FeatureSet::load_digested(&file)?.digest(), set.digest());
+/// // Another network's numbers do not compare.
+/// let mut other = set.clone();
+/// other.provenance.extractor = "another".to_owned();
+/// assert!(set.check_comparable(&set).is_ok() && set.provenance.check_comparable(&other.provenance).is_err());
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Debug, PartialEq)]
 pub struct FeatureSet {
     /// Image ids; crops carry `#k` behind the id of their image.
@@ -62,23 +83,27 @@ struct Header {
 
 impl FeatureSet {
     /// Assembles a set, checking that the parts have one length.
+    /// Example: [`FeatureSet`].
     pub fn new(names: Vec<String>, groups: Vec<u32>, data: Vec<f32>, dim: usize, provenance: Provenance) -> Result<Self> {
         let set = Self { names, groups, data, dim, provenance };
         set.check_shape().map(|()| set)
     }
 
     /// Number of rows.
+    /// Example: [`FeatureSet`].
     pub fn len(&self) -> usize {
         self.names.len()
     }
 
     /// Whether there are no rows.
+    /// Example: [`FeatureSet`].
     pub fn is_empty(&self) -> bool {
         self.names.is_empty()
     }
 
     /// Writes a safetensors file: to a temporary name in the same folder, then renamed, so that a
     /// reader never sees half a file. Equal sets give equal bytes.
+    /// Example: [`FeatureSet`].
     pub fn save(&self, path: &Path) -> Result<()> {
         self.check_shape()?;
         let header = Header {
@@ -114,6 +139,7 @@ impl FeatureSet {
     }
 
     /// BLAKE3, hexadecimal, of all that the set consists of: names, groups, values and how they were made.
+    /// Example: [`FeatureSet`].
     pub fn digest(&self) -> String {
         let mut hasher = blake3::Hasher::new();
         let text = json!([FORMAT_VERSION, self.names, self.dim, self.provenance]).to_string();
@@ -138,11 +164,14 @@ impl FeatureSet {
     /// # Errors
     ///
     /// [`Error::Damaged`] where something has changed since it was written.
+    ///
+    /// Example: [`FeatureSet`].
     pub fn load(path: &Path) -> Result<Self> {
         Self::load_with(path, false)
     }
 
     /// [`load`](Self::load), for what nobody looks at before it is used: a file without a digest is an error.
+    /// Example: [`FeatureSet`].
     pub fn load_digested(path: &Path) -> Result<Self> {
         Self::load_with(path, true)
     }
@@ -220,6 +249,7 @@ impl FeatureSet {
     }
 
     /// Refuses sets whose numbers do not live in one space: see [`Provenance::check_comparable`].
+    /// Example: [`FeatureSet`].
     pub fn check_comparable(&self, other: &Self) -> Result<()> {
         self.provenance.check_comparable(&other.provenance)?;
         same("dimension", &self.dim, &other.dim)
@@ -229,6 +259,7 @@ impl FeatureSet {
 impl Provenance {
     /// Refuses another network, other weights, another profile or aspect, clips of another length. Crops, a resize or JPEG
     /// beforehand may differ, as protocols ask for that.
+    /// Example: [`FeatureSet`].
     pub fn check_comparable(&self, other: &Self) -> Result<()> {
         same("extractor", &self.extractor, &other.extractor)?;
         same("weights", &self.weights, &other.weights)?;

@@ -28,6 +28,27 @@ use crate::{Error, FeatureSet, Result};
 /// FID of two feature sets.
 ///
 /// FID is biased by about c/n, so values of different n do not compare; [`crate::kid_u`] does.
+///
+/// ```
+/// use scalebench_metrics::{Extrapolation, FeatureSet, InfinityOptions, fid, fid_infinity};
+/// # use scalebench_metrics::{Preprocess, Provenance};
+/// # let set = |rows: &[Vec<f32>]| {
+/// #     let provenance = Provenance { extractor: "example".to_owned(), weights: "none".to_owned(), preprocess: Preprocess::default() };
+/// #     let names = (0..rows.len()).map(|i| i.to_string()).collect();
+/// #     FeatureSet::new(names, (0..rows.len() as u32).collect(), rows.concat(), rows[0].len(), provenance)
+/// # };
+/// let at = |shift: f32| set(&[[0.0, 0.0], [2.0, 0.0], [0.0, 4.0], [2.0, 4.0]].map(|[x, y]: [f32; 2]| vec![x + shift, y]));
+/// // Only the means differ, by 3.
+/// assert!((fid(&at(0.0)?, &at(3.0)?)? - 9.0).abs() < 1e-9);
+/// // The last point of an extrapolation is the FID of everything.
+/// let rows: Vec<Vec<f32>> = (0..100).map(|i| vec![(0.7 * i as f32).sin(), (1.3 * i as f32).cos()]).collect();
+/// let options = InfinityOptions { points: 5, first: 20, ..InfinityOptions::STANDARD };
+/// let line: Extrapolation = fid_infinity(&set(&rows)?, &at(0.0)?, &options)?;
+/// let (n, value) = line.points[4];
+/// assert_eq!(n, 100);
+/// assert!((value - fid(&set(&rows)?, &at(0.0)?)?).abs() < 1e-9);
+/// # Ok::<(), scalebench_metrics::Error>(())
+/// ```
 pub fn fid(left: &FeatureSet, right: &FeatureSet) -> Result<f64> {
     left.check_comparable(right)?;
     require("fid", 2, left.len(), right.len())?;
@@ -81,6 +102,32 @@ fn singular_values(matrix: MatRef<'_, f64>) -> Result<Vec<f64>> {
 }
 
 /// Mean and covariance of a feature set.
+///
+/// ```
+/// use scalebench_metrics::{Conditioning, FeatureSet, Moments, Statistics, fid_from_statistics};
+/// # use scalebench_metrics::{Preprocess, Provenance};
+/// # let set = |rows: &[Vec<f32>]| {
+/// #     let provenance = Provenance { extractor: "example".to_owned(), weights: "none".to_owned(), preprocess: Preprocess::default() };
+/// #     let names = (0..rows.len()).map(|i| i.to_string()).collect();
+/// #     FeatureSet::new(names, (0..rows.len() as u32).collect(), rows.concat(), rows[0].len(), provenance)
+/// # };
+/// // Of two numbers' distributions: (μ₁ − μ₂)² + (σ₁ − σ₂)².
+/// let wide = Statistics::new(vec![1.0], &[9.0])?;
+/// let narrow = Statistics::new(vec![0.0], &[4.0])?;
+/// assert!((fid_from_statistics(&wide, &narrow)? - 2.0).abs() < 1e-9);
+/// assert_eq!((wide.dim(), Conditioning::of_statistics(&wide)?.rank), (1, 1));
+/// // The same from rows at once, and from rows that came in two parts.
+/// let rows = set(&[vec![-2.0], vec![0.0], vec![2.0]])?;
+/// let (mut moments, mut rest) = (Moments::new(1), Moments::new(1));
+/// moments.push(&[-2.0, 0.0])?;
+/// rest.push(&[2.0])?;
+/// moments.merge(&rest)?;
+/// assert_eq!((moments.count(), Conditioning::of(&rows)?.n), (3, Some(3)));
+/// for found in [Statistics::of(&rows)?, moments.statistics()?] {
+///     assert!(fid_from_statistics(&found, &narrow)? < 1e-9);
+/// }
+/// # Ok::<(), scalebench_metrics::Error>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct Statistics {
     pub(crate) mean: Vec<f64>,
@@ -89,6 +136,7 @@ pub struct Statistics {
 
 impl Statistics {
     /// From values computed elsewhere: `mean` of D values, `covariance` of D·D, divided by n − 1.
+    /// Example: [`Statistics`].
     pub fn new(mean: Vec<f64>, covariance: &[f64]) -> Result<Self> {
         let dim = mean.len();
         if dim == 0 || covariance.len() != dim * dim {
@@ -100,6 +148,7 @@ impl Statistics {
     }
 
     /// Of a feature set of at least two rows.
+    /// Example: [`Statistics`].
     pub fn of(set: &FeatureSet) -> Result<Self> {
         let x = set.matrix()?;
         require("fid", 2, x.nrows(), x.nrows())?;
@@ -109,6 +158,7 @@ impl Statistics {
     }
 
     /// Values of a feature.
+    /// Example: [`Statistics`].
     pub fn dim(&self) -> usize {
         self.mean.len()
     }
@@ -124,6 +174,8 @@ impl Statistics {
 /// A batch is centred on its own mean before its products are taken, so a common offset costs no digits
 /// (Chan, Golub, LeVeque 1979). Cutting rows into other batches or shards changes the last bits only;
 /// the same batches merged in the same order give the same bits.
+///
+/// Example: [`Statistics`].
 #[derive(Clone, Debug)]
 pub struct Moments {
     count: usize,
@@ -134,17 +186,20 @@ pub struct Moments {
 
 impl Moments {
     /// Of no rows yet.
+    /// Example: [`Statistics`].
     pub fn new(dim: usize) -> Self {
         Self { count: 0, mean: vec![0.0; dim], scatter: Mat::zeros(dim, dim) }
     }
 
     /// Rows so far.
+    /// Example: [`Statistics`].
     pub fn count(&self) -> usize {
         self.count
     }
 
     /// Adds rows, `(rows, dim)` row-major. Nothing is added if a value is not finite; the error then
     /// counts rows from the first one ever added.
+    /// Example: [`Statistics`].
     pub fn push(&mut self, rows: &[f32]) -> Result<()> {
         let dim = self.mean.len();
         if dim == 0 || !rows.len().is_multiple_of(dim) {
@@ -164,6 +219,7 @@ impl Moments {
     }
 
     /// Adds the rows of another shard. Merge shards in a fixed order for the same bits.
+    /// Example: [`Statistics`].
     pub fn merge(&mut self, other: &Self) -> Result<()> {
         let (left, right) = (self.mean.len(), other.mean.len());
         if left != right {
@@ -191,6 +247,7 @@ impl Moments {
     }
 
     /// Mean and covariance of the rows, of which there must be two or more.
+    /// Example: [`Statistics`].
     pub fn statistics(&self) -> Result<Statistics> {
         require("fid", 2, self.count, self.count)?;
         let covariance = &self.scatter * faer::Scale(1.0 / (self.count - 1) as f64);
@@ -202,6 +259,8 @@ impl Moments {
 ///
 /// With n ≤ D it is singular whatever the images: FID is then still defined, but tools that take roots
 /// of Σ₁Σ₂ add noise of about 2e-6 relative, and the bias in n is large.
+///
+/// Example: [`Statistics`].
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Conditioning {
     /// Rows, where known.
@@ -219,6 +278,7 @@ pub struct Conditioning {
 impl Conditioning {
     /// Of a feature set of two rows or more, from its singular values: eigenvalues are accurate to
     /// 1e-32 of the largest, since nothing is squared before.
+    /// Example: [`Statistics`].
     pub fn of(set: &FeatureSet) -> Result<Self> {
         require("fid", 2, set.len(), set.len())?;
         let Factor { root, degrees, .. } = Factor::of(set)?;
@@ -236,6 +296,7 @@ impl Conditioning {
     }
 
     /// Of statistics; eigenvalues below about 1e-13 of the largest are noise and may be negative.
+    /// Example: [`Statistics`].
     pub fn of_statistics(statistics: &Statistics) -> Result<Self> {
         fix_parts();
         let values = statistics
@@ -250,7 +311,7 @@ impl Conditioning {
     }
 
     /// Whether the number of rows alone makes the covariance singular.
-    pub fn too_few_rows(&self) -> bool {
+    pub(crate) fn too_few_rows(&self) -> bool {
         self.n.is_some_and(|n| n <= self.dim)
     }
 }
@@ -268,6 +329,8 @@ impl std::fmt::Display for Conditioning {
 }
 
 /// How a metric is extrapolated to infinitely many images.
+///
+/// Example: [`fid`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct InfinityOptions {
@@ -285,6 +348,8 @@ impl InfinityOptions {
 }
 
 /// A least-squares line of a metric over 1/n.
+///
+/// Example: [`fid`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Extrapolation {
     /// The line at 1/n = 0.
@@ -302,6 +367,8 @@ pub struct Extrapolation {
 
 /// FID at infinitely many generated images (Chong & Forsyth, arXiv:1911.07023): FIDs of random subsets of
 /// `generated` against all of `reference`, extrapolated in 1/n. The reference's own bias stays.
+///
+/// Example: [`fid`].
 pub fn fid_infinity(generated: &FeatureSet, reference: &FeatureSet, options: &InfinityOptions) -> Result<Extrapolation> {
     generated.check_comparable(reference)?;
     require("fid", 2, generated.len(), reference.len())?;
@@ -352,6 +419,8 @@ pub(crate) fn extrapolate(
 ///
 /// For rank-deficient covariances this route, unlike [`fid`], carries the noise of the square roots
 /// of rounding-sized eigenvalues, about 2e-6 relative.
+///
+/// Example: [`Statistics`].
 pub fn fid_from_statistics(left: &Statistics, right: &Statistics) -> Result<f64> {
     Anchor::new(left)?.distance(right)
 }

@@ -26,15 +26,15 @@ const FIRST_TENSOR: &str = "Conv3d_1a_7x7.conv3d.weight";
 /// Shape of a network.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct I3dConfig {
+pub(crate) struct I3dConfig {
     /// Channel multiplier; 1 is the published network.
-    pub width: f64,
+    pub(crate) width: f64,
     /// Outputs; 400 in the published network.
-    pub num_classes: usize,
+    pub(crate) num_classes: usize,
     /// Epsilon of every batch normalisation: 1e-5 in the PyTorch port, 1e-3 in the TensorFlow graph.
-    pub bn_epsilon: f64,
+    pub(crate) bn_epsilon: f64,
     /// Side of its input in pixels.
-    pub side: usize,
+    pub(crate) side: usize,
 }
 
 impl Default for I3dConfig {
@@ -188,7 +188,7 @@ const MIXED: [(&str, [usize; 6]); 9] = [
 
 /// The network with its weights, in `f32`.
 #[derive(Debug)]
-pub struct I3d {
+pub(crate) struct I3d {
     config: I3dConfig,
     digest: String,
     /// `Conv3d_1a_7x7`; `Conv3d_2b_1x1` and `Conv3d_2c_3x3`.
@@ -201,12 +201,12 @@ pub struct I3d {
 
 impl I3d {
     /// Fewest frames of a video: three times halved there must be two left.
-    pub const FEWEST_FRAMES: usize = 9;
+    pub(crate) const FEWEST_FRAMES: usize = 9;
 
     /// Loads a safetensors file, or a state dict by `torch.save` such as `i3d_pretrained_400.pt`. The content decides, and nothing in
     /// the file is run. Every tensor is checked for presence, shape, type (`f32`) and finite values, and the file for tensors that the
     /// network does not have; `num_batches_tracked` is ignored.
-    pub fn load_on(path: &Path, device: &Device) -> Result<Self> {
+    pub(crate) fn load_on(path: &Path, device: &Device) -> Result<Self> {
         let bytes = read(path)?;
         Self::take(&mut Tensors::new(WeightsFile::open(&bytes, path)?, path), device)
     }
@@ -252,12 +252,12 @@ impl I3d {
     }
 
     /// The network's shape.
-    pub fn config(&self) -> I3dConfig {
+    pub(crate) fn config(&self) -> I3dConfig {
         self.config
     }
 
     /// BLAKE3 of the tensors' names and values, hexadecimal.
-    pub fn digest(&self) -> &str {
+    pub(crate) fn digest(&self) -> &str {
         &self.digest
     }
 
@@ -267,7 +267,7 @@ impl I3d {
     }
 
     /// Logits of one video `(frames, 3, side, side)`, `f32` in [−1, 1], averaged over the times that are left: `(classes)`, on the CPU.
-    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+    pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let side = self.config.side;
         match *x.dims() {
             [frames, 3, h, w] if frames >= Self::FEWEST_FRAMES && (h, w) == (side, side) => {}

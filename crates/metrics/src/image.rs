@@ -10,6 +10,18 @@ use crate::{Error, Result};
 const LARGEST_RATIO: u64 = 4096;
 
 /// An RGB image, `(height, width, 3)` row-major, 8 bits per value, sRGB as stored in the file.
+///
+/// ```
+/// use scalebench_metrics::{Image, list_images};
+/// assert_eq!(Image::new(1, 1, vec![255, 0, 0])?.rgb, [255, 0, 0]);
+/// // The one image of a folder, from its file and from the file's bytes.
+/// let files = list_images("../../datasets/pocket".as_ref())?;
+/// assert_eq!((files.len(), files[0].ends_with("grid.png")), (1, true));
+/// let grid = Image::open(&files[0])?;
+/// assert_eq!((grid.width, grid.height), Image::size(&files[0])?);
+/// assert_eq!(Image::decode(std::io::Cursor::new(std::fs::read(&files[0])?), &files[0])?, grid);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Image {
     /// Width in pixels.
@@ -22,6 +34,7 @@ pub struct Image {
 
 impl Image {
     /// Wraps pixels, checking their number.
+    /// Example: [`Image`].
     pub fn new(width: usize, height: usize, rgb: Vec<u8>) -> Result<Self> {
         let expected = 3 * width * height;
         if rgb.len() != expected || expected == 0 {
@@ -35,6 +48,7 @@ impl Image {
     /// Alpha is dropped, not composited, and grey is repeated, as Pillow's `convert("RGB")` does.
     /// 16-bit files keep their high byte; of 16-bit grey without alpha Pillow makes white instead. EXIF orientation is
     /// ignored, as in all FID tools.
+    /// Example: [`Image`].
     pub fn open(path: &Path) -> Result<Self> {
         let read = |source| Error::Io { action: "read", path: path.to_owned(), source };
         let file = std::io::BufReader::new(std::fs::File::open(path).map_err(read)?);
@@ -42,6 +56,7 @@ impl Image {
     }
 
     /// Decodes what [`open`](Self::open) reads from elsewhere; `path` is for messages.
+    /// Example: [`Image`].
     pub fn decode(mut source: impl std::io::BufRead + std::io::Seek, path: &Path) -> Result<Self> {
         let decode = |message: String| Error::Decode { path: path.to_owned(), message };
         let read = |source| Error::Io { action: "read", path: path.to_owned(), source };
@@ -70,6 +85,7 @@ impl Image {
     }
 
     /// Width and height of a file, from its header alone.
+    /// Example: [`Image`].
     pub fn size(path: &Path) -> Result<(usize, usize)> {
         let read = |source| Error::Io { action: "read", path: path.to_owned(), source };
         let reader = ImageReader::open(path).map_err(read)?.with_guessed_format().map_err(read)?;
@@ -102,6 +118,8 @@ impl Image {
 ///
 /// The order is that of the path's components as bytes, so it is the same on every machine.
 /// A missing folder and a folder without images are errors: both are nearly always a mistyped path.
+///
+/// Example: [`Image`].
 pub fn list_images(folder: &Path) -> Result<Vec<PathBuf>> {
     fn visit(folder: &Path, found: &mut Vec<PathBuf>) -> Result<()> {
         let error = |source| Error::Io { action: "list", path: folder.to_owned(), source };

@@ -31,26 +31,26 @@ const SMALLEST_INPUT: usize = 75;
 /// Shape of a network.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct InceptionConfig {
+pub(crate) struct InceptionConfig {
     /// Channel multiplier; 1 is the published network.
-    pub width: f64,
+    pub(crate) width: f64,
     /// Outputs of the classifier; 1008 in the published network.
-    pub num_classes: usize,
+    pub(crate) num_classes: usize,
     /// Outputs of a second classifier used in training only; its `fc_*` tensors are not read.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub num_groups: Option<usize>,
+    pub(crate) num_groups: Option<usize>,
 }
 
 impl InceptionConfig {
     /// The published network.
-    pub const FULL: Self = Self { width: 1.0, num_classes: 1008, num_groups: None };
+    pub(crate) const FULL: Self = Self { width: 1.0, num_classes: 1008, num_groups: None };
 
     fn channels(&self, full: usize) -> usize {
         ((full as f64 * self.width).round() as usize).max(1)
     }
 
     /// Dimension of the `2048` tap at this width.
-    pub fn feature_dim(&self) -> usize {
+    pub(crate) fn feature_dim(&self) -> usize {
         self.channels(320) + 4 * self.channels(384) + self.channels(192)
     }
 
@@ -84,6 +84,8 @@ impl InceptionConfig {
 /// What the network says about a batch, each tensor `(batch, n)`, `f32`, on the CPU.
 ///
 /// The sizes are those of the published network; they scale with the width.
+///
+/// Example: [`Inception`].
 #[derive(Clone, Debug)]
 pub struct Taps {
     /// After the first max pool, averaged over space: 64 values.
@@ -175,6 +177,20 @@ impl Mixed {
 }
 
 /// The network with its weights, in `f32`.
+///
+/// ```
+/// use candle_core::{DType, Device, Tensor};
+/// use scalebench_metrics::{Inception, Taps};
+/// let file = "../../datasets/pocket-inception/model.safetensors".as_ref();
+/// let network = Inception::load_on(file, &Device::Cpu)?;
+/// // FID's images have sides of 299 pixels; 75 are enough for every layer.
+/// assert_eq!(Inception::SIDE, 299);
+/// let black = Tensor::zeros((1, 3, 75, 75), DType::F32, &Device::Cpu)?;
+/// let Taps { pool_64, pool_2048, .. } = network.forward(&black)?;
+/// assert_eq!((pool_64.dims(), pool_2048.dims()), (&[1, 64 / 8][..], &[1, 2048 / 8][..]));
+/// assert_eq!(Inception::load(file)?.forward(&black)?.pool_2048.to_vec2::<f32>()?, pool_2048.to_vec2::<f32>()?);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug)]
 pub struct Inception {
     config: InceptionConfig,
@@ -200,11 +216,13 @@ impl Inception {
     /// Every tensor is checked for presence, shape, type (`f32`) and finite values, and the file for
     /// tensors that the network does not have; `num_batches_tracked` is ignored. Files of other networks
     /// under the same names, such as torchvision's, are refused with the reason.
+    /// Example: [`Inception`].
     pub fn load(path: &Path) -> Result<Self> {
         Self::load_on(path, &Device::Cpu)
     }
 
     /// [`load`](Self::load), onto a device.
+    /// Example: [`Inception`].
     pub fn load_on(path: &Path, device: &Device) -> Result<Self> {
         Loader::new(WeightsFile::open(&read(path)?, path)?, path)?.network(device)
     }
@@ -217,18 +235,19 @@ impl Inception {
 
     /// BLAKE3 of the tensors' names and values, hexadecimal: the same for a file by `torch.save` and what
     /// [`convert_weights`](crate::convert_weights) makes of it.
-    pub fn digest(&self) -> &str {
+    pub(crate) fn digest(&self) -> &str {
         &self.digest
     }
 
     /// The network's shape.
-    pub fn config(&self) -> InceptionConfig {
+    pub(crate) fn config(&self) -> InceptionConfig {
         self.config
     }
 
     /// Runs a batch: `x` is `(batch, 3, height, width)`, `f32` in [−1, 1], sides of at least 75.
     ///
     /// No resize happens here; FID's inputs are 299 × 299.
+    /// Example: [`Inception`].
     pub fn forward(&self, x: &Tensor) -> Result<Taps> {
         match *x.dims() {
             [batch, 3, height, width] if batch > 0 && height.min(width) >= SMALLEST_INPUT => {}

@@ -19,6 +19,8 @@ use crate::random::RandomState;
 use crate::{Error, FeatureSet, Result};
 
 /// How rows are split; the score is the mean over the splits.
+///
+/// Example: [`inception_score`](fn@inception_score).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Splits {
@@ -67,6 +69,8 @@ impl Splits {
 }
 
 /// Result of [`inception_score`].
+///
+/// Example: [`inception_score`](fn@inception_score).
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct InceptionScore {
     /// Mean over the splits, from 1 to the number of classes.
@@ -78,6 +82,27 @@ pub struct InceptionScore {
 }
 
 /// Inception score of a set of logits, `(n, classes)`.
+///
+/// ```
+/// use scalebench_metrics::{
+///     FeatureSet, InceptionScore, InfinityOptions, Splits, inception_score, inception_score_infinity, inception_score_whole,
+/// };
+/// # use scalebench_metrics::{Preprocess, Provenance};
+/// # let set = |rows: &[Vec<f32>]| {
+/// #     let provenance = Provenance { extractor: "example".to_owned(), weights: "none".to_owned(), preprocess: Preprocess::default() };
+/// #     let names = (0..rows.len()).map(|i| i.to_string()).collect();
+/// #     FeatureSet::new(names, (0..rows.len() as u32).collect(), rows.concat(), rows[0].len(), provenance)
+/// # };
+/// // Sure of one of two classes, each as often as the other.
+/// let rows: Vec<Vec<f32>> = (0..20).map(|i| if i % 2 == 0 { vec![100.0, 0.0] } else { vec![0.0, 100.0] }).collect();
+/// let logits = set(&rows)?;
+/// let InceptionScore { mean, std, .. } = inception_score(&logits, &Splits::InOrder { count: 2 })?;
+/// assert!((mean - 2.0).abs() < 1e-9 && std < 1e-9);
+/// assert!((inception_score_whole(&logits)? - 2.0).abs() < 1e-9);
+/// let line = inception_score_infinity(&logits, &InfinityOptions { points: 5, first: 10, ..InfinityOptions::STANDARD })?;
+/// assert!(line.points[4].0 == 20 && (line.points[4].1 - 2.0).abs() < 1e-9);
+/// # Ok::<(), scalebench_metrics::Error>(())
+/// ```
 pub fn inception_score(logits: &FeatureSet, splits: &Splits) -> Result<InceptionScore> {
     Source::of(logits)?;
     require("inception score", 1, logits.len(), logits.len())?;
@@ -97,6 +122,8 @@ pub fn inception_score(logits: &FeatureSet, splits: &Splits) -> Result<Inception
 }
 
 /// Inception score of all rows as one split: the value that an interval is about.
+///
+/// Example: [`inception_score`](fn@inception_score).
 pub fn inception_score_whole(logits: &FeatureSet) -> Result<f64> {
     ScoreSums::new(logits, &vec![0; logits.len()], 1)?.score(None)
 }
@@ -104,6 +131,8 @@ pub fn inception_score_whole(logits: &FeatureSet) -> Result<f64> {
 /// Score at infinitely many images: of random subsets, without splits, extrapolated in 1/n.
 ///
 /// The score is biased downwards by about c/n, as FID is upwards (Chong & Forsyth, arXiv:1911.07023).
+///
+/// Example: [`inception_score`](fn@inception_score).
 pub fn inception_score_infinity(logits: &FeatureSet, options: &InfinityOptions) -> Result<Extrapolation> {
     Source::of(logits)?;
     extrapolate("inception score", logits.len(), options, |rows| {

@@ -1,4 +1,12 @@
 //! What JPEG does to an image: published pipelines store JPEG files, and metrics see the damage.
+//!
+//! ```
+//! use scalebench_metrics::{Image, jpeg};
+//! // A colour in the middle of the range has no coefficients to round.
+//! let grey = Image::new(16, 16, vec![128; 3 * 16 * 16])?;
+//! assert_eq!(jpeg::round_trip(&grey, 50)?, grey);
+//! # Ok::<(), scalebench_metrics::Error>(())
+//! ```
 
 use std::path::Path;
 
@@ -8,6 +16,8 @@ use crate::{Error, Image, Result};
 
 /// The pixels of `image` after JPEG of this quality (1 to 100) with 4:2:0 chroma and the standard tables, which is
 /// what Pillow writes by default (its quality is 75). Sides up to 65535 pixels.
+///
+/// Example: [this module](self).
 pub fn round_trip(image: &Image, quality: u8) -> Result<Image> {
     let too_large =
         |_| Error::BadPreprocess(format!("JPEG holds at most 65535 pixels a side, the image is {}x{}", image.width, image.height));

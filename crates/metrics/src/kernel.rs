@@ -44,6 +44,8 @@ const EXACT_LIMIT: f64 = 4e9;
 const CMMD_SCALE: f64 = 1000.0;
 
 /// A positive definite kernel of two rows of D features.
+///
+/// Example: [`kid`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Kernel {
@@ -103,6 +105,8 @@ fn cubed(v: f64) -> f64 {
 }
 
 /// Which set's rows are drawn first for a subset.
+///
+/// Example: [`kid`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum DrawOrder {
@@ -114,6 +118,8 @@ pub enum DrawOrder {
 }
 
 /// How [`kid`] draws its subsets, and the kernel.
+///
+/// Example: [`kid`].
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct KidOptions {
@@ -145,6 +151,8 @@ impl KidOptions {
 }
 
 /// Result of [`kid`].
+///
+/// Example: [`kid`].
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Kid {
     /// Mean over the subsets.
@@ -158,6 +166,25 @@ pub struct Kid {
 /// KID over random subsets, as torch-fidelity and clean-fid compute it.
 ///
 /// Memory: both sets in `f32`, plus a tile or the rows of one subset per thread.
+///
+/// ```
+/// use scalebench_metrics::{DrawOrder, FeatureSet, Kernel, Kid, KidOptions, cmmd, kid, kid_u};
+/// # use scalebench_metrics::{Preprocess, Provenance};
+/// # let set = |rows: &[Vec<f32>]| {
+/// #     let provenance = Provenance { extractor: "example".to_owned(), weights: "none".to_owned(), preprocess: Preprocess::default() };
+/// #     let names = (0..rows.len()).map(|i| i.to_string()).collect();
+/// #     FeatureSet::new(names, (0..rows.len() as u32).collect(), rows.concat(), rows[0].len(), provenance)
+/// # };
+/// let at = |shift: f32| set(&[[0.0, 1.0], [2.0, 0.0], [0.0, 4.0], [2.0, 4.0]].map(|[x, y]: [f32; 2]| vec![x + shift, y]));
+/// let (generated, reference) = (at(1.0)?, at(0.0)?);
+/// // One subset of all rows is the estimator of all pairs.
+/// let options = KidOptions { subsets: 1, subset_size: 4, draw: DrawOrder::ReferenceFirst, kernel: Kernel::Cubic, ..KidOptions::TORCH_FIDELITY };
+/// let Kid { mean, std, .. } = kid(&generated, &reference, &options)?;
+/// assert!((mean - kid_u(&generated, &reference)?).abs() < 1e-9);
+/// assert_eq!(std, 0.0);
+/// assert!(cmmd(&generated, &generated)? < 1e-9);
+/// # Ok::<(), scalebench_metrics::Error>(())
+/// ```
 pub fn kid(generated: &FeatureSet, reference: &FeatureSet, options: &KidOptions) -> Result<Kid> {
     generated.check_comparable(reference)?;
     options.kernel.validate()?;
@@ -335,6 +362,8 @@ fn subset_sums<T: Real>(kernel: Kernel, (x, mx): (&Rows<T>, &Members), y: Option
 }
 
 /// KID by the U-statistic of all rows.
+///
+/// Example: [`kid`].
 pub fn kid_u(generated: &FeatureSet, reference: &FeatureSet) -> Result<f64> {
     generated.check_comparable(reference)?;
     let (x, y) = (Source::of(generated)?, Source::of(reference)?);
@@ -347,6 +376,8 @@ pub fn kid_u(generated: &FeatureSet, reference: &FeatureSet) -> Result<f64> {
 ///
 /// Rows are divided by their length here; a row of zeros is an error. Values are at least zero, and
 /// exactly zero for equal sets up to rounding (1e-9).
+///
+/// Example: [`kid`].
 pub fn cmmd(generated: &FeatureSet, reference: &FeatureSet) -> Result<f64> {
     generated.check_comparable(reference)?;
     require("cmmd", 1, generated.len(), reference.len())?;

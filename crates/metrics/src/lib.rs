@@ -44,17 +44,17 @@
 //! batch, the order of the images or the number of threads.
 
 mod archive;
-pub mod clip;
-pub mod dinov2;
+mod clip;
+mod dinov2;
 mod error;
 mod estimate;
 mod extract;
 mod features;
 mod files;
 mod frechet;
-pub mod i3d;
+mod i3d;
 mod image;
-pub mod inception;
+mod inception;
 mod inception_score;
 pub mod jpeg;
 mod kernel;
@@ -78,16 +78,15 @@ mod weights;
 mod test_data;
 
 pub use archive::ImageArchive;
-pub use clip::{Clip, clip_score};
+pub use clip::Clip;
 pub use dinov2::Dinov2;
 pub use error::{Error, Result};
 pub use estimate::{Estimate, Jackknife, Jackknifed, Metric, OtherSide, ReferenceBlocks, Verdict, estimate, measure, paired_difference};
 pub use extract::{Corrupt, Extractor, ImageSet, Sample, Skipped, Source, Tap, clip_scores};
 pub use features::{FeatureSet, Provenance};
 pub use frechet::{Conditioning, Extrapolation, InfinityOptions, Moments, Statistics, fid, fid_from_statistics, fid_infinity};
-pub use i3d::{I3d, I3dConfig};
 pub use image::{Image, list_images};
-pub use inception::{Inception, InceptionConfig, Taps};
+pub use inception::{Inception, Taps};
 pub use inception_score::{InceptionScore, Splits, inception_score, inception_score_infinity, inception_score_whole};
 pub use kernel::{DrawOrder, Kernel, Kid, KidOptions, cmmd, kid, kid_u};
 pub use neighbours::{Boundary, NeighbourOptions, Prdc, prdc, realism};

@@ -38,6 +38,8 @@ use crate::{Error, FeatureSet, Result};
 const PANEL: usize = 1 << 22;
 
 /// Whether a row at exactly the radius is inside, for precision and recall.
+///
+/// Example: [`prdc`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Boundary {
@@ -58,6 +60,8 @@ impl Boundary {
 }
 
 /// Settings of [`prdc`].
+///
+/// Example: [`prdc`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct NeighbourOptions {
@@ -76,6 +80,8 @@ impl NeighbourOptions {
 }
 
 /// Precision, recall, density and coverage.
+///
+/// Example: [`prdc`].
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Prdc {
     /// Share of generated rows inside some reference ball, 0 to 1.
@@ -91,6 +97,25 @@ pub struct Prdc {
 /// Precision, recall, density and coverage of a generated set against a reference.
 ///
 /// Needs k + 1 rows on each side. All four depend on both numbers of rows: compare equal n only.
+///
+/// ```
+/// use scalebench_metrics::{Boundary, FeatureSet, NeighbourOptions, Prdc, prdc, realism};
+/// # use scalebench_metrics::{Preprocess, Provenance};
+/// # let set = |rows: &[Vec<f32>]| {
+/// #     let provenance = Provenance { extractor: "example".to_owned(), weights: "none".to_owned(), preprocess: Preprocess::default() };
+/// #     let names = (0..rows.len()).map(|i| i.to_string()).collect();
+/// #     FeatureSet::new(names, (0..rows.len() as u32).collect(), rows.concat(), rows[0].len(), provenance)
+/// # };
+/// // Four corners of a rectangle, each two away from its nearest.
+/// let at = |shift: f32| set(&[[0.0, 0.0], [2.0, 0.0], [0.0, 4.0], [2.0, 4.0]].map(|[x, y]: [f32; 2]| vec![x + shift, y]));
+/// let options = NeighbourOptions { k: 1, boundary: Boundary::Closed };
+/// let Prdc { precision, recall, coverage, .. } = prdc(&at(0.0)?, &at(0.0)?, &options)?;
+/// assert_eq!((precision, recall, coverage), (1.0, 1.0, 1.0));
+/// assert_eq!(prdc(&at(9.0)?, &at(0.0)?, &options)?.precision, 0.0);
+/// // Half a unit from a corner, in a ball of radius two.
+/// assert!(realism(&at(0.5)?, &at(0.0)?, 1)?.iter().all(|found| (found - 4.0).abs() < 1e-6));
+/// # Ok::<(), scalebench_metrics::Error>(())
+/// ```
 pub fn prdc(generated: &FeatureSet, reference: &FeatureSet, options: &NeighbourOptions) -> Result<Prdc> {
     generated.check_comparable(reference)?;
     let (x_blocks, y_blocks) = (vec![0; generated.len()], vec![0; reference.len()]);
@@ -102,6 +127,8 @@ pub fn prdc(generated: &FeatureSet, reference: &FeatureSet, options: &NeighbourO
 /// The largest radius(r) / d(r, x) over the reference rows r whose radius is less than the median (over
 /// all, should no radius be). A row that coincides with such a reference row has infinite realism; the
 /// authors' code caps that by adding 1e-5 to d.
+///
+/// Example: [`prdc`].
 pub fn realism(generated: &FeatureSet, reference: &FeatureSet, k: usize) -> Result<Vec<f64>> {
     generated.check_comparable(reference)?;
     let space = Space::new(generated, reference, k)?;

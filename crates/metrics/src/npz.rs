@@ -3,6 +3,21 @@
 //! Source: `numpy/lib/format.py`. Read are versions 1 to 3 of the header, C and Fortran order, either byte
 //! order, stored and deflated entries, and all real types. Arrays of objects are pickles, which may run
 //! code, and are refused. Sizes are checked against the archive before memory is asked for.
+//!
+//! ```
+//! use scalebench_metrics::FeatureArray;
+//! use scalebench_metrics::npz::{Array, Npz};
+//! let folder = tempfile::tempdir()?;
+//! let path = folder.path().join("features.npz");
+//! FeatureArray { data: vec![1.0, 2.0, 3.0, 4.0], n: 2, dim: 2 }.save_npz(&path)?;
+//! let mut file = Npz::open(&path)?;
+//! assert_eq!(file.names(), ["feats"]);
+//! assert_eq!(file.shape("feats")?, [2, 2]);
+//! let Array { shape, data } = file.f64("feats")?;
+//! assert_eq!((shape, data), (vec![2, 2], vec![1.0, 2.0, 3.0, 4.0]));
+//! assert_eq!(file.f32("feats")?.data, [1.0, 2.0, 3.0, 4.0]);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -30,6 +45,8 @@ const CHUNK: usize = 1 << 16;
 type Archive = ZipArchive<BufReader<File>>;
 
 /// An opened archive; arrays are read on demand.
+///
+/// Example: [this module](self).
 #[derive(Debug)]
 pub struct Npz {
     path: PathBuf,
@@ -39,6 +56,8 @@ pub struct Npz {
 }
 
 /// An array in row-major order.
+///
+/// Example: [this module](self).
 #[derive(Clone, Debug, PartialEq)]
 pub struct Array<T> {
     /// Sides, outermost first; none for a scalar.
@@ -53,6 +72,8 @@ impl Npz {
     /// # Errors
     ///
     /// [`Error::Io`], or [`Error::Archive`] if the file is no zip archive.
+    ///
+    /// Example: [`npz`](crate::npz).
     pub fn open(path: &Path) -> Result<Self> {
         let file = File::open(path).map_err(|source| Error::Io { action: "read", path: path.to_owned(), source })?;
         let archive = |message: String| Error::Archive { path: path.to_owned(), message };
@@ -68,6 +89,7 @@ impl Npz {
     }
 
     /// Names of the arrays, sorted.
+    /// Example: [`npz`](crate::npz).
     pub fn names(&self) -> Vec<&str> {
         let mut names: Vec<&str> = self.entries.keys().map(String::as_str).collect();
         names.sort_unstable();
@@ -79,6 +101,8 @@ impl Npz {
     /// # Errors
     ///
     /// As [`Npz::f64`].
+    ///
+    /// Example: [`npz`](crate::npz).
     pub fn shape(&mut self, name: &str) -> Result<Vec<usize>> {
         self.entry(name, |archive, index| {
             let mut entry = archive.by_index(index).map_err(|e| e.to_string())?;
@@ -91,6 +115,8 @@ impl Npz {
     /// # Errors
     ///
     /// [`Error::Array`] if there is none of that name, it holds no real numbers or is damaged.
+    ///
+    /// Example: [`npz`](crate::npz).
     pub fn f64(&mut self, name: &str) -> Result<Array<f64>> {
         self.array(name, |v| v)
     }
@@ -100,6 +126,8 @@ impl Npz {
     /// # Errors
     ///
     /// As [`Npz::f64`].
+    ///
+    /// Example: [`npz`](crate::npz).
     pub fn f32(&mut self, name: &str) -> Result<Array<f32>> {
         self.array(name, |v| v as f32)
     }
@@ -376,16 +404,16 @@ impl<'a> Literal<'a> {
 
 /// An array to write: shape and row-major values.
 #[derive(Clone, Copy, Debug)]
-pub struct ArrayRef<'a> {
+pub(crate) struct ArrayRef<'a> {
     /// Sides, outermost first.
-    pub shape: &'a [usize],
+    pub(crate) shape: &'a [usize],
     /// As many values as the shape says.
-    pub values: Values<'a>,
+    pub(crate) values: Values<'a>,
 }
 
 /// Values of an array to write.
 #[derive(Clone, Copy, Debug)]
-pub enum Values<'a> {
+pub(crate) enum Values<'a> {
     /// Written as `<f4`.
     F32(&'a [f32]),
     /// Written as `<f8`.
@@ -398,7 +426,7 @@ pub enum Values<'a> {
 /// # Errors
 ///
 /// [`Error::Array`] if a shape and its values do not fit, [`Error::Io`] if the file cannot be written.
-pub fn write(path: &Path, arrays: &[(&str, ArrayRef<'_>)]) -> Result<()> {
+pub(crate) fn write(path: &Path, arrays: &[(&str, ArrayRef<'_>)]) -> Result<()> {
     let mut writer = ZipWriter::new(Cursor::new(Vec::new()));
     for (key, array) in arrays {
         let fail = |message: String| Error::Array { path: path.to_owned(), key: (*key).to_owned(), message };

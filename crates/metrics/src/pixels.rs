@@ -1,4 +1,16 @@
 //! What pixels say without a network: how much there is at which frequency, and how sharp it is.
+//!
+//! ```
+//! use scalebench_metrics::pixels::{RINGS, curve};
+//! use scalebench_metrics::{Extractor, Image, Preprocess, Sample};
+//! // Images of one colour have nothing at any frequency: −20 dB, the least that is told.
+//! let grey = |i: u32| Ok(Sample::image(i.to_string(), i, Image::new(64, 64, vec![40 * i as u8; 3 * 64 * 64])?));
+//! let samples = (0..3).map(grey).collect::<scalebench_metrics::Result<Vec<_>>>()?;
+//! let spectrum = curve(&Extractor::pixels().features(samples, &Preprocess::default(), |_| {})?)?;
+//! assert_eq!(spectrum.len(), RINGS);
+//! assert!(spectrum.iter().all(|ring| (ring.value + 20.0).abs() < 1e-5));
+//! # Ok::<(), scalebench_metrics::Error>(())
+//! ```
 
 use std::collections::BTreeMap;
 
@@ -47,6 +59,8 @@ pub(crate) fn row(image: &Image, name: &str) -> Result<Vec<f32>> {
 /// # Errors
 ///
 /// If the set is not of [`Extractor::pixels`](crate::Extractor::pixels), or of one image.
+///
+/// Example: [this module](self).
 pub fn curve(set: &FeatureSet) -> Result<Vec<Estimate>> {
     let level = 0.95;
     let mut images: BTreeMap<u32, ([f64; RINGS], f64)> = BTreeMap::new();

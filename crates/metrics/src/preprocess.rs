@@ -20,6 +20,22 @@
 //!
 //! The first four are for Inception (299 × 299) and squash: a 2:1 image becomes a square, as in all the
 //! tools, unless [`Aspect::CenterCrop`] is asked for.
+//!
+//! ```
+//! use scalebench_metrics::preprocess::{Aspect, Clip, Crops, Position, Preprocess, Profile, Scales};
+//! let whole = Preprocess::default();
+//! assert_eq!((whole.profile, whole.aspect, whole.id().as_str()), (Profile::Clean, Aspect::Squash, "clean"));
+//! assert!(Profile::ALL.iter().all(|profile| Preprocess::whole(*profile).id() == profile.name()));
+//! // Ten crops of 512 pixels, of images that are first brought to 1024.
+//! let crops = Crops::random(10, 512, 7);
+//! assert_eq!((crops.position, crops.scales), (Position::Random, Scales::Native));
+//! let patches = Preprocess { pre_resize: Some(1024), crops: Some(crops), ..Preprocess::default() };
+//! assert_eq!(patches.id(), "clean/pre1024/crops10x512@7");
+//! let video = Preprocess { clip: Some(Clip::first(16)), ..Preprocess::whole(Profile::Lvdm) };
+//! assert_eq!(video.id(), "lvdm/clip16");
+//! assert!(patches.validate().is_ok());
+//! assert!(Preprocess { crops: Some(Crops { count: 0, ..crops }), ..patches }.validate().is_err());
+//! ```
 
 use std::fmt;
 
@@ -31,6 +47,8 @@ use crate::resize::{Filter, Raster, pillow_f32, pillow_u8, tf1_bilinear, torch_a
 use crate::{Error, Image, Result, clip, dinov2};
 
 /// How an image becomes a network's square input; see the [module](self) for the table.
+///
+/// Example: [this module](self).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Profile {
@@ -76,6 +94,7 @@ impl Profile {
     ];
 
     /// The name used in configurations and feature files.
+    /// Example: [`preprocess`](crate::preprocess).
     pub fn name(self) -> &'static str {
         match self {
             Self::Clean => "clean",
@@ -93,7 +112,7 @@ impl Profile {
     }
 
     /// Network input of an image: `(3, side, side)` planes in one vector.
-    pub fn apply(self, image: &Image, side: usize) -> Result<Vec<f32>> {
+    pub(crate) fn apply(self, image: &Image, side: usize) -> Result<Vec<f32>> {
         let bytes = Raster::from(image);
         let raster = || bytes.map(f32::from);
         let resized = match self {
@@ -161,6 +180,8 @@ fn shortest_to(image: &Raster<f32, 3>, side: usize) -> Result<Raster<f32, 3>> {
 }
 
 /// What happens to an image that is not square.
+///
+/// Example: [this module](self).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Aspect {
@@ -181,6 +202,8 @@ impl fmt::Display for Aspect {
 }
 
 /// Where crops are taken.
+///
+/// Example: [this module](self).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Position {
@@ -201,6 +224,8 @@ const LARGEST_SIDE: u32 = 1 << 15;
 const MOST_CROPS: u32 = 10_000;
 
 /// At which size an image is when crops are taken of it.
+///
+/// Example: [this module](self).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Scales {
@@ -221,6 +246,8 @@ impl Scales {
 /// Square crops, taken before the profile's resize.
 ///
 /// A crop's position is a function of the seed, the image's index and the crop's number only.
+///
+/// Example: [this module](self).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Crops {
@@ -248,6 +275,7 @@ fn yes() -> bool {
 
 impl Crops {
     /// Random crops that are resized to the network.
+    /// Example: [`preprocess`](crate::preprocess).
     pub fn random(count: u32, size: u32, seed: u64) -> Self {
         Self { count, size, position: Position::Random, seed, resize: true, scales: Scales::Native }
     }
@@ -278,7 +306,7 @@ impl Crops {
     }
 
     /// Top left corners `(left, top)` of the crops of image `index`.
-    pub fn positions(&self, index: u64, width: usize, height: usize) -> Vec<(usize, usize)> {
+    pub(crate) fn positions(&self, index: u64, width: usize, height: usize) -> Vec<(usize, usize)> {
         let room = |side: usize| side.saturating_sub(self.size as usize);
         let count = u64::from(self.count);
         match self.position {
@@ -313,6 +341,8 @@ impl Crops {
 /// Everything that happens between a decoded image and the network.
 ///
 /// In this order: JPEG, grey, resize to `pre_resize`, crops, aspect, profile.
+///
+/// Example: [this module](self).
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Preprocess {
@@ -341,6 +371,8 @@ pub struct Preprocess {
 }
 
 /// Which frames of a video are looked at.
+///
+/// Example: [this module](self).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Clip {
@@ -360,6 +392,7 @@ fn one() -> u32 {
 
 impl Clip {
     /// The first `frames` frames.
+    /// Example: [`preprocess`](crate::preprocess).
     pub fn first(frames: u32) -> Self {
         Self { frames, stride: 1, random: None }
     }
@@ -396,20 +429,22 @@ impl Aspect {
 
 /// A network's input: `(3, side, side)` planes, of a video those of each frame.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Input {
+pub(crate) struct Input {
     /// Side in pixels.
-    pub side: usize,
+    pub(crate) side: usize,
     /// `3 * side * side` values a frame.
-    pub planes: Vec<f32>,
+    pub(crate) planes: Vec<f32>,
 }
 
 impl Preprocess {
     /// Whole images through a profile.
+    /// Example: [`preprocess`](crate::preprocess).
     pub fn whole(profile: Profile) -> Self {
         Self { profile, ..Self::default() }
     }
 
     /// Checks that sizes and counts are neither zero nor beyond all measure.
+    /// Example: [`preprocess`](crate::preprocess).
     pub fn validate(&self) -> Result<()> {
         let bad = |what: &str| Err(Error::BadPreprocess(what.to_owned()));
         match (self.pre_resize, self.crops) {
@@ -430,6 +465,7 @@ impl Preprocess {
     }
 
     /// The canonical name, such as `clean`, `clean/pre512` or `clean/pre1024/crops10x512@7`.
+    /// Example: [`preprocess`](crate::preprocess).
     pub fn id(&self) -> String {
         let mut id = self.profile.name().to_owned();
         if self.aspect == Aspect::CenterCrop {
@@ -465,7 +501,7 @@ impl Preprocess {
 
     /// What a network of videos sees of one: frame after frame of the clip, each as [`inputs`](Self::inputs) has it; one per crop, or
     /// just one. `index` is the video's place in its set.
-    pub fn video(&self, frames: &[Image], side: usize, index: u64, name: &str) -> Result<Vec<Input>> {
+    pub(crate) fn video(&self, frames: &[Image], side: usize, index: u64, name: &str) -> Result<Vec<Input>> {
         let clip = self.clip.unwrap_or(Clip::first(frames.len() as u32));
         let places = clip.places(index, frames.len());
         let places = places.ok_or_else(|| Error::BadPreprocess(format!("{name} has {} frames, too few for {clip}", frames.len())))?;
@@ -516,7 +552,7 @@ impl Preprocess {
     ///
     /// `side` is the network's. `index` is the image's place in its set; it keys the crop positions.
     /// `name` is for errors.
-    pub fn inputs(&self, image: &Image, side: usize, index: u64, name: &str) -> Result<Vec<Input>> {
+    pub(crate) fn inputs(&self, image: &Image, side: usize, index: u64, name: &str) -> Result<Vec<Input>> {
         let at_own_size = self.crops.filter(|crops| !crops.resize).map(|crops| crops.size as usize);
         let input = |piece: Image| {
             Ok(match at_own_size {

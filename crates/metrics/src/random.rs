@@ -1,23 +1,34 @@
 //! Random numbers that are part of a result's definition: numpy's legacy generator and keyed draws.
+//!
+//! ```
+//! use scalebench_metrics::random::{RandomState, keyed};
+//! // `numpy.random.RandomState(0).permutation(10)`.
+//! assert_eq!(RandomState::new(0).permutation(10), [2, 8, 4, 9, 1, 6, 7, 3, 0, 5]);
+//! assert_eq!(keyed(&[3, 1]), keyed(&[3, 1]));
+//! assert_ne!(keyed(&[3, 1]), keyed(&[1, 3]));
+//! ```
 
 use scalebench_kernels::MersenneTwister;
 
 /// The Mersenne Twister as `numpy.random.RandomState(seed)` runs it.
 ///
-/// Only what metrics need: [`RandomState::choice`] and [`RandomState::permutation`] give the same
+/// Only what metrics need: `choice` and [`RandomState::permutation`] give the same
 /// indices as numpy, to the last one.
+///
+/// Example: [this module](self).
 pub struct RandomState {
     twister: MersenneTwister,
 }
 
 impl RandomState {
     /// `numpy.random.RandomState(seed)`.
+    /// Example: [`random`](crate::random).
     pub fn new(seed: u32) -> Self {
         Self { twister: MersenneTwister::new(seed) }
     }
 
     /// The next 32 bits.
-    pub fn next_u32(&mut self) -> u32 {
+    pub(crate) fn next_u32(&mut self) -> u32 {
         self.twister.next_u32()
     }
 
@@ -36,6 +47,7 @@ impl RandomState {
     }
 
     /// `permutation(n)`; `n` must fit 32 bits.
+    /// Example: [`random`](crate::random).
     pub fn permutation(&mut self, n: u32) -> Vec<usize> {
         self.choice(n, n as usize)
     }
@@ -43,7 +55,7 @@ impl RandomState {
     /// `choice(n, count, replace=False)`: the head of a Fisher–Yates permutation of `0..n`.
     ///
     /// `n` must fit 32 bits (numpy draws 64 bits beyond that); `count` is cut at `n`.
-    pub fn choice(&mut self, n: u32, count: usize) -> Vec<usize> {
+    pub(crate) fn choice(&mut self, n: u32, count: usize) -> Vec<usize> {
         let mut order: Vec<usize> = (0..n as usize).collect();
         for i in (1..n).rev() {
             let j = self.interval(i);
@@ -58,6 +70,8 @@ impl RandomState {
 ///
 /// A keyed draw, unlike a stream, does not depend on what was drawn before, so a sharded or resumed
 /// run sees the same crops.
+///
+/// Example: [this module](self).
 pub fn keyed(words: &[u64]) -> u64 {
     words.iter().fold(0, |state, &word| {
         let mut z = (state ^ word).wrapping_add(0x9e37_79b9_7f4a_7c15);

@@ -1,4 +1,14 @@
 //! The resamplers of the reference tools, [`raster`], on decoded images, and their goldens.
+//!
+//! ```
+//! use scalebench_metrics::Image;
+//! use scalebench_metrics::resize::{Filter, Raster, pillow_f32, pillow_f32_image};
+//! let image = Image::new(2, 1, vec![0, 0, 0, 10, 20, 30])?;
+//! let mean = pillow_f32_image(&image, 1, 1, Filter::Box)?;
+//! assert_eq!(mean.pixels, [[5.0, 10.0, 15.0]]);
+//! assert_eq!(pillow_f32(&Raster::<u8, 3>::from(&image), 1, 1, Filter::Box)?, mean);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
 use crate::{Image, Result};
 
@@ -13,6 +23,8 @@ impl From<&Image> for Raster<u8, 3> {
 }
 
 /// [`pillow_f32`] of a decoded image, without a copy of its pixels in between.
+///
+/// Example: [this module](self).
 pub fn pillow_f32_image(image: &Image, width: usize, height: usize, filter: Filter) -> Result<Raster<f32, 3>> {
     let (pixels, _) = image.rgb.as_chunks::<3>();
     Ok(raster::pillow_f32_of(pixels, (image.width, image.height), width, height, filter)?)

@@ -22,6 +22,23 @@ const MOST_SHARDS: usize = 1_000_000;
 ///
 /// Opening reads the headers alone, and what is kept is a name and a place in the file for each entry; contents are read when
 /// they are asked for, by any number of threads. No file stays open.
+///
+/// ```
+/// use scalebench_metrics::{Image, ImageSet, Shards};
+/// let folder = tempfile::tempdir()?;
+/// let path = folder.path().join("00000.tar");
+/// let mut tar = tar::Builder::new(std::fs::File::create(&path)?);
+/// tar.append_path_with_name("../../datasets/pocket/grid.png", "7.png")?;
+/// tar.append_path_with_name("../../datasets/pocket/README.md", "7.txt")?;
+/// tar.finish()?;
+/// let images = Shards::images(&path)?;
+/// assert_eq!((images.len(), images.name(0), images.files()), (1, "00000.tar/7.png", &[path.clone()][..]));
+/// assert_eq!(images.image(0)?, Image::open("../../datasets/pocket/grid.png".as_ref())?);
+/// // What is said of them.
+/// let texts = Shards::with_ending(&path, "txt")?;
+/// assert_eq!(texts.read(0)?, std::fs::read("../../datasets/pocket/README.md")?);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug)]
 pub struct Shards {
     /// What is left out of the shards' names.
@@ -48,6 +65,8 @@ impl Shards {
     ///
     /// [`Error::Io`], [`Error::NoImages`], [`Error::Pattern`], and [`Error::Archive`] for what is no tar archive, is cut off or
     /// packed (`.tar.gz`), or has one name twice.
+    ///
+    /// Example: [`Shards`].
     pub fn images(path: &Path) -> Result<Self> {
         let shards = Self::open(path, |name| is_image(Path::new(name)))?;
         if shards.entries.is_empty() {
@@ -61,6 +80,8 @@ impl Shards {
     /// # Errors
     ///
     /// As [`images`](Self::images).
+    ///
+    /// Example: [`Shards`].
     pub fn with_ending(path: &Path, ending: &str) -> Result<Self> {
         Self::open(path, |name| Path::new(name).extension().is_some_and(|found| found.eq_ignore_ascii_case(ending)))
     }
@@ -84,6 +105,7 @@ impl Shards {
     }
 
     /// The archives, in order.
+    /// Example: [`Shards`].
     pub fn files(&self) -> &[PathBuf] {
         &self.files
     }
@@ -97,6 +119,8 @@ impl Shards {
     /// # Panics
     ///
     /// If there is no such place.
+    ///
+    /// Example: [`Shards`].
     pub fn read(&self, place: usize) -> Result<Vec<u8>> {
         let Entry { shard, at, size, .. } = &self.entries[place];
         let path = &self.files[*shard as usize];

@@ -33,6 +33,32 @@ const METADATA_KEY: &str = "scalebench-statistics";
 const ASYMMETRY: f64 = 1e-6;
 
 /// Statistics with what is known about them.
+///
+/// ```
+/// use scalebench_metrics::{FeatureArray, FeatureSet, StatisticsFile, Stored};
+/// # use scalebench_metrics::{Preprocess, Provenance};
+/// # let set = |rows: &[Vec<f32>]| {
+/// #     let provenance = Provenance { extractor: "example".to_owned(), weights: "none".to_owned(), preprocess: Preprocess::default() };
+/// #     let names = (0..rows.len()).map(|i| i.to_string()).collect();
+/// #     FeatureSet::new(names, (0..rows.len() as u32).collect(), rows.concat(), rows[0].len(), provenance)
+/// # };
+/// let set = set(&[vec![0.0, 1.0], vec![2.0, 0.0], vec![0.0, 4.0], vec![2.0, 4.0]])?;
+/// let folder = tempfile::tempdir()?;
+/// let at = |name: &str| folder.path().join(name);
+/// // Our file knows how many images there were, and how they were looked at.
+/// let statistics = StatisticsFile::of(&set)?;
+/// statistics.save(&at("ours"))?;
+/// let found = StatisticsFile::load(&at("ours"))?;
+/// assert_eq!(found.n, Some(4));
+/// found.check_comparable(&set)?;
+/// // Other tools' do not.
+/// statistics.save_npz(&at("theirs"))?;
+/// assert!(matches!(Stored::load(&at("theirs"))?, Stored::Statistics(StatisticsFile { n: None, provenance: None, .. })));
+/// FeatureArray { data: set.data.clone(), n: 4, dim: 2 }.save_npz(&at("features"))?;
+/// let Stored::Array(array) = Stored::load(&at("features"))? else { panic!("no features") };
+/// assert_eq!(array.assume(set.provenance.clone())?.data, set.data);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct StatisticsFile {
     /// Mean and covariance of the features.
@@ -68,12 +94,14 @@ const NPZ: Keys = [["mu", "sigma"], ["mu_s", "sigma_s"]];
 
 impl StatisticsFile {
     /// Statistics of a feature set of at least two rows.
+    /// Example: [`StatisticsFile`].
     pub fn of(set: &FeatureSet) -> Result<Self> {
         let statistics = Statistics::of(set)?;
         Ok(Self { statistics, spatial: None, n: Some(set.len()), provenance: Some(set.provenance.clone()) })
     }
 
     /// Refuses features that live in another space, as far as that is known.
+    /// Example: [`StatisticsFile`].
     pub fn check_comparable(&self, features: &FeatureSet) -> Result<()> {
         match &self.provenance {
             Some(provenance) => provenance.check_comparable(&features.provenance),
@@ -86,6 +114,8 @@ impl StatisticsFile {
     /// # Errors
     ///
     /// Names the file and the array: missing, of another shape, not finite, not symmetric.
+    ///
+    /// Example: [`StatisticsFile`].
     pub fn load(path: &Path) -> Result<Self> {
         if is_zip(path)? { Self::from_npz(path) } else { Self::from_safetensors(&read(path)?, path) }
     }
@@ -144,6 +174,7 @@ impl StatisticsFile {
 
     /// Writes our form, with n and provenance as far as they are known. Equal statistics give equal bytes,
     /// and a reader never sees half a file.
+    /// Example: [`StatisticsFile`].
     pub fn save(&self, path: &Path) -> Result<()> {
         self.check(path, OURS)?;
         let header = Header {
@@ -166,6 +197,7 @@ impl StatisticsFile {
 
     /// Writes `mu` and `sigma`, and `mu_s` and `sigma_s` if there are any, in `f64` as pytorch-fid does;
     /// n and provenance have no place in such a file and are lost.
+    /// Example: [`StatisticsFile`].
     pub fn save_npz(&self, path: &Path) -> Result<()> {
         self.check(path, NPZ)?;
         let covariances: Vec<Vec<f64>> = self.parts().map(row_major).collect();
@@ -265,6 +297,8 @@ fn checked(statistics: Statistics, path: &Path, [mean_key, covariance_key]: [&st
 }
 
 /// Features without names, groups or provenance: the `feats` of clean-fid's files for KID.
+///
+/// Example: [`StatisticsFile`].
 #[derive(Clone, Debug, PartialEq)]
 pub struct FeatureArray {
     /// `(n, dim)` row-major.
@@ -284,7 +318,7 @@ impl FeatureArray {
     /// # Errors
     ///
     /// Names the file and the array: missing, of another shape, not finite.
-    pub fn load_npz(path: &Path) -> Result<Self> {
+    pub(crate) fn load_npz(path: &Path) -> Result<Self> {
         let mut npz = Npz::open(path)?;
         let (n, dim) = match npz.shape(FEATURES_KEY)?[..] {
             [n, dim] if n > 0 && dim > 0 => (n, dim),
@@ -298,6 +332,7 @@ impl FeatureArray {
     }
 
     /// Writes `feats`; equal features give equal bytes.
+    /// Example: [`StatisticsFile`].
     pub fn save_npz(&self, path: &Path) -> Result<()> {
         self.check(path)?;
         npz::write(path, &[(FEATURES_KEY, ArrayRef { shape: &[self.n, self.dim], values: Values::F32(&self.data) })])
@@ -320,6 +355,8 @@ impl FeatureArray {
 }
 
 /// What a file that is no image holds.
+///
+/// Example: [`StatisticsFile`].
 #[derive(Clone, Debug)]
 pub enum Stored {
     /// Our feature file.
@@ -340,6 +377,7 @@ fn is_zip(path: &Path) -> Result<bool> {
 
 impl Stored {
     /// Reads whatever of these a file is; the content decides, not the name.
+    /// Example: [`StatisticsFile`].
     pub fn load(path: &Path) -> Result<Self> {
         if is_zip(path)? {
             let is_array = Npz::open(path)?.names().contains(&FEATURES_KEY);
@@ -360,6 +398,7 @@ impl Stored {
 
 impl FeatureArray {
     /// The array as a feature set that is taken to be made as `provenance` says; rows are images of their own.
+    /// Example: [`StatisticsFile`].
     pub fn assume(self, provenance: Provenance) -> Result<FeatureSet> {
         let names = (0..self.n).map(|i| i.to_string()).collect();
         FeatureSet::new(names, (0..self.n as u32).collect(), self.data, self.dim, provenance)

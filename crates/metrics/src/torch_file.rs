@@ -9,6 +9,19 @@
 //!
 //! Sizes are little-endian. Tensors are strided views of storages; the FID Inception's convolutions lie in
 //! TensorFlow's order, so strides matter. Source: PyTorch, `torch/serialization.py`.
+//!
+//! ```
+//! use scalebench_metrics::torch_file::{TorchFile, TorchTensor, TorchValues};
+//! let path = "tests/data/torch_zip.pth".as_ref();
+//! let bytes = std::fs::read(path)?;
+//! let file = TorchFile::open(&bytes, path)?;
+//! // A view of the transpose of [[0, 1, 2], [3, 4, 5]].
+//! assert!(file.names().any(|name| name == "transposed"));
+//! assert_eq!(file.info("transposed"), Some(("F32", &[3, 2][..])));
+//! let values = TorchValues::Float(vec![0.0, 3.0, 1.0, 4.0, 2.0, 5.0]);
+//! assert_eq!(file.tensor("transposed")?, Some(TorchTensor { shape: vec![3, 2], values }));
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
 use std::collections::{BTreeMap, HashMap};
 use std::io::{Cursor, Read};
@@ -30,6 +43,8 @@ const LEGACY_VERSION: i64 = 1001;
 pub(crate) const ZIP_MAGIC: [u8; 4] = *b"PK\x03\x04";
 
 /// The state dict in a torch file: names, shapes and where the elements are. Elements are read on demand.
+///
+/// Example: [this module](self).
 #[derive(Debug)]
 pub struct TorchFile<'a> {
     path: PathBuf,
@@ -54,6 +69,8 @@ struct ZipStorages<'a> {
 }
 
 /// A tensor in row-major order.
+///
+/// Example: [this module](self).
 #[derive(Clone, Debug, PartialEq)]
 pub struct TorchTensor {
     /// Sides, outermost first; none for a scalar.
@@ -63,6 +80,8 @@ pub struct TorchTensor {
 }
 
 /// Values of a tensor.
+///
+/// Example: [this module](self).
 #[derive(Clone, Debug, PartialEq)]
 pub enum TorchValues {
     /// From `float32`, `float16` and `bfloat16` exactly, from `float64` rounded.
@@ -73,7 +92,7 @@ pub enum TorchValues {
 
 impl<'a> TorchFile<'a> {
     /// Whether a file starts like a pickle or a zip archive, and so is meant for [`TorchFile::open`].
-    pub fn is_meant(bytes: &[u8]) -> bool {
+    pub(crate) fn is_meant(bytes: &[u8]) -> bool {
         // The length that a safetensors file starts with may have any bytes; its ninth byte tells it.
         let pickle = matches!(bytes, [0x80, 2..=5, ..]) && bytes.get(8) != Some(&b'{');
         pickle || bytes.starts_with(&ZIP_MAGIC)
@@ -86,6 +105,8 @@ impl<'a> TorchFile<'a> {
     /// [`Error::TorchFile`] for anything but a whole file that holds a flat dict of names and tensors: a
     /// TorchScript program, a pickle with other names or opcodes, a view outside its storage, a truncated
     /// file (then with the number of whole tensors).
+    ///
+    /// Example: [`torch_file`](crate::torch_file).
     pub fn open(bytes: &'a [u8], path: &Path) -> Result<Self> {
         let (file, cut) = Self::open_prefix(bytes, path)?;
         match cut {
@@ -114,11 +135,13 @@ impl<'a> TorchFile<'a> {
     }
 
     /// Names of the tensors, sorted.
+    /// Example: [`torch_file`](crate::torch_file).
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.tensors.keys().map(String::as_str)
     }
 
     /// Type in the manner of safetensors, such as `F32`, and shape of a tensor.
+    /// Example: [`torch_file`](crate::torch_file).
     pub fn info(&self, name: &str) -> Option<(&'static str, &[usize])> {
         self.tensors.get(name).map(|slot| (slot.kind.name(), slot.shape.as_slice()))
     }
@@ -128,6 +151,8 @@ impl<'a> TorchFile<'a> {
     /// # Errors
     ///
     /// [`Error::TorchFile`] for a damaged entry of a zip archive.
+    ///
+    /// Example: [`torch_file`](crate::torch_file).
     pub fn tensor(&self, name: &str) -> Result<Option<TorchTensor>> {
         let Some(slot) = self.tensors.get(name) else { return Ok(None) };
         let values = match &self.storages {

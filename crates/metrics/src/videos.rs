@@ -7,6 +7,42 @@
 //! | `.npy`, `.npz` of `uint8` `(videos, frames, height, width, 3)` | along the first axis; of an archive the array `arr_0`, or its only one | as stored |
 //!
 //! Lossy files (MP4, GIF) are not read: what a codec does to frames is part of no metric.
+//!
+//! ```
+//! use scalebench_metrics::videos::{VideoMeasure, VideoSet, animation};
+//! use scalebench_metrics::{Image, Result, Sample, Source};
+//!
+//! /// Black, white, black.
+//! #[derive(Debug)]
+//! struct Blinking;
+//!
+//! impl VideoSet for Blinking {
+//!     fn len(&self) -> usize {
+//!         1
+//!     }
+//!
+//!     fn name(&self, _place: usize) -> String {
+//!         "blinking".to_owned()
+//!     }
+//!
+//!     fn frames(&self, _place: usize) -> Result<Vec<Image>> {
+//!         [0, 255, 0].into_iter().map(|grey| Image::new(1, 1, vec![grey; 3])).collect()
+//!     }
+//! }
+//!
+//! let sample = Sample { name: "blinking".to_owned(), group: 0, source: Source::Video(std::sync::Arc::new(Blinking), 0) };
+//! for measure in [VideoMeasure::FrameDifference, VideoMeasure::Flicker] {
+//!     assert_eq!(measure.of(&sample.frames()?), Some(1.0));
+//!     let scores = measure.scores(&[sample.clone()], None)?;
+//!     assert_eq!((&scores.data[..], &scores.provenance), (&[1.0][..], &measure.provenance(None)));
+//!     assert_eq!(scores.provenance.extractor, measure.name());
+//! }
+//! // Readers of files.
+//! assert!(Sample::is_video_array("clips.npy".as_ref()));
+//! assert!(Sample::videos("no-such-folder".as_ref()).is_err());
+//! assert!(animation(std::io::Cursor::new("no animation"), "clip.png".as_ref()).is_err());
+//! # Ok::<(), scalebench_metrics::Error>(())
+//! ```
 
 use std::fs::File;
 use std::io::{BufReader, Read, Seek, SeekFrom};
@@ -22,6 +58,8 @@ use crate::npz::{ByteArray, Npz};
 use crate::{Error, FeatureSet, Image, Preprocess, Provenance, Result, Source, VideoClip, list_images};
 
 /// Videos that are read by their place.
+///
+/// Example: [this module](self).
 #[expect(clippy::len_without_is_empty, reason = "a set without videos does not open")]
 pub trait VideoSet: std::fmt::Debug + Send + Sync {
     /// Number of videos; at least one.
@@ -40,6 +78,7 @@ pub trait VideoSet: std::fmt::Debug + Send + Sync {
 
 impl Sample {
     /// All videos under a path, in any of the forms of this module's table: groups are 0, 1, 2, ….
+    /// Example: [`videos`](crate::videos).
     pub fn videos(path: &Path) -> Result<Vec<Self>> {
         let set: Arc<dyn VideoSet> = match path.extension().and_then(|e| e.to_str()) {
             Some("npy" | "npz") if path.is_file() => Arc::new(VideoArray::open(path)?),
@@ -49,6 +88,7 @@ impl Sample {
     }
 
     /// Whether a file holds an array of videos, by its name and of an archive by the number of axes.
+    /// Example: [`videos`](crate::videos).
     pub fn is_video_array(path: &Path) -> bool {
         let five_axes = |archive: &mut Npz| {
             let name = archive.names().first().map(|name| (*name).to_owned());
@@ -62,7 +102,7 @@ impl Sample {
     }
 
     /// All videos of a set: groups are 0, 1, 2, ….
-    pub fn video_set(videos: Arc<dyn VideoSet>) -> Vec<Self> {
+    pub(crate) fn video_set(videos: Arc<dyn VideoSet>) -> Vec<Self> {
         let sample = |i| Self { name: videos.name(i), group: i as u32, source: Source::Video(Arc::clone(&videos), i) };
         (0..videos.len()).map(sample).collect()
     }
@@ -125,6 +165,8 @@ fn unreadable(path: &Path, source: std::io::Error) -> Error {
 }
 
 /// The frames of an animated PNG or WebP; a still image has one. `path` is for messages.
+///
+/// Example: [this module](self).
 pub fn animation(mut source: impl std::io::BufRead + Seek, path: &Path) -> Result<Vec<Image>> {
     let bad = |e: image::ImageError| Error::Decode { path: path.to_owned(), message: e.to_string() };
     let format = image::guess_format(source.fill_buf().map_err(|e| unreadable(path, e))?).map_err(bad)?;
@@ -222,6 +264,8 @@ impl VideoSet for VideoArray {
 }
 
 /// A property of a video by itself, without a network. Values are of pixels in [0, 1], averaged over pixels, channels and times.
+///
+/// Example: [this module](self).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum VideoMeasure {
     /// Mean `|x[t+1] − x[t]|`: how much changes from frame to frame. 1 − it is VBench's temporal flickering score (arXiv:2311.17982).
@@ -233,6 +277,7 @@ pub enum VideoMeasure {
 
 impl VideoMeasure {
     /// Of frames of one size; at least two, for flicker three.
+    /// Example: [`videos`](crate::videos).
     pub fn of(self, frames: &[Image]) -> Option<f64> {
         let window = match self {
             Self::FrameDifference => 2,
@@ -257,6 +302,7 @@ impl VideoMeasure {
     }
 
     /// The name in tables.
+    /// Example: [`videos`](crate::videos).
     pub fn name(self) -> &'static str {
         match self {
             Self::FrameDifference => "frame_difference",
@@ -265,12 +311,14 @@ impl VideoMeasure {
     }
 
     /// How a set of its values was made.
+    /// Example: [`videos`](crate::videos).
     pub fn provenance(self, clip: Option<VideoClip>) -> Provenance {
         let preprocess = Preprocess { clip, ..Preprocess::default() };
         Provenance { extractor: self.name().to_owned(), weights: String::new(), preprocess }
     }
 
     /// One value for each video: a set of dimension 1, whose mean and its interval [`Metric`](crate::Metric) gives.
+    /// Example: [`videos`](crate::videos).
     pub fn scores(self, videos: &[Sample], clip: Option<VideoClip>) -> Result<FeatureSet> {
         let one = |(index, sample): (usize, &Sample)| -> Result<f32> {
             let frames = sample.frames()?;

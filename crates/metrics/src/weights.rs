@@ -181,6 +181,8 @@ impl<'a> Tensors<'a> {
 }
 
 /// What [`convert_weights`] found and made.
+///
+/// Example: [`convert_weights`].
 #[derive(Clone, Debug)]
 pub struct ConvertedWeights {
     /// `safetensors` or `torch state dict`.
@@ -203,8 +205,16 @@ pub struct ConvertedWeights {
     pub bytes: Vec<u8>,
 }
 
-/// Reads weights in any form that [`crate::Inception::load`] or [`I3d::load_on`] take, with the same checks, and gives them as
-/// safetensors with the network's shape and the source's digest in its metadata.
+/// Reads weights in any form that [`Extractor::load`](crate::Extractor::load) takes for an Inception or an I3D, with the same checks, and
+/// gives them as safetensors with the network's shape and the source's digest in its metadata.
+///
+/// ```
+/// use scalebench_metrics::{ConvertedWeights, convert_weights};
+/// let ConvertedWeights { network, form, width, feature_dim, .. } =
+///     convert_weights("../../datasets/pocket-inception/model.safetensors".as_ref())?;
+/// assert_eq!((network, form, width, feature_dim), ("Inception-v3", "safetensors", 0.125, 256));
+/// # Ok::<(), scalebench_metrics::Error>(())
+/// ```
 ///
 /// # Errors
 ///

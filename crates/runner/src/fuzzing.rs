@@ -1,4 +1,14 @@
 //! Entry points for `crates/fuzz`: this program's readers of what may come from elsewhere, on bytes alone.
+//!
+//! ```
+//! use scalebench::fuzzing::{captions, experiment, image, protocol, run_files, tables};
+//! for reader in [experiment, protocol, captions, tables, image, run_files] {
+//!     assert!(reader(b"nonsense").is_err());
+//! }
+//! assert!(captions(br#"{"caption": "a dog"}"#).is_ok());
+//! // The first byte says which kind of table.
+//! assert!(tables(b"\0caption\na dog\n").is_ok());
+//! ```
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -12,6 +22,8 @@ use crate::run::store::{ManifestLine, Store, Timing};
 use crate::run::{png, seal};
 
 /// An experiment file, up to the matrix.
+///
+/// Example: [this module](self).
 pub fn experiment(bytes: &[u8]) -> Result<()> {
     let value = yaml::read(bytes)?;
     let spec::Experiment { models, methods, matrix, .. } = yaml::from_value(value).map_err(anyhow::Error::msg)?;
@@ -22,6 +34,8 @@ pub fn experiment(bytes: &[u8]) -> Result<()> {
 }
 
 /// A protocol file, with everything that is checked of it alone.
+///
+/// Example: [this module](self).
 pub fn protocol(bytes: &[u8]) -> Result<()> {
     let found = protocol::parse(std::str::from_utf8(bytes)?, "protocol.yaml")?;
     found.scores();
@@ -31,6 +45,8 @@ pub fn protocol(bytes: &[u8]) -> Result<()> {
 }
 
 /// COCO's captions and JSON lines.
+///
+/// Example: [this module](self).
 pub fn captions(bytes: &[u8]) -> Result<()> {
     if bytes.first() == Some(&b'{') && bytes.contains(&b'[') {
         return captions::coco(bytes, 7).map(drop);
@@ -39,6 +55,8 @@ pub fn captions(bytes: &[u8]) -> Result<()> {
 }
 
 /// Tables of captions: CSV, TSV, Parquet.
+///
+/// Example: [this module](self).
 pub fn tables(bytes: &[u8]) -> Result<()> {
     let (kind, bytes) = bytes.split_first().context("empty")?;
     let name = ["a.csv", "a.tsv", "a.parquet"][usize::from(*kind % 3)];
@@ -46,11 +64,15 @@ pub fn tables(bytes: &[u8]) -> Result<()> {
 }
 
 /// An image or video of the run store, with its key.
+///
+/// Example: [this module](self).
 pub fn image(bytes: &[u8]) -> Result<()> {
     png::decode_frames(bytes).map(drop)
 }
 
 /// Lines of manifests and timings, a run's description and its checksums.
+///
+/// Example: [this module](self).
 pub fn run_files(bytes: &[u8]) -> Result<()> {
     let (kind, bytes) = bytes.split_first().context("empty")?;
     let store = Store::new(Path::new("run"), Shard::WHOLE);

@@ -16,6 +16,16 @@
 //!
 //! Data goes to stdout, talk to stderr. Every failure is one line on stderr and exit status 2;
 //! 1 is left for what was measured and found worse, 75 for a sweep that was told to stop.
+//!
+//! ```no_run
+//! // All of the program, as its `main.rs` has it.
+//! #[global_allocator]
+//! static ALLOCATOR: scalebench::OrStop = scalebench::OrStop;
+//!
+//! fn main() -> std::process::ExitCode {
+//!     scalebench::main()
+//! }
+//! ```
 
 #![allow(clippy::print_stdout, reason = "stdout is this program's data channel")]
 
@@ -43,6 +53,8 @@ use crate::host::memory;
 use crate::run::progress::{self, Event};
 
 /// The program: what the command line asks for.
+///
+/// Example: [this crate](crate).
 pub fn main() -> ExitCode {
     // Errors are one line: what RUST_BACKTRACE asks for is of panics.
     // SAFETY: no other thread has been started.

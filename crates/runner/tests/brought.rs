@@ -1,46 +1,27 @@
 //! Images of another program in the same table: the built binary, from the outside.
 
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+mod common;
 
-fn crates() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
-}
+use std::path::Path;
 
-/// An experiment of 3 images a cell at a quarter of the training pixels.
+use common::{crates, scalebench_in, stderr, stdout, tiny};
+
+/// The smallest experiment of these methods.
 fn write_experiment(dir: &Path, name: &str, methods: &str) -> String {
-    let text = format!(
-        "models: {{tiny: {{path: {}, family: sd15}}}}\nmethods: {methods}\nscales: [0.25]\nimages: 3\nsampler: {{steps: 2}}\n\
-         reference: {{source: emoji, images: 6}}\nmetrics: {{protocol: scalecrafter, extractor: {}}}\n",
-        crates().join("generation/tests/data/models/tiny-sd15").display(),
-        crates().join("runner/tests/data/tiny-inception").display(),
-    );
-    std::fs::write(dir.join(name), text).unwrap();
+    std::fs::write(dir.join(name), tiny(methods)).unwrap();
     name.to_owned()
 }
 
-fn run(dir: &Path, args: &[&str]) -> Output {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_scalebench"));
-    let cache = Path::new(env!("CARGO_TARGET_TMPDIR")).join("cache");
-    command.args(args).current_dir(dir).stdin(Stdio::null()).env("HF_HUB_OFFLINE", "1").env("XDG_CACHE_HOME", cache);
-    command.output().unwrap()
-}
-
+/// What it said on stdout and stderr.
 #[track_caller]
 fn succeed(dir: &Path, args: &[&str]) -> (String, String) {
-    let output = run(dir, args);
-    let (stdout, stderr) = (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap());
-    assert!(output.status.success(), "{args:?}: {stderr}");
-    (stdout, stderr)
+    let output = common::succeed(scalebench_in(dir, args));
+    (stdout(&output), stderr(&output))
 }
 
 #[track_caller]
 fn fail(dir: &Path, args: &[&str], fragments: &[&str]) {
-    let output = run(dir, args);
-    let stderr = String::from_utf8(output.stderr).unwrap();
-    assert_eq!(output.status.code(), Some(2), "{args:?}: {stderr}");
-    let last = stderr.lines().last().unwrap_or_default();
-    assert!(fragments.iter().all(|fragment| last.contains(fragment)), "{args:?}: {last}");
+    common::fail(scalebench_in(dir, args), fragments);
 }
 
 /// A CSV file as a map of each row, by header.

@@ -1,9 +1,13 @@
 //! The built binary, from the outside: exit status, messages, files.
 
+mod common;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, Stdio};
 use std::time::Duration;
+
+use common::{crates, fail, scalebench, stderr, succeed, sweep, tiny};
 
 const HEADER: &str = "model,scale,width,height,method,protocol,n_images,n_reference,\
     fid_r,fid_r_lo,fid_r_hi,kid_r,kid_r_lo,kid_r_hi,fid_b,fid_b_lo,fid_b_hi,kid_b,kid_b_lo,kid_b_hi,\
@@ -13,62 +17,22 @@ const HEADER: &str = "model,scale,width,height,method,protocol,n_images,n_refere
     d_kid_b,d_kid_b_lo,d_kid_b_hi,d_kid_b_verdict,d_kid_b_n_to_decide,kid_b_standing,\
     published_fid_r,published_kid_r,published_fid_b,published_kid_b,unet_flops_per_image";
 
-fn crates() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
-}
-
-/// An experiment of 3 images a cell at a quarter and at all of the training pixels: seconds.
+/// The smallest experiment, with a second method.
 fn write_experiment(dir: &Path) -> PathBuf {
-    let text = format!(
-        "question: Does it run? <b>&</b>\n\
-         models: {{tiny: {{path: {}, family: sd15}}}}\n\
-         methods: [direct-inf, other.yaml]\n\
-         scales: [0.25]\n\
-         images: 3\n\
-         sampler: {{steps: 2}}\n\
-         reference: {{source: emoji, images: 6}}\n\
-         metrics: {{protocol: scalecrafter, extractor: {}}}\n",
-        crates().join("generation/tests/data/models/tiny-sd15").display(),
-        crates().join("runner/tests/data/tiny-inception").display(),
-    );
     let direct = std::fs::read_to_string(crates().join("../experiments/methods/direct-inf.yaml")).unwrap();
     let other = direct.replace("name: direct-inf", "name: other");
     assert_ne!(direct, other);
     std::fs::write(dir.join("other.yaml"), other).unwrap();
     let file = dir.join("tiny.yaml");
-    std::fs::write(&file, text).unwrap();
+    std::fs::write(&file, tiny("[direct-inf, other.yaml]\nquestion: Does it run? <b>&</b>")).unwrap();
     file
 }
 
-fn scalebench(args: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_scalebench"));
-    // Calibrations of dry runs go where the build goes, not into the user's cache.
-    let cache = Path::new(env!("CARGO_TARGET_TMPDIR")).join("cache");
-    command.args(args).stdin(Stdio::null()).env("HF_HUB_OFFLINE", "1").env("XDG_CACHE_HOME", cache);
-    command
-}
-
-fn sweep(experiment: &Path, out: &Path, more: &[&str]) -> Command {
-    let mut command = scalebench(&["sweep"]);
-    command.arg(experiment).arg("--out").arg(out).args(more);
-    command
-}
-
-fn succeed(mut command: Command) -> Output {
-    let output = command.output().unwrap();
-    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
-    output
-}
-
-/// Exit status 2 and one line on stderr that holds all fragments.
-fn check_failure(mut command: Command, fragments: &[&str]) {
-    let output = command.output().unwrap();
-    let stderr = String::from_utf8(output.stderr).unwrap();
-    assert_eq!(output.status.code(), Some(2), "{command:?}: {stderr}");
-    assert_eq!(stderr.lines().count(), 1, "{command:?}: {stderr}");
-    for fragment in fragments {
-        assert!(stderr.contains(fragment), "{command:?}: expected {fragment:?} in: {stderr}");
-    }
+/// Exit status 2, one line on stderr that holds all fragments, and nothing on stdout.
+#[track_caller]
+fn check_failure(command: Command, fragments: &[&str]) {
+    let output = fail(command, fragments);
+    assert_eq!(stderr(&output).lines().count(), 1, "{}", stderr(&output));
     assert!(output.stdout.is_empty());
 }
 

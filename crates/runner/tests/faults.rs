@@ -1,49 +1,19 @@
 //! What happens to runs: files that change, processes that meet, signals, clocks, threads.
 
+mod common;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, SystemTime};
 
-fn crates() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
-}
+use common::{scalebench, stderr, succeed, sweep, tiny};
 
-/// An experiment of two methods, 3 images a cell at a quarter of the training pixels: seconds.
+/// The smallest experiment, with a second method.
 fn experiment(dir: &Path) -> PathBuf {
     let file = dir.join("tiny.yaml");
-    let text = format!(
-        "models: {{tiny: {{path: {}, family: sd15}}}}\nmethods: [direct-inf, {{method: direct-inf, label: few, set: {{sampler.eta: 0}}}}]\n\
-         scales: [0.25]\nimages: 3\nsampler: {{steps: 2}}\nreference: {{source: emoji, images: 6}}\n\
-         metrics: {{protocol: scalecrafter, extractor: {}}}\n",
-        crates().join("generation/tests/data/models/tiny-sd15").display(),
-        crates().join("runner/tests/data/tiny-inception").display()
-    );
-    std::fs::write(&file, text).unwrap();
+    std::fs::write(&file, tiny("[direct-inf, {method: direct-inf, label: few, set: {sampler.eta: 0}}]")).unwrap();
     file
-}
-
-fn scalebench(args: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_scalebench"));
-    let cache = Path::new(env!("CARGO_TARGET_TMPDIR")).join("cache");
-    command.args(args).stdin(Stdio::null()).env("HF_HUB_OFFLINE", "1").env("XDG_CACHE_HOME", cache);
-    command
-}
-
-fn sweep(experiment: &Path, out: &Path, more: &[&str]) -> Command {
-    let mut command = scalebench(&["sweep"]);
-    command.arg(experiment).arg("--out").arg(out).args(more);
-    command
-}
-
-fn stderr(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stderr).into_owned()
-}
-
-fn succeed(mut command: Command) -> Output {
-    let output = command.output().unwrap();
-    assert!(output.status.success(), "{command:?}: {}", stderr(&output));
-    output
 }
 
 /// Relative paths and contents of all files that a run consists of, but for what is measured.

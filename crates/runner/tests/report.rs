@@ -1,21 +1,18 @@
 //! The report of a run, as a reader without a browser sees it: well-formed, self-contained, accessible, and safe against
 //! what stands in prompts.
 
+mod common;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
-use std::process::{Command, Stdio};
+
+use common::{fail, scalebench, succeed, tiny};
 
 const HOSTILE: [&str; 3] = [
     "<script>alert(1)</script>&\"'",
     "\"><img src=x onerror=alert(2)> ' onclick='alert(3)",
     "</style></table>]]>--><!-- javascript:alert(4) \u{202e}drawkcab | & \\ %",
 ];
-
-fn scalebench(args: &[&str]) {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_scalebench"));
-    let output = command.args(args).stdin(Stdio::null()).env("HF_HUB_OFFLINE", "1").output().unwrap();
-    assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
-}
 
 /// An element: name, attributes with their values decoded, and the text directly within it.
 #[derive(Debug)]
@@ -152,7 +149,6 @@ fn check_any(elements: &[Element], is_file: &dyn Fn(&str) -> bool) {
 #[test]
 fn a_report_is_whole_safe_and_the_same_when_rebuilt() {
     let dir = tempfile::tempdir().unwrap();
-    let crates = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
     std::fs::write(path("prompts.txt"), HOSTILE.join("\n")).unwrap();
     std::fs::write(
@@ -161,16 +157,10 @@ fn a_report_is_whole_safe_and_the_same_when_rebuilt() {
          - redilation: {tau: 1, of_steps: 2, dilation: {\"mid_block.**\": 2}}\n  attention_scale: {}\n",
     )
     .unwrap();
-    let experiment = format!(
-        "question: Does <i>it</i> run at 100 %?\n\
-         models: {{tiny: {{path: {}, family: sd15}}}}\n\
-         methods: [direct-inf, dilated.yaml]\nscales: [0.25, {{factor: 0.5, width: 1, height: 0.5}}]\nimages: 3\nprompts: {{file: prompts.txt}}\nsampler: {{steps: 2}}\n\
-         reference: {{source: emoji, images: 6}}\nmetrics: {{protocol: scalecrafter, extractor: {}}}\n",
-        crates.join("generation/tests/data/models/tiny-sd15").display(),
-        crates.join("runner/tests/data/tiny-inception").display(),
-    );
+    let experiment = tiny("[direct-inf, dilated.yaml]\nquestion: Does <i>it</i> run at 100 %?\nprompts: {file: prompts.txt}")
+        .replace("scales: [0.25]", "scales: [0.25, {factor: 0.5, width: 1, height: 0.5}]");
     std::fs::write(path("hostile.yaml"), experiment).unwrap();
-    scalebench(&["sweep", &path("hostile.yaml"), "--out", &path("run")]);
+    succeed(scalebench(&["sweep", &path("hostile.yaml"), "--out", &path("run")]));
 
     let read = |name: &str| std::fs::read_to_string(dir.path().join("run").join(name)).unwrap();
     let html = read("report/index.html");
@@ -238,12 +228,12 @@ fn a_report_is_whole_safe_and_the_same_when_rebuilt() {
     check_site(dir.path());
 
     // A rebuilt report is the same report; one of a run without schedules says that it has none.
-    scalebench(&["report", &path("run")]);
+    succeed(scalebench(&["report", &path("run")]));
     assert!(read("report/index.html") == html, "a rebuilt page differs");
     for cell in ["0.25x-direct-inf", "0.25x-dilated", "0.5x-1by0.5-direct-inf", "0.5x-1by0.5-dilated"] {
         std::fs::remove_file(dir.path().join("run/cells/tiny").join(cell).join("schedule.json")).unwrap();
     }
-    scalebench(&["report", &path("run")]);
+    succeed(scalebench(&["report", &path("run")]));
     let without = read("report/index.html");
     check_page(&parse(&without));
     assert!(without.contains("This run keeps no record of it"));
@@ -266,9 +256,9 @@ fn check_site(dir: &Path) {
             .map(|path| (name(&path), std::fs::read_to_string(&path).unwrap()))
             .collect()
     };
-    scalebench(&["site", "--out", &path("site"), &path("run")]);
+    succeed(scalebench(&["site", "--out", &path("site"), &path("run")]));
     let found = pages("site");
-    scalebench(&["site", "--out", &path("site-of-kept"), &path("kept/site.yaml")]);
+    succeed(scalebench(&["site", "--out", &path("site-of-kept"), &path("kept/site.yaml")]));
     let mut of_kept = pages("site-of-kept");
     assert!(of_kept["index.html"].contains("Which &lt;b&gt;one&lt;/b&gt;?"));
     of_kept.insert("index.html".to_owned(), found["index.html"].clone());
@@ -305,12 +295,8 @@ fn check_site(dir: &Path) {
 
     // Another site replaces it, and nothing of the old one stays; a folder of other things is no place for one.
     std::fs::rename(dir.join("kept/run"), dir.join("kept/other")).unwrap();
-    scalebench(&["site", "--out", &path("site"), &path("kept/other")]);
+    succeed(scalebench(&["site", "--out", &path("site"), &path("kept/other")]));
     let replaced = pages("site");
     assert!(replaced.contains_key("run-other.html") && !replaced.contains_key("run-run.html"));
-    let mut command = Command::new(env!("CARGO_BIN_EXE_scalebench"));
-    let refused = command.args(["site", "--out", &path("kept"), &path("run")]).output().unwrap();
-    let message = String::from_utf8_lossy(&refused.stderr).into_owned();
-    assert_eq!(refused.status.code(), Some(2), "{message}");
-    assert!(message.contains("kept: holds other things than a site"), "{message}");
+    fail(scalebench(&["site", "--out", &path("kept"), &path("run")]), &["kept: holds other things than a site"]);
 }

@@ -1,45 +1,30 @@
 //! Super-resolution as a method of a sweep, what sees texture, and the study of two of its methods: the built binary, from the outside.
 
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+mod common;
 
-fn crates() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
-}
+use std::path::Path;
 
-fn run(dir: &Path, args: &[&str]) -> Output {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_scalebench"));
-    let cache = Path::new(env!("CARGO_TARGET_TMPDIR")).join("cache");
-    command.args(args).current_dir(dir).stdin(Stdio::null()).env("HF_HUB_OFFLINE", "1").env("XDG_CACHE_HOME", cache);
-    command.output().unwrap()
-}
+use common::{inception, models, scalebench_in, stdout};
 
 #[track_caller]
 fn succeed(dir: &Path, args: &[&str]) -> String {
-    let output = run(dir, args);
-    assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8(output.stdout).unwrap()
+    stdout(&common::succeed(scalebench_in(dir, args)))
 }
 
 #[track_caller]
 fn fail(dir: &Path, args: &[&str], fragments: &[&str]) {
-    let output = run(dir, args);
-    let stderr = String::from_utf8(output.stderr).unwrap();
-    assert_eq!(output.status.code(), Some(2), "{args:?}: {stderr}");
-    let last = stderr.lines().last().unwrap_or_default();
-    assert!(fragments.iter().all(|fragment| last.contains(fragment)), "{args:?}: {last}");
+    common::fail(scalebench_in(dir, args), fragments);
 }
 
 /// Three images a cell at twice the trained side, of a filter and of a tiny upscaler.
 fn write_experiment(dir: &Path) {
-    let data = crates().join("generation/tests/data/models");
     let text = format!(
         "models: {{tiny: {{path: {}, family: sd15}}}}\nmethods:\n  - upscale-lanczos\n  - {{method: sd-upscale, label: tiny, set: \
          {{upscale.upscaler: {{checkpoint: {}, steps: 1, guidance_scale: 2, reduce: input}}}}}}\nscales: [4]\nimages: 3\nsampler: {{steps: 2}}\n\
          reference: {{source: emoji, images: 4}}\nmetrics: {{protocol: pocket-texture, extractor: {}}}\n",
-        data.join("tiny-sd15").display(),
-        data.join("tiny-upscaler").display(),
-        crates().join("runner/tests/data/tiny-inception").display(),
+        models().join("tiny-sd15").display(),
+        models().join("tiny-upscaler").display(),
+        inception().display(),
     );
     std::fs::write(dir.join("up.yaml"), text).unwrap();
 }

@@ -1,32 +1,17 @@
 //! Videos, from the outside: files of `generate`, sweeps that resume, scores of folders and arrays.
 
+mod common;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
 
-fn models() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../generation/tests/data/models")
-}
+use common::{fail, models, scalebench, stderr, stdout, succeed};
 
-fn scalebench(args: &[&str]) -> Output {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_scalebench"));
-    let cache = Path::new(env!("CARGO_TARGET_TMPDIR")).join("cache");
-    command.args(args).stdin(Stdio::null()).env("HF_HUB_OFFLINE", "1").env("XDG_CACHE_HOME", cache).output().unwrap()
-}
-
-#[track_caller]
-fn succeed(args: &[&str]) -> String {
-    let output = scalebench(args);
-    assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8(output.stdout).unwrap()
-}
-
+/// One line on stderr that holds the fragment.
 #[track_caller]
 fn refused(args: &[&str], fragment: &str) {
-    let output = scalebench(args);
-    let message = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(2), "{args:?}: {message}");
-    assert!(message.contains(fragment) && message.trim_end().lines().count() == 1, "{args:?}: {message}");
+    let output = fail(scalebench(args), &[fragment]);
+    assert_eq!(stderr(&output).trim_end().lines().count(), 1, "{args:?}: {}", stderr(&output));
 }
 
 fn text(path: &Path) -> &str {
@@ -55,16 +40,16 @@ fn generate_writes_frames_and_an_animation() {
     }
     let frames = ["--motion-adapter", text(&adapter), "--frames", "4"];
     let arguments = with(&out, &[&frames[..], &["--fps", "5", "--trace", text(&trace)]].concat());
-    succeed(&strs(&arguments));
+    succeed(scalebench(&strs(&arguments)));
     assert_eq!(names(dir.path()), ["corgi", "corgi.webp", "trace.safetensors"]);
     assert_eq!(names(&out), ["000000.png", "000001.png", "000002.png", "000003.png"]);
     let file = |name: &str| std::fs::read(out.join(name)).unwrap();
     assert_ne!(file("000000.png"), file("000001.png"));
     // Again, the same; one frame is an image.
     let before = file("000003.png");
-    succeed(&strs(&arguments));
+    succeed(scalebench(&strs(&arguments)));
     assert_eq!(file("000003.png"), before);
-    succeed(&strs(&with(&dir.path().join("one.png"), &["--motion-adapter", text(&adapter)])));
+    succeed(scalebench(&strs(&with(&dir.path().join("one.png"), &["--motion-adapter", text(&adapter)]))));
     assert!(dir.path().join("one.png").is_file());
 
     refused(
@@ -209,7 +194,7 @@ fn a_sweep_of_videos_resumes_and_is_scored() {
     write("frames: 9", "{source: emoji, images: 8}");
     refused(&sweep, "expected {folder: DIR} of videos");
     write("frames: 9\nfps: 5", "{folder: real.npy}");
-    succeed(&sweep);
+    succeed(scalebench(&sweep));
 
     let results = std::fs::read_to_string(out.join("results.csv")).unwrap();
     let header = results.lines().next().unwrap();
@@ -226,14 +211,14 @@ fn a_sweep_of_videos_resumes_and_is_scored() {
     let bytes = std::fs::read(&damaged).unwrap();
     std::fs::write(&damaged, &bytes[..bytes.len() / 2]).unwrap();
     std::fs::remove_file(cell.join("000002.png")).unwrap();
-    succeed(&sweep);
+    succeed(scalebench(&sweep));
     assert_eq!(files(&out), whole);
 
     // The same numbers from the files alone.
     let (real, network) = (dir.path().join("real.npy"), dir.path().join("i3d.safetensors"));
     let score = |more: &[&str]| {
         let all = ["score", "--fake", text(&cell), "--real", text(&real), "--frames", "9", "--json"];
-        let found = succeed(&all.iter().chain(more).copied().collect::<Vec<_>>());
+        let found = stdout(&succeed(scalebench(&all.iter().chain(more).copied().collect::<Vec<_>>())));
         serde_json::from_str::<serde_json::Value>(&found).unwrap()
     };
     let row = results.lines().find(|line| line.contains(",other,")).unwrap();

@@ -17,11 +17,11 @@ use std::sync::Arc;
 /// Where, and by how much.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct AttentionModulation {
+pub(crate) struct AttentionModulation {
     /// λ.
-    pub share: f64,
+    pub(crate) share: f64,
     /// Site rules; each must match a self-attention.
-    pub sites: Vec<String>,
+    pub(crate) sites: Vec<String>,
 }
 
 #[derive(Debug)]

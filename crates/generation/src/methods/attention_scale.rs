@@ -12,7 +12,7 @@ use std::sync::Arc;
 /// No settings: all self-attentions, all steps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct AttentionScale {}
+pub(crate) struct AttentionScale {}
 
 pub(super) fn resolve(settings: &AttentionScale, _at: &Resolving<'_>) -> Result<Arc<dyn Intervention>> {
     Ok(Arc::new(*settings))

@@ -15,82 +15,82 @@ use std::sync::Arc;
 /// The stages, smallest first.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Cascade {
+pub(crate) struct Cascade {
     /// The run length in which steps are counted; other lengths scale them.
     #[serde(default = "fifty")]
-    pub of_steps: usize,
+    pub(crate) of_steps: usize,
     /// What the stages' sizes measure.
     #[serde(default, skip_serializing_if = "Measure::is_default")]
-    pub measure: Measure,
+    pub(crate) measure: Measure,
     /// At least two. The last one has the image's size.
-    pub stages: Vec<StageSettings>,
+    pub(crate) stages: Vec<StageSettings>,
 }
 
 /// One stage.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct StageSettings {
+pub(crate) struct StageSettings {
     /// In trained sides; the shape is the image's, to multiples of an eighth of the trained side, or of 8 latents if that is less.
     /// Left out for the image's own size, in the last stage alone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub size: Option<f64>,
+    pub(crate) size: Option<f64>,
     /// The first step that is run.
     #[serde(default, skip_serializing_if = "is_zero")]
-    pub first: usize,
+    pub(crate) first: usize,
     /// The first step that is not run any more.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub end: Option<usize>,
+    pub(crate) end: Option<usize>,
     /// The step whose noise level the enlarged start gets, if not the first that is run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub noised_for: Option<usize>,
+    pub(crate) noised_for: Option<usize>,
     /// What of the stage before is enlarged; of the first stage nothing.
     #[serde(default = "pixels")]
-    pub through: Through,
+    pub(crate) through: Through,
     /// By which filter.
     #[serde(default = "bicubic")]
-    pub filter: Filter,
+    pub(crate) filter: Filter,
     /// Unsharp masking of the enlarged image.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub sharpen: Option<Sharpen>,
+    pub(crate) sharpen: Option<Sharpen>,
     /// Whether the enlarged image may leave its range, in which it is clamped otherwise.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub unclamped: bool,
+    pub(crate) unclamped: bool,
     /// How an enlarged image becomes latents again.
     #[serde(default = "mean")]
-    pub encode: Encode,
+    pub(crate) encode: Encode,
     /// What is handed on, or decoded at the end.
     #[serde(default)]
-    pub hands_on: HandsOn,
+    pub(crate) hands_on: HandsOn,
     /// Weight of the text direction, if not the request's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub guidance_scale: Option<f64>,
+    pub(crate) guidance_scale: Option<f64>,
     /// DDIM's noise share, if not the request's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub eta: Option<f64>,
+    pub(crate) eta: Option<f64>,
     /// Divides the signal-to-noise ratio of the schedule.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub gamma: Option<f64>,
+    pub(crate) gamma: Option<f64>,
     /// Whether the method's other ingredients leave this stage alone. By default they do in the first.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub plain: Option<bool>,
+    pub(crate) plain: Option<bool>,
     /// Whether SDXL is told the image's final size instead of the stage's.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub told_final_size: bool,
+    pub(crate) told_final_size: bool,
     /// Whether SDXL is told the training size instead.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub told_trained_size: bool,
+    pub(crate) told_trained_size: bool,
     /// Whether SDXL is told the first stage's size instead of the stage's.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub told_first_size: bool,
+    pub(crate) told_first_size: bool,
     /// Whether the result gets mean and deviation of the first stage's.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub normalised: bool,
+    pub(crate) normalised: bool,
 }
 
 /// What the size of a stage measures.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Measure {
+pub(crate) enum Measure {
     /// The side of a square of its area.
     #[default]
     Area,
@@ -107,7 +107,7 @@ impl Measure {
 /// What a stage hands on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum HandsOn {
+pub(crate) enum HandsOn {
     /// The latents after its last step.
     #[default]
     Latents,

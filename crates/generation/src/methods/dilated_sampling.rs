@@ -15,18 +15,18 @@ use std::sync::Arc;
 /// Share and blur.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct DilatedSampling {
+pub(crate) struct DilatedSampling {
     /// α.
-    pub exponent: f64,
+    pub(crate) exponent: f64,
     /// σ, in latents; left out for no blur.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub sigma: Option<f64>,
+    pub(crate) sigma: Option<f64>,
     /// β.
     #[serde(default = "one")]
-    pub blur_exponent: f64,
+    pub(crate) blur_exponent: f64,
     /// Whether subsets exchange pixels.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub shuffle: bool,
+    pub(crate) shuffle: bool,
 }
 
 fn one() -> f64 {

@@ -16,23 +16,23 @@ use std::sync::Arc;
 /// Which convolutions, for how long, by which transform.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Dispersion {
+pub(crate) struct Dispersion {
     /// Active while `step < tau`, counted as in [`Redilation`](super::Redilation).
-    pub tau: f64,
+    pub(crate) tau: f64,
     /// The run length in which `tau` is counted.
     #[serde(default = "fifty")]
-    pub of_steps: usize,
+    pub(crate) of_steps: usize,
     /// Site rules; each must match a site.
-    pub sites: Vec<String>,
+    pub(crate) sites: Vec<String>,
     /// How kernels are spread.
     #[serde(default = "paper")]
-    pub transform: Transform,
+    pub(crate) transform: Transform,
     /// Rules of a published list that match no site of this model, kept for the record.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub unmatched: Vec<String>,
+    pub(crate) unmatched: Vec<String>,
     /// Allows a `tau` of 0, with which nothing is ever dispersed.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub as_published: bool,
+    pub(crate) as_published: bool,
 }
 
 fn paper() -> Transform {

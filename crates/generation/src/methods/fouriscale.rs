@@ -25,37 +25,37 @@ use std::sync::Arc;
 /// Which convolutions, for how long, behind which filter.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct FouriScale {
+pub(crate) struct FouriScale {
     /// The step from which on the dilation falls.
-    pub start: f64,
+    pub(crate) start: f64,
     /// The first step of the plain network.
-    pub stop: f64,
+    pub(crate) stop: f64,
     /// The run length in which steps are counted; other lengths scale them.
     #[serde(default = "fifty")]
-    pub of_steps: usize,
+    pub(crate) of_steps: usize,
     /// Rules of the sites that are filtered and dilated.
-    pub filtered: Vec<String>,
+    pub(crate) filtered: Vec<String>,
     /// Rules of the sites that are dilated alone.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub dilated: Vec<String>,
+    pub(crate) dilated: Vec<String>,
     /// v: what is left of the highest frequencies.
     #[serde(default)]
-    pub floor: f64,
+    pub(crate) floor: f64,
     /// The weakly filtered pass's dilation is the strongly filtered one's by this.
     #[serde(default = "one", skip_serializing_if = "is_one")]
-    pub weak_divisor: f64,
+    pub(crate) weak_divisor: f64,
     /// What counts as the base size.
     #[serde(default)]
-    pub base: Base,
+    pub(crate) base: Base,
     /// Multiplies the guidance weight in the steps before `start`.
     #[serde(default = "one", skip_serializing_if = "is_one")]
-    pub amplified_guidance: f64,
+    pub(crate) amplified_guidance: f64,
 }
 
 /// The size that dilations and paddings refer to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Base {
+pub(crate) enum Base {
     /// The training resolution.
     #[default]
     Native,

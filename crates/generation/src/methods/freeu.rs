@@ -15,23 +15,23 @@ use std::sync::Arc;
 /// Where, and by how much.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct FreeU {
+pub(crate) struct FreeU {
     /// What decides which pair of factors a layer gets.
-    pub trigger: Trigger,
+    pub(crate) trigger: Trigger,
     /// Backbone factor of the first group.
-    pub b1: f64,
+    pub(crate) b1: f64,
     /// Backbone factor of the second group.
-    pub b2: f64,
+    pub(crate) b2: f64,
     /// Skip factor of the first group.
-    pub s1: f64,
+    pub(crate) s1: f64,
     /// Skip factor of the second group.
-    pub s2: f64,
+    pub(crate) s2: f64,
 }
 
 /// What decides which group a layer is in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Trigger {
+pub(crate) enum Trigger {
     /// The backbone's channels, as in FreeU's and ScaleCrafter's code: most channels (1280 in Stable
     /// Diffusion) first group, the next smaller number (640) second.
     Channels,

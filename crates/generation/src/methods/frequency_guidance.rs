@@ -11,11 +11,11 @@ use std::sync::Arc;
 /// The weights of the text direction.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct FrequencyGuidance {
+pub(crate) struct FrequencyGuidance {
     /// Of high frequencies.
-    pub high: f64,
+    pub(crate) high: f64,
     /// Of low ones.
-    pub low: f64,
+    pub(crate) low: f64,
 }
 
 pub(super) fn resolve(settings: &FrequencyGuidance, at: &Resolving<'_>) -> Result<Arc<dyn Intervention>> {

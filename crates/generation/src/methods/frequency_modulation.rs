@@ -18,9 +18,9 @@ use std::sync::Arc;
 /// How large the box becomes.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct FrequencyModulation {
+pub(crate) struct FrequencyModulation {
     /// c: the box's part of the map's sides at the end of the run.
-    pub cutoff: f64,
+    pub(crate) cutoff: f64,
 }
 
 pub(super) fn resolve(settings: &FrequencyModulation, at: &Resolving<'_>) -> Result<Arc<dyn Intervention>> {

@@ -19,21 +19,21 @@ use std::sync::Arc;
 /// The grid of windows.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct JointDiffusion {
+pub(crate) struct JointDiffusion {
     /// Distance of windows, in windows.
-    pub stride: f64,
+    pub(crate) stride: f64,
     /// Whether windows are moved by up to a quarter of their overlap, every step anew; those at an edge outward only.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub jitter: bool,
+    pub(crate) jitter: bool,
     /// Whether they stay where the first step of a stage has moved them.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub held: bool,
+    pub(crate) held: bool,
     /// Moves are multiples of this many latents.
     #[serde(default = "one", skip_serializing_if = "is_one")]
-    pub grain: usize,
+    pub(crate) grain: usize,
     /// Whether SDXL is told where each window lies.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub told_corners: bool,
+    pub(crate) told_corners: bool,
 }
 
 fn one() -> usize {

@@ -13,9 +13,9 @@ use std::sync::Arc;
 /// How much of the map before.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct MapReuse {
+pub(crate) struct MapReuse {
     /// Share of the kept map.
-    pub weight: f64,
+    pub(crate) weight: f64,
 }
 
 pub(super) fn resolve(settings: &MapReuse, at: &Resolving<'_>) -> Result<Arc<dyn Intervention>> {

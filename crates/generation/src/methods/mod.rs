@@ -13,7 +13,7 @@
 //! ```
 //!
 //! Every ingredient is one file here and one line in the list below; a variant may combine them freely. They are
-//! applied in the order of [`Settings`]' fields.
+//! applied in the order of that list.
 
 mod attention_modulation;
 mod attention_scale;
@@ -41,17 +41,14 @@ mod upscale;
 mod window_attention;
 mod window_prompts;
 
-pub use cascade::{HandsOn, Measure, StageSettings};
-pub use fouriscale::Base;
-pub use freeu::Trigger;
-pub use resized_blocks::{How, Rule};
-pub use shifted_cascade::ShiftedStage;
-pub use upscale::BaseSize;
-
+#[cfg(test)]
+pub(crate) use freeu::Trigger;
 pub(crate) use joint_diffusion::starts as window_starts;
+#[cfg(test)]
+pub(crate) use upscale::BaseSize;
 
 use crate::error::{Error, Result};
-use crate::journey::{Journey, Route};
+use crate::journey::{Journey, Route, Upscaling};
 use crate::site::SiteTable;
 use crate::step::{Intervention, Moment, Pass, Step};
 use serde::{Deserialize, Serialize};
@@ -129,14 +126,14 @@ impl Resolving<'_> {
 /// `resolve` for them.
 macro_rules! ingredients {
     ($($(#[$doc:meta])* $key:ident: $module:ident::$settings:ident,)*) => {
-        $(pub use $module::$settings;)*
+        $(pub(crate) use $module::$settings;)*
 
         /// The ingredients of a method; absent ones leave the network plain.
         #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
         #[serde(deny_unknown_fields)]
-        pub struct Settings {
+        pub(crate) struct Settings {
             $($(#[$doc])* #[serde(default, skip_serializing_if = "Option::is_none")]
-            pub $key: Option<$settings>,)*
+            pub(crate) $key: Option<$settings>,)*
         }
 
         /// The settings for some models and scales.
@@ -224,6 +221,27 @@ ingredients! {
 }
 
 /// A method file as written.
+///
+/// ```
+/// use scalebench_generation::{Blueprint, FAMILIES, Method, MethodSpec};
+/// let text = r#"
+/// name: gentle
+/// title: A gentle re-dilation
+/// source: this example
+/// variants:
+///   - scales: [4]
+///     redilation: {tau: 10, dilation: {"mid_block.**": 1.5}}
+/// "#;
+/// let spec = MethodSpec::parse(text, "gentle.yaml".as_ref())?;
+/// assert_eq!((spec.name(), spec.title(), spec.source()), ("gentle", "A gentle re-dilation", "this example"));
+/// let blueprint = Blueprint::of_family(&FAMILIES[0]).expect("a published family");
+/// let method: Method = spec.resolve("sd15", 4.0, blueprint.sites())?;
+/// assert_eq!((method.name(), method.upscaling()), ("gentle", None));
+/// method.check((128, 128), (64, 64))?;
+/// // There is no variant for 16 times the pixels.
+/// assert!(spec.resolve("sd15", 16.0, blueprint.sites()).is_err());
+/// # Ok::<(), scalebench_generation::Error>(())
+/// ```
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct MethodSpec {
@@ -236,6 +254,7 @@ pub struct MethodSpec {
 
 impl MethodSpec {
     /// Parses a method file; `file` is for messages.
+    /// Example: [`MethodSpec`].
     pub fn parse(text: &str, file: &Path) -> Result<Self> {
         let spec: Self = serde_path_to_error::deserialize(serde_yaml::Deserializer::from_str(text))
             .map_err(|e| Error::malformed(file, format!("`{}`: {}", e.path(), e.inner())))?;
@@ -246,27 +265,32 @@ impl MethodSpec {
     }
 
     /// Short name, as on the command line.
+    /// Example: [`MethodSpec`].
     pub fn name(&self) -> &str {
         &self.name
     }
 
     /// Name for tables and charts.
+    /// Example: [`MethodSpec`].
     pub fn title(&self) -> &str {
         &self.title
     }
 
     /// Where the method and its settings come from.
+    /// Example: [`MethodSpec`].
     pub fn source(&self) -> &str {
         &self.source
     }
 
     /// Models and scales of every variant, in order; `None` stands for all.
-    pub fn covers(&self) -> impl Iterator<Item = (Option<&[String]>, Option<&[f64]>)> {
+    #[cfg(test)]
+    pub(crate) fn covers(&self) -> impl Iterator<Item = (Option<&[String]>, Option<&[f64]>)> {
         self.variants.iter().map(|variant| (variant.models.as_deref(), variant.scales.as_deref()))
     }
 
     /// The settings of the first variant for this model family and pixel factor, checked against the
     /// model's sites.
+    /// Example: [`MethodSpec`].
     pub fn resolve(&self, model: &str, scale: f64, sites: &SiteTable) -> Result<Method> {
         let fits = |v: &&Variant| {
             v.models.as_ref().is_none_or(|m| m.iter().any(|m| m == model))
@@ -281,6 +305,8 @@ impl MethodSpec {
 }
 
 /// A method resolved for one model and scale. Serialises as its settings.
+///
+/// Example: [`MethodSpec`].
 #[derive(Debug, Clone)]
 pub struct Method {
     name: String,
@@ -296,33 +322,37 @@ impl Serialize for Method {
 
 impl Method {
     /// Looks up every rule. A rule that matches nothing, or a setting without effect, is an error.
-    pub fn new(name: &str, settings: Settings, sites: &SiteTable) -> Result<Self> {
+    pub(crate) fn new(name: &str, settings: Settings, sites: &SiteTable) -> Result<Self> {
         let parts = settings.resolve(name, sites)?;
         Ok(Self { name: name.to_owned(), settings, parts })
     }
 
     /// The unmodified network.
+    /// Example: [`Pipeline`](crate::Pipeline).
     pub fn direct(sites: &SiteTable) -> Self {
         Self::new("direct-inf", Settings::default(), sites).expect("no settings, nothing to refuse")
     }
 
     /// Short name.
+    /// Example: [`MethodSpec`].
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// The resolved settings.
-    pub fn settings(&self) -> &Settings {
-        &self.settings
+    /// The network that finished images are enlarged with, if there is one.
+    /// Example: [`MethodSpec`].
+    pub fn upscaling(&self) -> Option<&Upscaling> {
+        self.settings.upscale.as_ref()?.upscaler.as_ref()
     }
 
     /// Refuses what cannot take effect at this size.
+    /// Example: [`MethodSpec`].
     pub fn check(&self, latent: (usize, usize), native: (usize, usize)) -> Result<()> {
         self.parts.iter().try_for_each(|part| part.check(&self.name, latent, native))
     }
 
     /// The stages of a run.
-    pub fn journey(&self, route: &Route) -> Journey {
+    pub(crate) fn journey(&self, route: &Route) -> Journey {
         let mut journey = Journey::direct(route.latent);
         for part in &self.parts {
             part.route(route, &mut journey);
@@ -331,7 +361,7 @@ impl Method {
     }
 
     /// One step.
-    pub fn step(&self, sites: &SiteTable, at: &Moment) -> Step {
+    pub(crate) fn step(&self, sites: &SiteTable, at: &Moment) -> Step {
         let mut step = Step::plain(sites, at);
         for part in &self.parts {
             part.apply(sites, at, &mut step);
@@ -340,12 +370,12 @@ impl Method {
     }
 
     /// The passes of a step's first view.
-    pub fn passes(&self, sites: &SiteTable, at: &Moment) -> Vec<Pass> {
+    pub(crate) fn passes(&self, sites: &SiteTable, at: &Moment) -> Vec<Pass> {
         self.step(sites, at).views.swap_remove(0).passes
     }
 
     /// Whether steps depend on the image's seed, so that images of other seeds cannot share them.
-    pub fn rolls_dice(&self) -> bool {
+    pub(crate) fn rolls_dice(&self) -> bool {
         self.parts.iter().any(|part| part.rolls_dice())
     }
 }

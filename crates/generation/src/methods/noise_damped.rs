@@ -14,7 +14,7 @@ use crate::step::{Conditioning, Intervention, Moment, Pass, Step};
 use std::sync::Arc;
 
 /// The weak network's own re-dilation list; active while its `tau` lasts.
-pub type NoiseDampedGuidance = Redilation;
+pub(crate) type NoiseDampedGuidance = Redilation;
 
 #[derive(Debug)]
 struct Resolved(Weak);

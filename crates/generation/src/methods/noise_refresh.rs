@@ -18,25 +18,25 @@ use std::sync::Arc;
 /// Sizes, steps and weights.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct NoiseRefresh {
+pub(crate) struct NoiseRefresh {
     /// `N`: sizes, the training size and the image's among them.
-    pub sizes: usize,
+    pub(crate) sizes: usize,
     /// `T_min`: steps of the first stage.
-    pub first_end: usize,
+    pub(crate) first_end: usize,
     /// `T_max`: the run length in which steps are counted; other lengths scale them.
     #[serde(default = "fifty")]
-    pub of_steps: usize,
+    pub(crate) of_steps: usize,
     /// `M_T`.
     #[serde(default = "one")]
-    pub step_exponent: f64,
+    pub(crate) step_exponent: f64,
     /// `ω_min` and `ω_max`.
-    pub guidance: (f64, f64),
+    pub(crate) guidance: (f64, f64),
     /// `M_ω`.
     #[serde(default = "one")]
-    pub guidance_exponent: f64,
+    pub(crate) guidance_exponent: f64,
     /// DDIM's noise share, if not the request's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub eta: Option<f64>,
+    pub(crate) eta: Option<f64>,
 }
 
 /// Most sizes of a run; the paper has up to five.

@@ -15,22 +15,22 @@ use std::sync::Arc;
 /// Which convolutions, by how much, for how long.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Redilation {
+pub(crate) struct Redilation {
     /// Active while `step < tau`, counted in a run of [`of_steps`](Self::of_steps) steps; runs of
     /// other lengths scale it.
-    pub tau: f64,
+    pub(crate) tau: f64,
     /// The run length in which `tau` is counted.
     #[serde(default = "fifty")]
-    pub of_steps: usize,
+    pub(crate) of_steps: usize,
     /// Whether the factor falls as `max(⌈d (tau − step) / tau⌉, 2)`.
     #[serde(default)]
-    pub progressive: bool,
+    pub(crate) progressive: bool,
     /// Site rule → factor. Every rule must match a site, and no two rules the same one.
-    pub dilation: BTreeMap<String, Dilation>,
+    pub(crate) dilation: BTreeMap<String, Dilation>,
     /// Rules of a published list that match no site of this model, kept for the record. Each must match
     /// none.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub unmatched: Vec<String>,
+    pub(crate) unmatched: Vec<String>,
 }
 
 pub(super) fn fifty() -> usize {

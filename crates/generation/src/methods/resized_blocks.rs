@@ -18,31 +18,31 @@ use std::sync::Arc;
 /// What happens at which layers, and when.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct ResizedBlocks {
+pub(crate) struct ResizedBlocks {
     /// Each acts by itself.
-    pub rules: Vec<Rule>,
+    pub(crate) rules: Vec<Rule>,
 }
 
 /// One change.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Rule {
+pub(crate) struct Rule {
     /// Module path of a layer of the down path (`down_blocks.1.attentions.0`), or for `downsampler` of its convolution.
-    pub site: String,
+    pub(crate) site: String,
     /// What is done there.
     #[serde(with = "serde_yaml::with::singleton_map")]
-    pub how: How,
+    pub(crate) how: How,
     /// Begins with this share of the run; for `shrink` of the training timesteps, from the noisy end.
     #[serde(default, skip_serializing_if = "is_zero")]
-    pub from: f64,
+    pub(crate) from: f64,
     /// Ends before this share.
-    pub until: f64,
+    pub(crate) until: f64,
 }
 
 /// A way to a smaller map.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum How {
+pub(crate) enum How {
     /// The downsampler's convolution with a stride of 4, dilated by 2.
     Downsampler,
     /// Means of 2×2 pixels; the skip connection carries the means.

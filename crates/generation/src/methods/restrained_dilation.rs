@@ -16,14 +16,14 @@ use std::sync::Arc;
 /// Which convolutions, for how long.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct RestrainedDilation {
+pub(crate) struct RestrainedDilation {
     /// The first step of the whole run without it.
-    pub tau: f64,
+    pub(crate) tau: f64,
     /// The run length in which `tau` is counted.
     #[serde(default = "fifty")]
-    pub of_steps: usize,
+    pub(crate) of_steps: usize,
     /// Site rules; each must match a convolution.
-    pub sites: Vec<String>,
+    pub(crate) sites: Vec<String>,
 }
 
 #[derive(Debug)]

@@ -20,12 +20,12 @@ use std::sync::Arc;
 /// All self-attentions.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct ScaleFusion {
+pub(crate) struct ScaleFusion {
     /// Standard deviation of the blur, in pixels of each map.
-    pub sigma: f64,
+    pub(crate) sigma: f64,
     /// Whether the global attention is one of strided subsets.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub strided: bool,
+    pub(crate) strided: bool,
 }
 
 pub(super) fn resolve(settings: &ScaleFusion, at: &Resolving<'_>) -> Result<Arc<dyn Intervention>> {

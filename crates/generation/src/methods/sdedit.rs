@@ -15,14 +15,14 @@ use std::sync::Arc;
 /// Where a run starts, and from what.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Sdedit {
+pub(crate) struct Sdedit {
     /// The first step that is run, of a run of [`of_steps`](Self::of_steps) steps; other lengths scale it.
-    pub tau: f64,
+    pub(crate) tau: f64,
     /// The run length in which `tau` is counted.
     #[serde(default = "super::redilation::fifty")]
-    pub of_steps: usize,
+    pub(crate) of_steps: usize,
     /// Linear factor between the smaller image and the target.
-    pub scale: f64,
+    pub(crate) scale: f64,
 }
 
 pub(super) fn resolve(settings: &Sdedit, at: &Resolving<'_>) -> Result<Arc<dyn Intervention>> {

@@ -18,27 +18,27 @@ use std::sync::Arc;
 /// The stages, smallest first.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct ShiftedCascade {
+pub(crate) struct ShiftedCascade {
     /// γ.
-    pub gamma: f64,
+    pub(crate) gamma: f64,
     /// At least two.
-    pub stages: Vec<ShiftedStage>,
+    pub(crate) stages: Vec<ShiftedStage>,
     /// DDIM's noise share, if not the request's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub eta: Option<f64>,
+    pub(crate) eta: Option<f64>,
 }
 
 /// One stage.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct ShiftedStage {
+pub(crate) struct ShiftedStage {
     /// Side of a square of the stage's area, in trained sides; left out for the image's own size, in the last stage alone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub size: Option<f64>,
+    pub(crate) size: Option<f64>,
     /// Steps, of the sum over the stages; runs of other lengths share theirs alike.
-    pub steps: usize,
+    pub(crate) steps: usize,
     /// The timestep of the last step, in thousandths of the training timesteps.
-    pub end: usize,
+    pub(crate) end: usize,
 }
 
 /// Most steps of a stage.

@@ -12,9 +12,9 @@ use std::sync::Arc;
 /// How fast the share falls.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct SkipResidual {
+pub(crate) struct SkipResidual {
     /// α.
-    pub exponent: f64,
+    pub(crate) exponent: f64,
 }
 
 /// The falling cosine `c` of DemoFusion: 1 at the noisy end, 0 at the clean one.

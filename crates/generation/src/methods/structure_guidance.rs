@@ -16,13 +16,13 @@ use std::sync::Arc;
 /// For how long.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct StructureGuidance {
+pub(crate) struct StructureGuidance {
     /// Steps at the start of every stage after the first, in a run of [`of_steps`](Self::of_steps); other lengths scale them, to one
     /// at least.
-    pub steps: usize,
+    pub(crate) steps: usize,
     /// The run length in which `steps` are counted.
     #[serde(default = "fifty")]
-    pub of_steps: usize,
+    pub(crate) of_steps: usize,
 }
 
 pub(super) fn resolve(settings: &StructureGuidance, at: &Resolving<'_>) -> Result<Arc<dyn Intervention>> {

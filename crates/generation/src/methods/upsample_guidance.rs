@@ -15,11 +15,11 @@ use std::sync::Arc;
 /// How strong, and for how long.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct UpsampleGuidance {
+pub(crate) struct UpsampleGuidance {
     /// θ: weight of the correction.
-    pub theta: f64,
+    pub(crate) theta: f64,
     /// η: the share of the run, from its noisy end, in which it acts: while `t ≥ (1 − η) T`.
-    pub eta: f64,
+    pub(crate) eta: f64,
 }
 
 pub(super) fn resolve(settings: &UpsampleGuidance, at: &Resolving<'_>) -> Result<Arc<dyn Intervention>> {

@@ -15,21 +15,21 @@ use std::sync::Arc;
 /// How, and from what.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Upscale {
+pub(crate) struct Upscale {
     /// Size of the smaller image.
     #[serde(default)]
-    pub base: BaseSize,
+    pub(crate) base: BaseSize,
     /// Resizes the image; beside an upscaler, where its factor does not fit.
-    pub filter: ImageFilter,
+    pub(crate) filter: ImageFilter,
     /// The network; without one the filter does it all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub upscaler: Option<Upscaling>,
+    pub(crate) upscaler: Option<Upscaling>,
 }
 
 /// The size of the smaller image: it has the target's shape, rounded to whole latents. A square one is of the training size anyway.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum BaseSize {
+pub(crate) enum BaseSize {
     /// Its shorter side is the trained one.
     #[default]
     ShorterSide,

@@ -14,9 +14,9 @@ use std::sync::Arc;
 /// Which self-attentions.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct WindowAttention {
+pub(crate) struct WindowAttention {
     /// Site rules; each must match a self-attention.
-    pub sites: Vec<String>,
+    pub(crate) sites: Vec<String>,
 }
 
 #[derive(Debug)]

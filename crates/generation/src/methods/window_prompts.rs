@@ -21,12 +21,12 @@ const MAPS: &str = "first stage";
 /// Whose maps, and how much of a window a word must cover.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct WindowPrompts {
+pub(crate) struct WindowPrompts {
     /// Rules of self-attentions; the maps are those of the cross-attentions beside them, which must all be of one size.
-    pub sites: Vec<String>,
+    pub(crate) sites: Vec<String>,
     /// `c`.
     #[serde(default = "three_tenths")]
-    pub threshold: f64,
+    pub(crate) threshold: f64,
 }
 
 fn three_tenths() -> f64 {

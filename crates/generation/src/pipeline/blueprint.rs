@@ -19,6 +19,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 /// How a finished image is enlarged.
+///
+/// Example: [`Blueprint`].
 #[derive(Debug)]
 pub struct Ending<'a> {
     /// Its (width, height) in pixels.
@@ -33,6 +35,52 @@ pub struct Ending<'a> {
 const MOST_PIXELS: u64 = 1 << 30;
 
 /// A checkpoint's sites, sizes and noise levels, and by them every stage, step and pass of a run.
+///
+/// ```
+/// use scalebench_generation::journey::{Finish, ImageFilter};
+/// use scalebench_generation::{Blueprint, Ending, FAMILIES, Family, Method, MethodSpec, Request, StageSteps};
+/// # use scalebench_generation::{Sampler, ScheduleOptions, Seeding, SizeConditioning, VaeDecode};
+/// # let request = Request {
+/// #     prompt: "pizza".to_owned(),
+/// #     negative_prompt: String::new(),
+/// #     width: 1024,
+/// #     height: 1024,
+/// #     steps: 50,
+/// #     sampler: Sampler::Ddim,
+/// #     schedule: ScheduleOptions::default(),
+/// #     guidance_scale: 7.5,
+/// #     guidance_rescale: 0.0,
+/// #     eta: 0.0,
+/// #     seed: 0,
+/// #     size_conditioning: SizeConditioning::Target,
+/// #     vae_decode: VaeDecode::Whole,
+/// #     seeding: Seeding::PerImage,
+/// #     frames: 1,
+/// # };
+/// let sd15: &'static Family = &FAMILIES[0];
+/// let blueprint = Blueprint::of_family(sd15).expect("a published family");
+/// assert_eq!((blueprint.family(), blueprint.native_size(), blueprint.vae_factor()), (Some(sd15), (512, 512), 8));
+/// assert_eq!((&blueprint.unet_config()["in_channels"], &blueprint.vae_config()["latent_channels"]), (&4.into(), &4.into()));
+/// let method = |name: &str| -> Result<Method, Box<dyn std::error::Error>> {
+///     let file = format!("../../experiments/methods/{name}.yaml");
+///     Ok(MethodSpec::parse(&std::fs::read_to_string(&file)?, file.as_ref())?.resolve("sd15", 4.0, blueprint.sites())?)
+/// };
+/// // A request for 1024 × 1024 pixels in 50 steps: ScaleCrafter acts in the first 30 of them, on latents of 128 × 128.
+/// let scalecrafter = method("scalecrafter")?;
+/// let run: Vec<StageSteps> = blueprint.outline(&request, &scalecrafter)?;
+/// assert_eq!((run.len(), run[0].stage.latent, run[0].steps.len()), (1, (128, 128), 50));
+/// assert_eq!(run[0].steps.iter().position(|step| step.is_plain()), Some(30));
+/// assert!(blueprint.ending(&request, &scalecrafter)?.is_none());
+/// // A filter enlarges the finished image.
+/// let Some(Ending { from, finish, .. }) = blueprint.ending(&request, &method("upscale-lanczos")?)? else { panic!("no ending") };
+/// assert_eq!((from, finish), ((512, 512), Finish { filter: ImageFilter::Lanczos, upscaler: None }));
+/// // Only with a motion adapter does it make videos.
+/// let video = Request { frames: 16, ..request };
+/// let direct = Method::direct(blueprint.sites());
+/// assert!(blueprint.check(&video, &direct).is_err());
+/// assert!(blueprint.assuming_motion().check(&video, &direct).is_ok());
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug, Clone)]
 pub struct Blueprint {
     sites: SiteTable,
@@ -73,6 +121,7 @@ impl Blueprint {
     }
 
     /// Of a family's published checkpoint; None of one that has not been published.
+    /// Example: [`Blueprint`].
     pub fn of_family(family: &Family) -> Option<Self> {
         let [unet, vae, scheduler] = configurations(family.name)?;
         let file = Path::new(family.name);
@@ -85,42 +134,49 @@ impl Blueprint {
     }
 
     /// The family whose architecture this is, if it is a known one.
+    /// Example: [`Blueprint`].
     pub fn family(&self) -> Option<&'static Family> {
         self.family
     }
 
     /// Where methods may act.
+    /// Example: [`Blueprint`].
     pub fn sites(&self) -> &SiteTable {
         &self.sites
     }
 
     /// Content of `unet/config.json`.
+    /// Example: [`Blueprint`].
     pub fn unet_config(&self) -> &Value {
         &self.unet
     }
 
     /// Content of `vae/config.json`.
+    /// Example: [`Blueprint`].
     pub fn vae_config(&self) -> &Value {
         &self.vae
     }
 
     /// Training (width, height) in pixels.
+    /// Example: [`Blueprint`].
     pub fn native_size(&self) -> (u32, u32) {
         let side = (self.native * self.factor) as u32;
         (side, side)
     }
 
     /// Pixels per latent, along one axis.
+    /// Example: [`Blueprint`].
     pub fn vae_factor(&self) -> u32 {
         self.factor as u32
     }
 
     /// Most frames of a video that the network makes: 1 if it has no layers over frames.
-    pub fn max_frames(&self) -> usize {
+    pub(crate) fn max_frames(&self) -> usize {
         self.max_frames
     }
 
     /// The same with a motion adapter that is not at hand: it makes videos, whose layers over frames are not known.
+    /// Example: [`Blueprint`].
     pub fn assuming_motion(self) -> Self {
         Self { max_frames: usize::MAX, ..self }
     }
@@ -134,6 +190,7 @@ impl Blueprint {
     }
 
     /// Refuses what [`Pipeline::generate`](super::Pipeline::generate) could not do, without doing anything.
+    /// Example: [`Blueprint`].
     pub fn check(&self, request: &Request, method: &Method) -> Result<()> {
         let f = self.vae_factor();
         for (key, side) in [("width", request.width), ("height", request.height)] {
@@ -203,6 +260,7 @@ impl Blueprint {
     }
 
     /// The stages and steps that [`Pipeline::generate`](super::Pipeline::generate) would make at the request's size, in order.
+    /// Example: [`Blueprint`].
     pub fn outline(&self, request: &Request, method: &Method) -> Result<Vec<StageSteps>> {
         self.check(request, method)?;
         let journey = self.journey(request, method)?;
@@ -216,11 +274,13 @@ impl Blueprint {
     }
 
     /// Lends a network to methods that enlarge by the checkpoint of this name.
+    /// Example: [`Upscaler`].
     pub fn lend_upscaler(&mut self, checkpoint: &str, upscaler: Arc<Upscaler>) {
         self.upscalers.insert(checkpoint.to_owned(), upscaler);
     }
 
     /// What [`Pipeline::generate`](super::Pipeline::generate) would do to the finished image at the request's size, if anything.
+    /// Example: [`Blueprint`].
     pub fn ending(&self, request: &Request, method: &Method) -> Result<Option<Ending<'_>>> {
         let journey = self.journey(request, method)?;
         let Some(finish) = journey.finish else { return Ok(None) };

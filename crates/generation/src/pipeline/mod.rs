@@ -42,6 +42,8 @@ use travel::Travel;
 const ADAPTER_SCHEDULE: &str = "scheduler/scheduler_config.json";
 
 /// A stage of a run and the steps that are made in it.
+///
+/// Example: [`Blueprint`](crate::Blueprint).
 #[derive(Debug, Clone, PartialEq)]
 pub struct StageSteps {
     /// The stage.
@@ -51,6 +53,44 @@ pub struct StageSteps {
 }
 
 /// A loaded checkpoint.
+///
+/// ```
+/// use scalebench_generation::{Dtype, Injected, LoadOptions, Method, Pipeline, Rgb};
+/// # use scalebench_generation::{Request, Sampler, ScheduleOptions, Seeding, SizeConditioning, VaeDecode};
+/// # let request = Request {
+/// #     prompt: "pizza".to_owned(),
+/// #     negative_prompt: String::new(),
+/// #     width: 64,
+/// #     height: 64,
+/// #     steps: 1,
+/// #     sampler: Sampler::Ddim,
+/// #     schedule: ScheduleOptions::default(),
+/// #     guidance_scale: 3.5,
+/// #     guidance_rescale: 0.0,
+/// #     eta: 0.0,
+/// #     seed: 0,
+/// #     size_conditioning: SizeConditioning::Target,
+/// #     vae_decode: VaeDecode::Whole,
+/// #     seeding: Seeding::PerImage,
+/// #     frames: 1,
+/// # };
+/// let options = LoadOptions { dtype: Dtype::F32, ..LoadOptions::default() };
+/// let pipeline = Pipeline::load_with("../../datasets/pocket".as_ref(), &options)?;
+/// assert_eq!((pipeline.digest().len(), pipeline.dtype(), pipeline.overflow(&request.prompt)?), (64, Dtype::F32, ""));
+/// // From here on the text encoder takes no memory.
+/// pipeline.embed_ahead([&request])?;
+/// // One step at the training size, 64 × 64. However it is asked for, the image is the same.
+/// let method = Method::direct(pipeline.sites());
+/// let image: Rgb = pipeline.generate(&request, &method, None)?;
+/// assert_eq!(pipeline.generate_batch(&[&request], &method)?, [image.clone()]);
+/// assert_eq!(pipeline.generate_frames(&request, &method, &Injected::default(), None)?, [image.clone()]);
+/// assert_eq!(pipeline.first_steps(&request, &method, 1, None)?, [image.clone()]);
+/// assert_eq!(pipeline.reconstruct(&image)?.data.len(), 64 * 64 * 3);
+/// // The decoder's last map has more channels than the image.
+/// assert!(pipeline.largest_map(&request) > 4 * 64 * 64 * 3);
+/// assert!(pipeline.estimate_seconds(&request, &method)? > 0.0);
+/// # Ok::<(), scalebench_generation::Error>(())
+/// ```
 pub struct Pipeline {
     blueprint: Blueprint,
     texts: Texts,
@@ -77,11 +117,13 @@ impl std::fmt::Debug for Pipeline {
 
 impl Pipeline {
     /// Loads a diffusers folder of the Stable Diffusion 1.x, 2.x or XL layout.
+    /// Example: [`Upscaler`](crate::Upscaler).
     pub fn load(folder: &Path) -> Result<Self> {
         Self::load_with(folder, &LoadOptions::default())
     }
 
     /// [`load`](Self::load) with a choice of files and precision.
+    /// Example: [`Pipeline`].
     pub fn load_with(folder: &Path, options: &LoadOptions) -> Result<Self> {
         let text = TextEncoder::open(folder, options)?;
         let unet = UNet::open(&folder.join("unet"), options)?;
@@ -124,17 +166,20 @@ impl Pipeline {
     }
 
     /// Hash (BLAKE3, hex) of every file that determines the checkpoint's output.
+    /// Example: [`Pipeline`].
     pub fn digest(&self) -> &str {
         &self.digest
     }
 
     /// Precision that the weights were rounded to.
+    /// Example: [`Pipeline`].
     pub fn dtype(&self) -> Dtype {
         self.dtype
     }
 
     /// The end of `prompt` that does not fit into the text encoder's tokens and is not seen; empty if
     /// all is.
+    /// Example: [`Pipeline`].
     pub fn overflow<'a>(&self, prompt: &'a str) -> Result<&'a str> {
         self.texts.tokenizer.overflow(prompt)
     }
@@ -142,6 +187,7 @@ impl Pipeline {
     /// Embeds the texts of requests ahead of them and drops the text encoders, so that their weights are
     /// not held beside the U-Net's. Embeddings made ahead earlier are forgotten. A request with another
     /// text loads the encoders again.
+    /// Example: [`Pipeline`].
     pub fn embed_ahead<'a>(&self, requests: impl IntoIterator<Item = &'a Request>) -> Result<()> {
         let mut embedded = HashMap::new();
         for request in requests {
@@ -157,12 +203,13 @@ impl Pipeline {
     }
 
     /// Generates one image.
+    /// Example: [`Pipeline`].
     pub fn generate(&self, request: &Request, method: &Method, trace: Option<&mut Trace>) -> Result<Rgb> {
         self.generate_with(request, method, &Injected::default(), trace)
     }
 
     /// [`generate`](Self::generate) with randomness from outside where it is given.
-    pub fn generate_with(&self, request: &Request, method: &Method, injected: &Injected, trace: Option<&mut Trace>) -> Result<Rgb> {
+    pub(crate) fn generate_with(&self, request: &Request, method: &Method, injected: &Injected, trace: Option<&mut Trace>) -> Result<Rgb> {
         if request.frames != 1 {
             return Err(Error::Request { key: "frames", found: request.frames.to_string(), expected: "1 of an image".into() });
         }
@@ -171,6 +218,7 @@ impl Pipeline {
 
     /// Generates one video: its frames, in order. Initial noise is drawn as `(1, c, frames, h, w)`; the layers over pixels see frames
     /// as images, so that a method does to every frame what it does to an image.
+    /// Example: [`Pipeline`].
     pub fn generate_frames(
         &self,
         request: &Request,
@@ -186,6 +234,7 @@ impl Pipeline {
     }
 
     /// The first `n` steps of every stage alone, and of the upscaler if there is one, decoded: for timing.
+    /// Example: [`Pipeline`].
     pub fn first_steps(&self, request: &Request, method: &Method, n: usize, mut trace: Option<&mut Trace>) -> Result<Vec<Rgb>> {
         in_pool(|| {
             let latents = Travel::new(self, &[request], method, &Injected::default(), trace.as_deref_mut())?.only_steps(n).arrive()?;
@@ -237,6 +286,7 @@ impl Pipeline {
     }
 
     /// Lends a network to methods that enlarge by the checkpoint of this name.
+    /// Example: [`Upscaler`](crate::Upscaler).
     pub fn lend_upscaler(&mut self, checkpoint: &str, upscaler: Arc<Upscaler>) {
         self.blueprint.lend_upscaler(checkpoint, upscaler);
     }
@@ -253,6 +303,7 @@ impl Pipeline {
     /// Images of several requests at once, each the same as [`generate`](Self::generate) makes: on a GPU small images are
     /// faster together. The requests may differ in prompts, seeds and seeding alone. Videos go one by one, by
     /// [`generate_frames`](Self::generate_frames).
+    /// Example: [`Pipeline`].
     pub fn generate_batch(&self, requests: &[&Request], method: &Method) -> Result<Vec<Rgb>> {
         let Some(first) = requests.first() else { return Ok(Vec::new()) };
         for request in requests {
@@ -280,6 +331,7 @@ impl Pipeline {
 
     /// Bytes of the largest map that making this request's image computes, the decoder's last one. Beside the weights it takes a few
     /// times as much memory.
+    /// Example: [`Pipeline`].
     pub fn largest_map(&self, request: &Request) -> usize {
         let (height, width) = self.latent_size(request);
         size_of::<f32>() * self.vae.largest_map(height, width)
@@ -288,6 +340,7 @@ impl Pipeline {
     /// Seconds that an image of this request takes here: one step of every stage is timed after a warm-up, and
     /// the decoder once. Steps differ in cost where the method changes over time, so each timed step's
     /// evaluations of the network are weighed against those of its stage.
+    /// Example: [`Pipeline`].
     pub fn estimate_seconds(&self, request: &Request, method: &Method) -> Result<f64> {
         self.first_steps(request, method, 1, None)?;
         let mut trace = Trace::of_times();
@@ -312,6 +365,7 @@ impl Pipeline {
 
     /// What the autoencoder makes of an image: its reconstruction through the latents' mean. The
     /// distance between the two is the best that any latent sampler could reach.
+    /// Example: [`Pipeline`].
     pub fn reconstruct(&self, image: &Rgb) -> Result<Rgb> {
         let (mean, _) = self.vae.encode(&image.tensor()?)?;
         self.decode(&(mean * self.vae.scaling_factor)?, VaeDecode::Whole)

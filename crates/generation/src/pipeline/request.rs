@@ -11,6 +11,8 @@ use scalebench_kernels::raster;
 use std::collections::BTreeMap;
 
 /// What to generate. With the checkpoint and the method it determines the image.
+///
+/// Example: [`Trace`].
 #[derive(Debug, Clone, PartialEq, serde::Serialize)]
 pub struct Request {
     /// The text.
@@ -63,6 +65,8 @@ pub(super) enum DrawOrder {
 }
 
 /// How an image's noise follows from its seed.
+///
+/// Example: [this crate](crate).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Seeding {
@@ -109,6 +113,8 @@ pub(super) fn as_videos(maps: &Tensor, frames: usize) -> Result<Tensor> {
 
 /// The `original_size` and `target_size` that SDXL is told (Podell et al. 2023, §2.2); the crop is
 /// always at (0, 0).
+///
+/// Example: [this crate](crate).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum SizeConditioning {
@@ -120,6 +126,8 @@ pub enum SizeConditioning {
 }
 
 /// An image: sRGB bytes, row by row.
+///
+/// Example: [`Pipeline`](crate::Pipeline).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rgb {
     /// Width in pixels.
@@ -131,6 +139,8 @@ pub struct Rgb {
 }
 
 /// Randomness from outside, for comparisons with other programs.
+///
+/// Example: [`Trace`].
 #[derive(Debug, Clone, Default)]
 pub struct Injected {
     /// Unit-normal initial latents, `(1, c, h, w)`; of a video, here and below, `(1, c, frames, h, w)`.
@@ -146,6 +156,43 @@ pub struct Injected {
 /// `pass<j>.<i>`, `guided.<i>` and `latents.<i>`, and `final_latents`. In a journey these are the last stage's; those of the stages
 /// before begin with `stage<s>.`. Those of a video are `(1, c, frames, h, w)`. What an upscaler does comes under `upscale.`: `image` (the small one), `image_noise`, `init_latents`, `guided.<i>`,
 /// `latents.<i>`.
+///
+/// ```
+/// use scalebench_generation::{Injected, Method, Pipeline, Tensor, Trace};
+/// # use scalebench_generation::{Request, Sampler, ScheduleOptions, Seeding, SizeConditioning, VaeDecode};
+/// # let request = Request {
+/// #     prompt: "pizza".to_owned(),
+/// #     negative_prompt: String::new(),
+/// #     width: 64,
+/// #     height: 64,
+/// #     steps: 1,
+/// #     sampler: Sampler::Ddim,
+/// #     schedule: ScheduleOptions::default(),
+/// #     guidance_scale: 1.0,
+/// #     guidance_rescale: 0.0,
+/// #     eta: 0.0,
+/// #     seed: 0,
+/// #     size_conditioning: SizeConditioning::Target,
+/// #     vae_decode: VaeDecode::Whole,
+/// #     seeding: Seeding::PerImage,
+/// #     frames: 1,
+/// # };
+/// let pipeline = Pipeline::load("../../datasets/pocket".as_ref())?;
+/// let method = Method::direct(pipeline.sites());
+/// let mut first = Trace::default();
+/// let image = pipeline.generate(&request, &method, Some(&mut first))?;
+/// assert!(!first.safetensors()?.is_empty());
+/// let parts: Vec<&str> = first.seconds.iter().map(|(part, _)| part.as_str()).collect();
+/// assert_eq!(parts, ["text", "step 0", "decode"]);
+/// // The same latents from outside give the same image, whatever the seed.
+/// let latents: Tensor = first.tensors["init_latents"].clone();
+/// let injected = Injected { init_latents: Some(latents), ..Injected::default() };
+/// let mut times = Trace::of_times();
+/// let other = Request { seed: 1, ..request };
+/// assert_eq!(pipeline.generate_frames(&other, &method, &injected, Some(&mut times))?, [image]);
+/// assert!(times.tensors.is_empty());
+/// # Ok::<(), scalebench_generation::Error>(())
+/// ```
 #[derive(Debug, Clone, Default)]
 pub struct Trace {
     /// By name.
@@ -158,6 +205,7 @@ pub struct Trace {
 
 impl Trace {
     /// A trace of times only.
+    /// Example: [`Trace`].
     pub fn of_times() -> Self {
         Self { without_tensors: true, ..Self::default() }
     }
@@ -169,6 +217,7 @@ impl Trace {
     }
 
     /// The tensors as a safetensors file.
+    /// Example: [`Trace`].
     pub fn safetensors(&self) -> Result<Vec<u8>> {
         let tensors = self.tensors.iter().map(|(name, tensor)| (name.as_str(), tensor));
         safetensors::serialize(tensors, None).map_err(|error| Error::malformed("trace", error))

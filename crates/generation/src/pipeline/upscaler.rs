@@ -28,6 +28,45 @@ use std::time::Instant;
 const IMAGE_CHANNELS: usize = 3;
 
 /// A loaded upscaler.
+///
+/// ```
+/// use scalebench_generation::journey::{Tile, Upscaling};
+/// use scalebench_generation::{Ending, LoadOptions, MethodSpec, Pipeline, Upscaler};
+/// # use scalebench_generation::{Request, Sampler, ScheduleOptions, Seeding, SizeConditioning, VaeDecode};
+/// # let request = Request {
+/// #     prompt: "pizza".to_owned(),
+/// #     negative_prompt: String::new(),
+/// #     width: 128,
+/// #     height: 128,
+/// #     steps: 2,
+/// #     sampler: Sampler::Ddim,
+/// #     schedule: ScheduleOptions::default(),
+/// #     guidance_scale: 3.5,
+/// #     guidance_rescale: 0.0,
+/// #     eta: 0.0,
+/// #     seed: 0,
+/// #     size_conditioning: SizeConditioning::Target,
+/// #     vae_decode: VaeDecode::Whole,
+/// #     seeding: Seeding::PerImage,
+/// #     frames: 1,
+/// # };
+/// let mut pipeline = Pipeline::load("../../datasets/pocket".as_ref())?;
+/// let upscaler = Upscaler::load_with("../../datasets/pocket-upscaler".as_ref(), &LoadOptions::default())?;
+/// assert_eq!((upscaler.factor(), upscaler.digest().len()), (4, 64));
+/// // The image beside the latents: 4 + 3 channels go in.
+/// assert_eq!((&upscaler.unet_config()["in_channels"], &upscaler.vae_config()["latent_channels"]), (&7.into(), &4.into()));
+/// let file = "../../experiments/methods/sd-upscale.yaml".as_ref();
+/// let method = MethodSpec::parse(&std::fs::read_to_string(file)?, file)?.resolve("pocket", 4.0, pipeline.sites())?;
+/// let upscaling = method.upscaling().expect("a method that enlarges");
+/// // The whole of a small image, or three windows a side.
+/// let tiled = Upscaling { tile: Some(Tile { side: 32, overlap: 16 }), ..upscaling.clone() };
+/// assert_eq!((upscaler.maps((64, 64), upscaling), upscaler.maps((64, 64), &tiled)), ((1, (64, 64)), (9, (32, 32))));
+/// pipeline.lend_upscaler(&upscaling.checkpoint, upscaler.into());
+/// // Of a request for 128 × 128 pixels, an image of the training size is enlarged once.
+/// let Some(Ending { from, upscaler: Some((_, sizes)), .. }) = pipeline.ending(&request, &method)? else { panic!("nothing is lent") };
+/// assert_eq!((from, sizes), ((64, 64), vec![(64, 64)]));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub struct Upscaler {
     texts: Texts,
     pub(crate) unet: UNet,
@@ -71,6 +110,7 @@ struct Run<'a> {
 
 impl Upscaler {
     /// Loads a diffusers folder of the x4 upscaler's layout.
+    /// Example: [`Upscaler`].
     pub fn load_with(folder: &Path, options: &LoadOptions) -> Result<Self> {
         let text = TextEncoder::open(folder, options)?;
         let unet = UNet::open(&folder.join("unet"), options)?;
@@ -107,21 +147,25 @@ impl Upscaler {
     }
 
     /// Hash (BLAKE3, hex) of every file that determines the checkpoint's output.
+    /// Example: [`Upscaler`].
     pub fn digest(&self) -> &str {
         &self.digest
     }
 
     /// Content of `unet/config.json`.
+    /// Example: [`Upscaler`].
     pub fn unet_config(&self) -> &Value {
         &self.configs.0
     }
 
     /// Content of `vae/config.json`.
+    /// Example: [`Upscaler`].
     pub fn vae_config(&self) -> &Value {
         &self.configs.1
     }
 
     /// Pixels of the result for a pixel of the small image, along one axis.
+    /// Example: [`Upscaler`].
     pub fn factor(&self) -> u32 {
         self.vae.factor as u32
     }
@@ -159,6 +203,7 @@ impl Upscaler {
     }
 
     /// How many maps of which latent (height, width) the U-Net sees in each pass of a step on an image of (width, height) pixels.
+    /// Example: [`Upscaler`].
     pub fn maps(&self, (width, height): (u32, u32), settings: &Upscaling) -> (usize, (usize, usize)) {
         let (windows, size) = windows((height as usize, width as usize), settings.tile);
         (windows.len(), size)

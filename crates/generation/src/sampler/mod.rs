@@ -16,6 +16,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 /// Which solver, by diffusers' name without `Scheduler`.
+///
+/// Example: [`ScheduleOptions`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Sampler {
     /// Denoising diffusion implicit models (Song et al. 2021) with `eta`.
@@ -66,6 +68,7 @@ impl Sampler {
     }
 
     /// The `eta` of ScaleCrafter's code: 1 where it applies.
+    /// Example: [`ScheduleOptions`].
     pub fn usual_eta(self) -> f64 {
         if self == Self::Ddim { 1.0 } else { 0.0 }
     }
@@ -93,7 +96,7 @@ impl std::fmt::Display for Sampler {
 
 /// What the network predicts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Prediction {
+pub(crate) enum Prediction {
     /// The noise.
     Epsilon,
     /// `v = √ᾱ ε − √(1−ᾱ) x₀` (Salimans and Ho 2022).
@@ -103,6 +106,8 @@ pub enum Prediction {
 }
 
 /// Which of the trained timesteps a run visits (Lin et al. 2024, table 2).
+///
+/// Example: [`ScheduleOptions`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Spacing {
@@ -115,6 +120,16 @@ pub enum Spacing {
 }
 
 /// What a run may change of the checkpoint's scheduler configuration, under diffusers' names.
+///
+/// ```
+/// use scalebench_generation::{Sampler, ScheduleOptions, Spacing};
+/// // Names are those of files and of the command line.
+/// assert_eq!(Sampler::ALL.map(|sampler| sampler.to_string().parse()), Sampler::ALL.map(Ok));
+/// assert_eq!((Sampler::Ddim.usual_eta(), Sampler::Euler.usual_eta()), (1.0, 0.0));
+/// let trailing = ScheduleOptions { timestep_spacing: Some("trailing".parse()?), ..ScheduleOptions::default() };
+/// assert_eq!(trailing.timestep_spacing, Some(Spacing::Trailing));
+/// # Ok::<(), String>(())
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ScheduleOptions {
@@ -143,13 +158,13 @@ enum Betas {
 
 /// The noise schedule of a checkpoint, `scheduler/scheduler_config.json`.
 #[derive(Debug, Clone)]
-pub struct Schedule {
+pub(crate) struct Schedule {
     /// β at both ends, f32 as diffusers keeps it.
     ends: (f32, f32),
     betas: Betas,
     n_train: usize,
     /// What the network predicts.
-    pub prediction: Prediction,
+    pub(crate) prediction: Prediction,
     set_alpha_to_one: bool,
     steps_offset: usize,
     last_sigma_zero: bool,
@@ -159,7 +174,7 @@ pub struct Schedule {
 
 impl Schedule {
     /// Reads a diffusers scheduler configuration as every solver reads it, whichever class wrote it.
-    pub fn open(file: &Path) -> Result<Self> {
+    pub(crate) fn open(file: &Path) -> Result<Self> {
         Self::of(Config::open(file)?)
     }
 
@@ -271,18 +286,13 @@ impl Schedule {
         cumulated((0..bars.len()).map(|i| 1.0 - (1.0 - alpha(i))))
     }
 
-    /// Training timesteps.
-    pub fn n_train(&self) -> usize {
-        self.n_train
-    }
-
     /// One run of `sampler` in `n` steps. `eta` is DDIM's.
-    pub fn walk(&self, sampler: Sampler, n: usize, eta: f64, wanted: &ScheduleOptions) -> Result<Walk> {
+    pub(crate) fn walk(&self, sampler: Sampler, n: usize, eta: f64, wanted: &ScheduleOptions) -> Result<Walk> {
         self.walk_stage(sampler, n, eta, wanted, &Steps::default())
     }
 
     /// [`walk`](Self::walk) on the noise levels and timesteps of a journey's stage. Which of the steps the stage runs plays no part.
-    pub fn walk_stage(&self, sampler: Sampler, n: usize, eta: f64, wanted: &ScheduleOptions, stage: &Steps) -> Result<Walk> {
+    pub(crate) fn walk_stage(&self, sampler: Sampler, n: usize, eta: f64, wanted: &ScheduleOptions, stage: &Steps) -> Result<Walk> {
         let request = |key, found: String, expected: &str| Error::Request { key, found, expected: expected.to_owned() };
         let n = stage.timesteps.as_ref().map_or(n, |(timesteps, _)| timesteps.len());
         if n == 0 || n > self.n_train {
@@ -337,7 +347,7 @@ struct Run<'a> {
 }
 
 /// A solver on its way: it keeps what multistep methods remember.
-pub struct Walk {
+pub(crate) struct Walk {
     timesteps: Vec<f64>,
     /// Weights of the clean latents and of unit noise before each step.
     levels: Vec<(f64, f64)>,
@@ -359,39 +369,39 @@ impl std::fmt::Debug for Walk {
 
 impl Walk {
     /// The network's timestep of every step, noisiest first. PNDM makes one step more than asked for.
-    pub fn timesteps(&self) -> &[f64] {
+    pub(crate) fn timesteps(&self) -> &[f64] {
         &self.timesteps
     }
 
     /// Unit-normal noise times this is where the run starts.
-    pub fn initial_sigma(&self) -> f64 {
+    pub(crate) fn initial_sigma(&self) -> f64 {
         self.initial_sigma
     }
 
     /// Whether steps draw noise.
-    pub fn draws_noise(&self) -> bool {
+    pub(crate) fn draws_noise(&self) -> bool {
         self.draws_noise
     }
 
     /// What the network is shown of `x` at step `i`.
-    pub fn scale_input(&self, i: usize, x: &Tensor) -> Result<Tensor> {
+    pub(crate) fn scale_input(&self, i: usize, x: &Tensor) -> Result<Tensor> {
         let (_, sigma) = self.levels[i];
         if self.exploding { Ok((x * (1.0 / (sigma * sigma + 1.0).sqrt()))?) } else { Ok(x.clone()) }
     }
 
     /// From `x` at step `i` to the next: `prediction` has its shape, and so has `noise`, which is
     /// there if [`draws_noise`](Self::draws_noise). Steps are taken in order.
-    pub fn step(&mut self, i: usize, x: &Tensor, prediction: &Tensor, noise: Option<&Tensor>) -> Result<Tensor> {
+    pub(crate) fn step(&mut self, i: usize, x: &Tensor, prediction: &Tensor, noise: Option<&Tensor>) -> Result<Tensor> {
         self.solver.step(i, x, prediction, noise)
     }
 
     /// Weights of the clean latents and of unit noise in the latents before step `i`.
-    pub fn level(&self, i: usize) -> (f64, f64) {
+    pub(crate) fn level(&self, i: usize) -> (f64, f64) {
         self.levels[i]
     }
 
     /// ᾱ at each of the training timesteps.
-    pub fn alphas_cumprod(&self) -> Arc<[f64]> {
+    pub(crate) fn alphas_cumprod(&self) -> Arc<[f64]> {
         self.alphas_cumprod.clone()
     }
 
@@ -403,7 +413,7 @@ impl Walk {
     }
 
     /// The clean latents that `prediction` implies for `x` before step `i`.
-    pub fn clean(&self, i: usize, x: &Tensor, prediction: &Tensor) -> Result<Tensor> {
+    pub(crate) fn clean(&self, i: usize, x: &Tensor, prediction: &Tensor) -> Result<Tensor> {
         let (alpha, sigma, scale) = self.amplitudes(i);
         match self.prediction {
             Prediction::Epsilon => weighted(&[(scale / alpha, x), (-sigma / alpha, prediction)]),
@@ -413,7 +423,7 @@ impl Walk {
     }
 
     /// The prediction that implies the `clean` latents for `x` before step `i`: the inverse of [`clean`](Self::clean).
-    pub fn implied(&self, i: usize, x: &Tensor, clean: &Tensor) -> Result<Tensor> {
+    pub(crate) fn implied(&self, i: usize, x: &Tensor, clean: &Tensor) -> Result<Tensor> {
         let (alpha, sigma, scale) = self.amplitudes(i);
         match self.prediction {
             Prediction::Epsilon => weighted(&[(scale / sigma, x), (-alpha / sigma, clean)]),
@@ -423,7 +433,7 @@ impl Walk {
     }
 
     /// Clean latents `x` with `noise` as they are before step `i`: where a run that starts there begins.
-    pub fn add_noise(&self, i: usize, x: &Tensor, noise: &Tensor) -> Result<Tensor> {
+    pub(crate) fn add_noise(&self, i: usize, x: &Tensor, noise: &Tensor) -> Result<Tensor> {
         let (signal, spread) = self.levels[i];
         weighted(&[(signal, x), (spread, noise)])
     }

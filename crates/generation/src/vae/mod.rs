@@ -160,6 +160,8 @@ struct Encoder {
 }
 
 /// How latents are decoded. It moves results, so it is part of an image's identity.
+///
+/// Example: [this crate](crate).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum VaeDecode {

@@ -32,6 +32,15 @@ pub(crate) fn emulate() {
 }
 
 /// Runs `f` under emulation, on this thread, in either order of the kernels' threads.
+///
+/// ```
+/// use candle_core::{Device, Tensor};
+/// use scalebench_kernels::{emulated, silu};
+/// let x = Tensor::new(&[1f32, -2.0], &Device::Cpu)?;
+/// let apart = (emulated(true, || silu(&x))? - silu(&x)?)?.abs()?.max(0)?.to_scalar::<f32>()?;
+/// assert!(apart < 1e-6);
+/// # Ok::<(), candle_core::Error>(())
+/// ```
 pub fn emulated<R>(reversed: bool, f: impl FnOnce() -> R) -> R {
     let before = MODE.replace(Some(if reversed { Mode::Reversed } else { Mode::Forward }));
     let result = f();

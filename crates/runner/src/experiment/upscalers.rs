@@ -16,8 +16,7 @@ pub(crate) struct Upscalers(BTreeMap<(String, String), Arc<Upscaler>>);
 impl Upscalers {
     /// What a method enlarges with, if it does, and its name there; names of folders start at `folder` or here.
     pub(crate) fn find(&mut self, method: &Method, dtype: Dtype, folder: &Path) -> Result<Option<(String, Arc<Upscaler>)>> {
-        let upscale = method.settings().upscale.as_ref();
-        let Some(upscaling) = upscale.and_then(|upscale| upscale.upscaler.as_ref()) else { return Ok(None) };
+        let Some(upscaling) = method.upscaling() else { return Ok(None) };
         let name = &upscaling.checkpoint;
         let key = (name.clone(), dtype.to_string());
         if let Some(known) = self.0.get(&key) {

@@ -9,6 +9,8 @@ use scalebench_generation::DeviceId;
 use crate::host::device;
 
 /// The system's allocator, which ends the process with one line and status 2 where memory is not to be had. Rust's own way is to abort.
+///
+/// Example: [this crate](crate).
 #[derive(Debug)]
 pub struct OrStop;
 
