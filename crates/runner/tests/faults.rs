@@ -250,6 +250,31 @@ fn threads_change_no_bit() {
     }
 }
 
+/// Decompositions are cut among threads from some 300 values on; the network above has 64.
+#[test]
+fn threads_change_no_bit_of_scores_of_wide_features() {
+    use scalebench_metrics::npz::{ArrayRef, Values, write};
+    let dir = tempfile::tempdir().unwrap();
+    let mut state = 1u64;
+    let mut uniform = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 40) as f32 / (1 << 24) as f32
+    };
+    let sides = [900, 950].map(|n| {
+        let (file, values) = (dir.path().join(format!("{n}.npz")), (0..400 * n).map(|_| uniform()).collect::<Vec<_>>());
+        write(&file, &[("feats", ArrayRef { shape: &[n, 400], values: Values::F32(&values) })]).unwrap();
+        file
+    });
+    let score = |threads: &str| {
+        let mut command = scalebench(&["score", "--metrics", "fid", "--json"]);
+        command.arg("--real").arg(&sides[0]).arg("--fake").arg(&sides[1]).env("RAYON_NUM_THREADS", threads);
+        String::from_utf8(succeed(command).stdout).unwrap()
+    };
+    let one = score("1");
+    assert!(one.contains("\"fid\""), "{one}");
+    assert_eq!([score("2"), score("4")], [one.clone(), one]);
+}
+
 /// In a network namespace without interfaces, where the system lets one have that: nothing but the hub is ever asked.
 #[test]
 fn a_sweep_needs_no_network() {
