@@ -229,6 +229,30 @@ fn clocks_may_be_set() {
     }
 }
 
+/// Killed while the last night's run makes room for the next: its folder may be half gone, the new one half there.
+#[test]
+fn a_history_outlives_a_night_that_ends_while_it_begins() {
+    let dir = tempfile::tempdir().unwrap();
+    let (experiment, history) = (experiment(dir.path()), dir.path().join("history"));
+    let night = || {
+        let mut command = scalebench(&["nightly", "--no-speed", "--no-memory"]);
+        command.arg(&experiment).arg("--history").arg(&history);
+        succeed(command);
+    };
+    night();
+    let [latest, incoming, outgoing] = ["latest", "latest.incoming", "latest.outgoing"].map(|name| history.join(name));
+    let results = std::fs::read(latest.join("results.csv")).unwrap();
+    std::fs::rename(&latest, &outgoing).unwrap();
+    std::fs::remove_file(outgoing.join("night.json")).unwrap();
+    night();
+    assert!(!outgoing.exists() && std::fs::read(latest.join("results.csv")).unwrap() == results);
+    std::fs::remove_dir_all(&latest).unwrap();
+    std::fs::create_dir(&incoming).unwrap();
+    std::fs::write(incoming.join(".night.json.0of1.tmp"), "{\"da").unwrap();
+    night();
+    assert!(!incoming.exists() && std::fs::read(latest.join("results.csv")).unwrap() == results);
+}
+
 /// Images, features and results are the same to the last bit on any number of threads.
 #[test]
 fn threads_change_no_bit() {
