@@ -107,7 +107,7 @@ Example: two processes on one machine, then the results
 Example: what was made, as it is made
   scalebench sweep experiments/quick.yaml --log json 2>&1 >/dev/null | jq -c 'select(.event == \"image\")'")]
 pub(crate) struct Sweep {
-    /// The experiment file, see experiments/README.md; or the name of a built-in one: emoji, nightly, pocket, quick, repetition, superres
+    /// The experiment file, see experiments/README.md; or the name of a built-in one: emoji, nightly, pocket, quick, repetition, superres, video
     pub(crate) experiment: PathBuf,
     /// Run directory [default: runs/<name of the experiment file>]
     #[arg(long, value_name = "DIR")]

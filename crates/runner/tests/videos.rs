@@ -297,3 +297,44 @@ fn emoji_move_in_sweeps_and_data_sets() {
     assert_eq!(std::fs::metadata(bytes.join("images.u8")).unwrap().len(), n as u64 * 9 * 3 * side.parse::<u64>().unwrap().pow(2));
     refused(&["dataset", "--split", "train", "--frames", "0", "--out", text(&bytes)], "--frames: expected 1 to");
 }
+
+/// The motion modules and the I3D that travel in the program.
+#[test]
+fn the_pocket_checkpoint_moves() {
+    let dir = tempfile::tempdir().unwrap();
+    let datasets = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../datasets");
+    let (checkpoint, adapter) = (datasets.join("pocket"), datasets.join("pocket-motion"));
+    let out = dir.path().join("cat");
+    let all = ["generate", "--checkpoint", text(&checkpoint), "--motion-adapter", text(&adapter), "--frames", "2", "--size", "64x64"];
+    succeed(&[&all[..], &["--prompt", "cat face moves left", "--steps", "2", "--eta", "0", "--out", text(&out)]].concat());
+    assert_eq!(names(&out), ["000000.png", "000001.png"]);
+    let size: u64 = ["diffusion_pytorch_model.safetensors", "../pocket-i3d/model.safetensors"]
+        .iter()
+        .map(|file| std::fs::metadata(adapter.join(file)).unwrap().len())
+        .sum();
+    assert!(size < 10_000_000, "{size}");
+
+    // By its name the experiment finds them in the program.
+    let counts = succeed(&["sweep", "video", "--out", text(&dir.path().join("run")), "--dry-run", "--json", "--set", "images=9"]);
+    let counts: serde_json::Value = serde_json::from_str(&counts).unwrap();
+    let flops = |cell: &str| {
+        let cells = counts["cells"].as_array().unwrap();
+        let found = cells.iter().find(|found| found["cell"].as_str().unwrap().ends_with(cell)).unwrap();
+        found["flops_per_image"].as_f64().unwrap()
+    };
+    // Sixteen frames of what an image of the pocket model takes, and layers over frames besides.
+    let image = succeed(&["sweep", "quick", "--out", text(&dir.path().join("image")), "--dry-run", "--json", "--set", "sampler.steps=10"]);
+    let image: serde_json::Value = serde_json::from_str(&image).unwrap();
+    let cells = image["cells"].as_array().unwrap();
+    let of_image = cells.iter().find(|found| found["cell"].as_str().unwrap().ends_with("/4x-direct-inf")).unwrap();
+    let times = flops("/4x-direct-inf") / of_image["flops_per_image"].as_f64().unwrap();
+    assert!((16.0..40.0).contains(&times), "{times}");
+
+    let video = dir.path().join("frames");
+    succeed(&["dataset", "--split", "reference", "--png", "--frames", "9", "--views", "9", "--out", text(&video)]);
+    let i3d = datasets.join("pocket-i3d");
+    let found =
+        succeed(&["score", "--fake", text(&video), "--real", text(&video), "--extractor", text(&i3d), "--metrics", "fvd", "--json"]);
+    let found: serde_json::Value = serde_json::from_str(&found).unwrap();
+    assert!(found["fvd"]["value"].as_f64().unwrap().abs() < 1e-3, "{found}");
+}
