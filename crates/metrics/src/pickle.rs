@@ -216,6 +216,13 @@ impl<'a> Machine<'a, '_> {
     /// Runs one opcode; whether it was the last.
     fn step(&mut self) -> Parsed<bool> {
         let [opcode] = self.bytes.array()?;
+        if let Some(value) = self.leaf(opcode)? {
+            self.push(value)?;
+            return Ok(false);
+        }
+        if self.gather(opcode)? {
+            return Ok(false);
+        }
         match opcode {
             0x80 => {
                 let [protocol] = self.bytes.array()?;
@@ -224,21 +231,49 @@ impl<'a> Machine<'a, '_> {
                 }
             }
             b'.' => return Ok(true),
-            b'N' => self.push(Value::None)?,
-            0x88 => self.push(Value::Bool(true))?,
-            0x89 => self.push(Value::Bool(false))?,
+            b'q' => {
+                let [key] = self.bytes.array()?;
+                self.put(key.into())?;
+            }
+            b'r' => {
+                let key = u32::from_le_bytes(self.bytes.array()?);
+                self.put(key)?;
+            }
+            b'h' => {
+                let [key] = self.bytes.array()?;
+                self.get(key.into())?;
+            }
+            b'j' => {
+                let key = u32::from_le_bytes(self.bytes.array()?);
+                self.get(key)?;
+            }
+            b'Q' => self.persistent()?,
+            b'R' => self.reduce()?,
+            b'b' => {
+                // A state dict's `_metadata`: versions of modules, of no use here.
+                let state = self.pop()?;
+                match (&self.values[self.top()?], &self.values[state]) {
+                    (Value::Dict(_), Value::Dict(_)) => {}
+                    _ => return Err("BUILD of something other than an OrderedDict".into()),
+                }
+            }
+            _ => return Err(format!("refused opcode {}", opcode_name(opcode))),
+        }
+        Ok(false)
+    }
+
+    /// The value of an opcode that makes one of the bytes behind it alone.
+    fn leaf(&mut self, opcode: u8) -> Parsed<Option<Value<'a>>> {
+        let value = match opcode {
+            b'N' => Value::None,
+            0x88 => Value::Bool(true),
+            0x89 => Value::Bool(false),
             b'K' => {
                 let [v] = self.bytes.array()?;
-                self.push(Value::Int(v.into()))?;
+                Value::Int(v.into())
             }
-            b'M' => {
-                let v = u16::from_le_bytes(self.bytes.array()?);
-                self.push(Value::Int(v.into()))?;
-            }
-            b'J' => {
-                let v = i32::from_le_bytes(self.bytes.array()?);
-                self.push(Value::Int(v.into()))?;
-            }
+            b'M' => Value::Int(u16::from_le_bytes(self.bytes.array()?).into()),
+            b'J' => Value::Int(i32::from_le_bytes(self.bytes.array()?).into()),
             0x8a => {
                 let [n] = self.bytes.array()?;
                 let digits = self.bytes.take(n.into())?;
@@ -248,13 +283,24 @@ impl<'a> Machine<'a, '_> {
                 let negative = digits.last().is_some_and(|b| b >> 7 == 1);
                 let mut word = [if negative { 0xff } else { 0 }; 8];
                 word[..digits.len()].copy_from_slice(digits);
-                self.push(Value::Int(i64::from_le_bytes(word)))?;
+                Value::Int(i64::from_le_bytes(word))
             }
             b'X' => {
                 let n = u32::from_le_bytes(self.bytes.array()?) as usize;
-                let text = text(self.bytes.take(n)?)?;
-                self.push(Value::Text(text))?;
+                Value::Text(text(self.bytes.take(n)?)?)
             }
+            b'c' => {
+                let (module, name) = (self.bytes.line()?, self.bytes.line()?);
+                Value::Global(GlobalName(Global::find(module, name)?))
+            }
+            _ => return Ok(None),
+        };
+        Ok(Some(value))
+    }
+
+    /// Tuples, lists and dicts: makes and fills them. Whether the opcode was one of theirs.
+    fn gather(&mut self, opcode: u8) -> Parsed<bool> {
+        match opcode {
             b'(' => self.marks.push(self.stack.len()),
             b')' => self.push(Value::Tuple(Vec::new()))?,
             b't' => {
@@ -288,39 +334,9 @@ impl<'a> Machine<'a, '_> {
                 let items = self.pop_to_mark()?;
                 self.extend_dict(&items)?;
             }
-            b'q' => {
-                let [key] = self.bytes.array()?;
-                self.put(key.into())?;
-            }
-            b'r' => {
-                let key = u32::from_le_bytes(self.bytes.array()?);
-                self.put(key)?;
-            }
-            b'h' => {
-                let [key] = self.bytes.array()?;
-                self.get(key.into())?;
-            }
-            b'j' => {
-                let key = u32::from_le_bytes(self.bytes.array()?);
-                self.get(key)?;
-            }
-            b'c' => {
-                let (module, name) = (self.bytes.line()?, self.bytes.line()?);
-                self.push(Value::Global(GlobalName(Global::find(module, name)?)))?;
-            }
-            b'Q' => self.persistent()?,
-            b'R' => self.reduce()?,
-            b'b' => {
-                // A state dict's `_metadata`: versions of modules, of no use here.
-                let state = self.pop()?;
-                match (&self.values[self.top()?], &self.values[state]) {
-                    (Value::Dict(_), Value::Dict(_)) => {}
-                    _ => return Err("BUILD of something other than an OrderedDict".into()),
-                }
-            }
-            _ => return Err(format!("refused opcode {}", opcode_name(opcode))),
+            _ => return Ok(false),
         }
-        Ok(false)
+        Ok(true)
     }
 
     fn push(&mut self, value: Value<'a>) -> Parsed<()> {
