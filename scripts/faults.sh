@@ -124,6 +124,8 @@ try 'man' a "$scalebench" man "$d/a"
 try 'compare --junit' a.xml "$scalebench" compare "$work/whole" "$work/whole" --junit "$d/a.xml"
 try 'unpack' a "$scalebench" unpack "$d/a"
 try 'nightly' a "$scalebench" nightly "$@" --history "$d/a"
+rm "$d/ballast"
+"$scalebench" nightly "$@" --history "$d/a" >/dev/null 2>"$work/err" || fail "nightly, with space again"
 fresh 8m
 cp -r "$work/whole" "$d/run"
 rm -r "$d/run/report"

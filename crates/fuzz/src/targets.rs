@@ -157,7 +157,7 @@ fn text<T, E: Into<Box<dyn std::error::Error>>>(outcome: Result<T, E>) -> Result
 /// A file with these bytes, in memory where the system has such a place: readers of large files take paths. It stays open and is
 /// written over: a new one each time takes twice as long.
 fn with_file<T>(bytes: &[u8], name: &'static str, read: impl FnOnce(&Path) -> T) -> T {
-    thread_local!(static FILES: RefCell<HashMap<&'static str, (PathBuf, File)>> = RefCell::default());
+    thread_local!(static FILES: RefCell<HashMap<&'static str, Input>> = RefCell::default());
     let make = || {
         let memory = Path::new("/dev/shm");
         let temporary = std::env::temp_dir();
@@ -166,16 +166,30 @@ fn with_file<T>(bytes: &[u8], name: &'static str, read: impl FnOnce(&Path) -> T)
         std::fs::create_dir_all(&folder).expect("a folder for inputs");
         let path = folder.join(name);
         let file = File::create(&path).expect("a file for inputs");
-        (path, file)
+        Input { path, file }
     };
     FILES.with_borrow_mut(|files| {
-        let (path, file) = files.entry(name).or_insert_with(make);
+        let Input { path, file } = files.entry(name).or_insert_with(make);
         file.rewind()
             .and_then(|()| file.write_all(bytes))
             .and_then(|()| file.set_len(bytes.len() as u64))
             .expect("an input can be written");
         read(path)
     })
+}
+
+/// Where a reader finds its input; gone with its thread.
+struct Input {
+    path: PathBuf,
+    file: File,
+}
+
+impl Drop for Input {
+    fn drop(&mut self) {
+        drop(std::fs::remove_file(&self.path));
+        // The last one of the thread.
+        drop(self.path.parent().map(std::fs::remove_dir));
+    }
 }
 
 fn torch(bytes: &[u8]) -> Result<(), String> {
