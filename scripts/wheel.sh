@@ -18,7 +18,7 @@ else
     rm -f "$work"/dist/*
     "$python" -m venv "$work/build"
     "$work/build/bin/pip" --quiet install 'maturin>=1.9,<2'
-    PATH="$work/build/bin:$PATH" maturin build --release --locked --manifest-path crates/runner/Cargo.toml --out "$work/dist"
+    PATH="$work/build/bin:$PATH" maturin build --profile dist --locked --manifest-path crates/runner/Cargo.toml --out "$work/dist"
     wheel=("$work"/dist/scalebench-*.whl)
 fi
 echo "wheel: $(basename "${wheel[0]}"), $(stat -c %s "${wheel[0]}") bytes"

@@ -1,14 +1,4 @@
-//! Which emoji are in the set, and under which name and group.
-//!
-//! Near-duplicates would dominate the set (five skin tones times three genders of one drawing), so:
-//!
-//! 1. skin tones: only the default tone (the `emojis` crate lists tones apart);
-//! 2. gender: sequences that add a gender sign to a neutral emoji are left out, and so are the
-//!    "man …"/"woman …" forms whose neutral "person" form exists;
-//! 3. couples and families made of several people: left out;
-//! 4. clock faces: only the full hours;
-//! 5. flags and symbols: left out (258 flags are one rectangle in different colours, and most
-//!    symbols are lettering in a coloured square).
+//! Which emoji are in the set, and under which name and group. The rules of what is left out are `build.rs`'s.
 //!
 //! ```
 //! use scalebench_emoji::list::GROUPS;
@@ -21,6 +11,7 @@
 //! assert!(order.into_iter().eq(0..emojis.len()));
 //! ```
 
+use std::io::Read;
 use std::sync::OnceLock;
 
 /// One emoji of the set.
@@ -43,46 +34,19 @@ pub struct Emoji {
 pub const GROUPS: [&str; 7] =
     ["smileys & emotion", "people & body", "animals & nature", "food & drink", "travel & places", "activities", "objects"];
 
-fn group_name(group: emojis::Group) -> Option<&'static str> {
-    use emojis::Group::*;
-    Some(match group {
-        SmileysAndEmotion => GROUPS[0],
-        PeopleAndBody => GROUPS[1],
-        AnimalsAndNature => GROUPS[2],
-        FoodAndDrink => GROUPS[3],
-        TravelAndPlaces => GROUPS[4],
-        Activities => GROUPS[5],
-        Objects => GROUPS[6],
-        Symbols | Flags => return None,
-    })
-}
-
-const ZWJ: char = '\u{200d}';
-const ADULTS_AND_CHILDREN: [char; 6] = ['👨', '👩', '👦', '👧', '🧑', '🧒'];
-
-fn is_near_duplicate(e: &emojis::Emoji) -> bool {
-    let parts: Vec<&str> = e.as_str().split(ZWJ).collect();
-    let gender_sign = parts.iter().skip(1).any(|p| p.starts_with('♂') || p.starts_with('♀'));
-    let gendered_role = parts.len() > 1
-        && (parts[0].starts_with('👨') || parts[0].starts_with('👩'))
-        && emojis::get(&e.as_str().replacen(parts[0], "🧑", 1)).is_some();
-    let n_people = parts.iter().filter(|part| part.starts_with(ADULTS_AND_CHILDREN)).count();
-    let half_hour = e.name().ends_with("-thirty");
-    gender_sign || gendered_role || n_people > 1 || half_hour
-}
-
 /// Every emoji of the set, in CLDR order.
 ///
 /// Example: [this module](self).
 pub fn emojis() -> &'static [Emoji] {
     static LIST: OnceLock<Vec<Emoji>> = OnceLock::new();
     LIST.get_or_init(|| {
+        let mut records = String::new();
+        let packed: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/emoji.zlib"));
+        flate2::read::ZlibDecoder::new(packed).read_to_string(&mut records).expect("the build script packed text");
+        let mut fields = records.leak().split_terminator('\0');
         let mut list = Vec::new();
-        for e in emojis::iter().filter(|e| !is_near_duplicate(e)) {
-            let (Some(group), Some(asset)) = (group_name(e.group()), twemoji_assets::svg::SvgTwemojiAsset::from_emoji(e.as_str())) else {
-                continue;
-            };
-            list.push(Emoji { index: list.len(), text: e.as_str(), name: e.name().to_lowercase(), group, svg: asset.data.0 });
+        while let (Some(text), Some(name), Some(group), Some(svg)) = (fields.next(), fields.next(), fields.next(), fields.next()) {
+            list.push(Emoji { index: list.len(), text, name: name.to_owned(), group, svg });
         }
         list
     })
@@ -100,6 +64,12 @@ mod tests {
         for group in GROUPS {
             assert!(emojis().iter().any(|e| e.group == group), "{group}");
         }
+    }
+
+    #[test]
+    fn the_set_is_the_one_that_the_pocket_networks_know() {
+        assert_eq!(emojis().len(), 1072);
+        assert!(emojis().iter().enumerate().all(|(i, e)| e.index == i && GROUPS.contains(&e.group) && e.svg.ends_with("</svg>")));
     }
 
     #[test]

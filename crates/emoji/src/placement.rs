@@ -46,7 +46,7 @@ pub enum Split {
 }
 
 impl Split {
-    const fn seed(self) -> u64 {
+    pub(crate) const fn seed(self) -> u64 {
         match self {
             Split::Train => 0x7261_696e,
             Split::Reference => 0x7265_6665,
@@ -82,7 +82,7 @@ pub fn prompt_order(seed: u64) -> Vec<usize> {
 }
 
 /// SplitMix64 (Steele, Lea and Flood, 2014): tiny, well mixed, and the same everywhere.
-struct Stream(u64);
+pub(crate) struct Stream(pub(crate) u64);
 
 impl Stream {
     fn next(&mut self) -> u64 {
@@ -94,12 +94,12 @@ impl Stream {
     }
 
     /// In [0, 1), with 24 bits.
-    fn uniform(&mut self) -> f32 {
+    pub(crate) fn uniform(&mut self) -> f32 {
         (self.next() >> 40) as f32 / (1u64 << 24) as f32
     }
 }
 
-fn hash(a: u64, b: u64) -> u64 {
+pub(crate) fn hash(a: u64, b: u64) -> u64 {
     Stream(a ^ b.wrapping_mul(0xff51_afd7_ed55_8ccd)).next()
 }
 

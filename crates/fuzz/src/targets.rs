@@ -1,7 +1,9 @@
 //! The readers.
 
-use std::cell::OnceCell;
-use std::io::Cursor;
+use std::cell::{OnceCell, RefCell};
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::{Cursor, Seek, Write};
 use std::path::{Path, PathBuf};
 
 use candle_core::Device;
@@ -152,23 +154,28 @@ fn text<T, E: Into<Box<dyn std::error::Error>>>(outcome: Result<T, E>) -> Result
     outcome.map(drop).map_err(chain)
 }
 
-/// A file with these bytes, in memory where the system has such a place: readers of large files take paths.
-fn with_file<T>(bytes: &[u8], name: &str, read: impl FnOnce(&Path) -> T) -> T {
-    thread_local!(static FOLDER: OnceCell<PathBuf> = const { OnceCell::new() });
-    let folder = FOLDER.with(|folder| {
-        let make = || {
-            let memory = Path::new("/dev/shm");
-            let temporary = std::env::temp_dir();
-            let root = if memory.is_dir() { memory } else { &temporary };
-            let folder = root.join(format!("scalebench-fuzz-{}-{:?}", std::process::id(), std::thread::current().id()));
-            std::fs::create_dir_all(&folder).expect("a folder for inputs");
-            folder
-        };
-        folder.get_or_init(make).clone()
-    });
-    let file = folder.join(name);
-    std::fs::write(&file, bytes).expect("an input can be written");
-    read(&file)
+/// A file with these bytes, in memory where the system has such a place: readers of large files take paths. It stays open and is
+/// written over: a new one each time takes twice as long.
+fn with_file<T>(bytes: &[u8], name: &'static str, read: impl FnOnce(&Path) -> T) -> T {
+    thread_local!(static FILES: RefCell<HashMap<&'static str, (PathBuf, File)>> = RefCell::default());
+    let make = || {
+        let memory = Path::new("/dev/shm");
+        let temporary = std::env::temp_dir();
+        let root = if memory.is_dir() { memory } else { &temporary };
+        let folder = root.join(format!("scalebench-fuzz-{}-{:?}", std::process::id(), std::thread::current().id()));
+        std::fs::create_dir_all(&folder).expect("a folder for inputs");
+        let path = folder.join(name);
+        let file = File::create(&path).expect("a file for inputs");
+        (path, file)
+    };
+    FILES.with_borrow_mut(|files| {
+        let (path, file) = files.entry(name).or_insert_with(make);
+        file.rewind()
+            .and_then(|()| file.write_all(bytes))
+            .and_then(|()| file.set_len(bytes.len() as u64))
+            .expect("an input can be written");
+        read(path)
+    })
 }
 
 fn torch(bytes: &[u8]) -> Result<(), String> {

@@ -120,5 +120,7 @@ fn resize_bilinear(bencher: Bencher<'_, '_>) {
 #[divan::bench]
 fn average_pool(bencher: Bencher<'_, '_>) {
     let x = numbers(&[32, 768, 17, 17]);
-    bencher.counter(ItemsCount::new(x.elem_count())).bench_local(|| kernels::pool3x3(black_box(&x), Pool::Average, 1, 1).unwrap());
+    bencher
+        .counter(ItemsCount::new(x.elem_count()))
+        .bench_local(|| kernels::pool3x3(black_box(&x), Pool::Average, 1, 1, Activation::Relu).unwrap());
 }

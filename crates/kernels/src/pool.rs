@@ -1,5 +1,6 @@
 //! 3×3 pooling.
 
+use crate::conv::Activation;
 use crate::simd::dispatch;
 use crate::view::{tensor, with_slice};
 use candle_core::{Result, Tensor, bail};
@@ -16,19 +17,19 @@ pub enum Pool {
     Average,
 }
 
-/// 3×3 pooling with the given stride and zero padding on all sides: (b, c, h, w) → (b, c, h', w').
+/// 3×3 pooling with the given stride and zero padding on all sides, then `activation`: (b, c, h, w) → (b, c, h', w').
 ///
 /// ```
 /// use candle_core::Device;
-/// use scalebench_kernels::{Pool, Tensor, pool3x3};
+/// use scalebench_kernels::{Activation, Pool, Tensor, pool3x3};
 /// let x = Tensor::arange(0f32, 9.0, &Device::Cpu)?.reshape((1, 1, 3, 3))?;
-/// let pooled = |pool, padding| pool3x3(&x, pool, 1, padding)?.flatten_all()?.to_vec1::<f32>();
+/// let pooled = |pool, padding| pool3x3(&x, pool, 1, padding, Activation::Identity)?.flatten_all()?.to_vec1::<f32>();
 /// assert_eq!((pooled(Pool::Max, 0)?, pooled(Pool::Average, 0)?), (vec![8.0], vec![4.0]));
 /// // In a corner there are four real values.
 /// assert_eq!(pooled(Pool::Average, 1)?[0], (0.0 + 1.0 + 3.0 + 4.0) / 4.0);
 /// # Ok::<(), candle_core::Error>(())
 /// ```
-pub fn pool3x3(x: &Tensor, pool: Pool, stride: usize, padding: usize) -> Result<Tensor> {
+pub fn pool3x3(x: &Tensor, pool: Pool, stride: usize, padding: usize, activation: Activation) -> Result<Tensor> {
     let (batch, channels, height, width) = x.dims4()?;
     if height.min(width) + 2 * padding < 3 || stride == 0 || padding > 1 {
         bail!("pool3x3: stride {stride} and padding {padding} on {:?}", x.dims());
@@ -37,7 +38,8 @@ pub fn pool3x3(x: &Tensor, pool: Pool, stride: usize, padding: usize) -> Result<
     let (out_height, out_width) = (out(height), out(width));
     #[cfg(gpu)]
     if crate::gpu::takes(x) {
-        return crate::gpu::pool3x3(x, pool, stride, padding, (out_height, out_width));
+        let y = crate::gpu::pool3x3(x, pool, stride, padding, (out_height, out_width))?;
+        return if activation == Activation::Relu { y.relu() } else { Ok(y) };
     }
     // The real positions of a window, first and one past the last.
     let window = |i: usize, side: usize| ((i * stride).saturating_sub(padding), (i * stride + 3 - padding).min(side));
@@ -66,6 +68,11 @@ pub fn pool3x3(x: &Tensor, pool: Pool, stride: usize, padding: usize) -> Result<
                                 let rows = (bottom - top) as f32;
                                 for x in 0..out_width {
                                     output[x] /= rows * columns[x];
+                                }
+                            }
+                            if activation == Activation::Relu {
+                                for y in output.iter_mut() {
+                                    *y = y.max(0.0);
                                 }
                             }
                         }
@@ -130,7 +137,7 @@ mod tests {
     #[test]
     fn padding_is_left_out_of_averages() {
         let x = Tensor::ones((1, 2, 4, 5), candle_core::DType::F32, &Device::Cpu).unwrap();
-        let y = pool3x3(&x, Pool::Average, 1, 1).unwrap();
+        let y = pool3x3(&x, Pool::Average, 1, 1, Activation::Identity).unwrap();
         assert_eq!(y.dims(), [1, 2, 4, 5]);
         assert!(y.flatten_all().unwrap().to_vec1::<f32>().unwrap().iter().all(|v| *v == 1.0));
     }
@@ -142,9 +149,12 @@ mod tests {
         let data: Vec<f32> = (0..2 * height * width).map(|i| ((i * 37) % 101) as f32).collect();
         let x = Tensor::from_vec(data.clone(), (1, 2, height, width), &Device::Cpu).unwrap();
         for (pool, stride, padding) in [(Pool::Max, 2, 0), (Pool::Max, 1, 1), (Pool::Average, 1, 1), (Pool::Average, 2, 0)] {
-            let y = pool3x3(&x, pool, stride, padding).unwrap();
+            let y = pool3x3(&x, pool, stride, padding, Activation::Identity).unwrap();
             let (_, _, out_height, out_width) = y.dims4().unwrap();
             let got = y.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+            let shifted = pool3x3(&(&x - 50.0).unwrap(), pool, stride, 0, Activation::Relu).unwrap();
+            let relu = pool3x3(&(&x - 50.0).unwrap(), pool, stride, 0, Activation::Identity).unwrap().relu().unwrap();
+            assert_eq!(shifted.flatten_all().unwrap().to_vec1::<f32>().unwrap(), relu.flatten_all().unwrap().to_vec1::<f32>().unwrap());
             for (i, got) in got.into_iter().enumerate() {
                 let (c, oy, ox) = (i / (out_height * out_width), i / out_width % out_height, i % out_width);
                 let near =

@@ -14,6 +14,20 @@ pub(crate) fn with_slice<R>(tensor: &Tensor, f: impl FnOnce(&[f32]) -> Result<R>
     f(&data[start..start + layout.shape().elem_count()])
 }
 
+/// [`with_slice`] of several tensors.
+pub(crate) fn with_slices<R>(tensors: &[&Tensor], f: impl FnOnce(&[&[f32]]) -> Result<R>) -> Result<R> {
+    let tensors: Vec<Tensor> = tensors.iter().map(|tensor| tensor.contiguous()).collect::<Result<_>>()?;
+    let opened: Vec<_> = tensors.iter().map(Tensor::storage_and_layout).collect();
+    let mut slices = Vec::with_capacity(opened.len());
+    for ((storage, layout), tensor) in opened.iter().zip(&tensors) {
+        let Storage::Cpu(CpuStorage::F32(data)) = &**storage else {
+            bail!("expected an f32 tensor on the CPU, got {:?} on {:?}", tensor.dtype(), tensor.device());
+        };
+        slices.push(&data[layout.start_offset()..][..layout.shape().elem_count()]);
+    }
+    f(&slices)
+}
+
 /// A tensor that owns `data`.
 pub(crate) fn tensor(data: Vec<f32>, shape: impl Into<Shape>) -> Result<Tensor> {
     Tensor::from_vec(data, shape, &Device::Cpu)
@@ -35,6 +49,11 @@ pub(crate) struct Unwritten<T> {
 impl<T> Unwritten<T> {
     pub(crate) fn new(len: usize) -> Self {
         Self { data: Vec::with_capacity(len) }
+    }
+
+    /// The first `len` elements, which nobody has written.
+    pub(crate) fn spare(&mut self, len: usize) -> &mut [MaybeUninit<T>] {
+        &mut self.data.spare_capacity_mut()[..len]
     }
 
     pub(crate) fn shared(&mut self) -> SharedMut<T> {

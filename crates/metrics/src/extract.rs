@@ -400,6 +400,11 @@ impl Extractor {
         matches!(&self.network, Network::Inception(network) if network.config().width == 1.0)
     }
 
+    /// Whether published FVDs are made with a network of this architecture: I3D at full width.
+    pub fn is_published_i3d(&self) -> bool {
+        matches!(&self.network, Network::I3d(network) if network.config().width == 1.0)
+    }
+
     /// Values of a feature.
     /// Example: [`Extractor`].
     pub fn dim(&self) -> usize {

@@ -595,7 +595,7 @@ mod tests {
     #[test]
     fn threads_change_no_bit() {
         let mut random = Gaussian::new(21);
-        let [few, many] = [120, 900].map(|n| [random.features(n, 256, 0.0, 1.0), random.features(n + 50, 256, 0.3, 1.2)]);
+        let [few, many] = [300, 900].map(|n| [random.features(n, 400, 0.0, 1.0), random.features(n + 50, 400, 0.3, 1.2)]);
         let values = |threads: usize| {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
             pool.install(|| {

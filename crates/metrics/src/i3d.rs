@@ -153,7 +153,7 @@ fn max_over_frames(x: &Tensor, kernel: usize, stride: usize) -> Result<Tensor> {
 
 /// The 3×3 pool of stride 2 inside every frame.
 fn halved(x: &Tensor) -> Result<Tensor> {
-    Ok(pool3x3(&padded(x, 3, 2)?, Pool::Max, 2, 0)?)
+    Ok(pool3x3(&padded(x, 3, 2)?, Pool::Max, 2, 0, Activation::Identity)?)
 }
 
 /// Four branches side by side: 1×1×1; twice 1×1×1 then 3×3×3; a pool then 1×1×1.
@@ -168,7 +168,7 @@ struct Mixed {
 impl Mixed {
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let two = |units: &[Unit; 2]| units[1].forward(&units[0].forward(x)?);
-        let pooled = pool3x3(&max_over_frames(x, 3, 1)?, Pool::Max, 1, 1)?;
+        let pooled = pool3x3(&max_over_frames(x, 3, 1)?, Pool::Max, 1, 1, Activation::Identity)?;
         Ok(join_channels(&[self.b0.forward(x)?, two(&self.b1)?, two(&self.b2)?, self.b3b.forward(&pooled)?])?)
     }
 }

@@ -163,12 +163,13 @@ impl Mixed {
                 }
                 // An average of pixels and a mixture of channels commute, and there are fewer channels after it.
                 Branch::Pooled(Pool::Average, block) => {
-                    outputs.push(pool3x3(&block.forward_to(x, Activation::Identity)?, Pool::Average, 1, 1)?.relu()?);
+                    let mixed = block.forward_to(x, Activation::Identity)?;
+                    outputs.push(pool3x3(&mixed, Pool::Average, 1, 1, Activation::Relu)?);
                 }
                 Branch::Pooled(pool, block) => {
-                    outputs.push(block.forward(&pool3x3(x, *pool, 1, 1)?)?);
+                    outputs.push(block.forward(&pool3x3(x, *pool, 1, 1, Activation::Identity)?)?);
                 }
-                Branch::Reduce => outputs.push(pool3x3(x, Pool::Max, 2, 0)?),
+                Branch::Reduce => outputs.push(pool3x3(x, Pool::Max, 2, 0, Activation::Identity)?),
             }
         }
         Ok(join_channels(&outputs)?)
@@ -256,9 +257,9 @@ impl Inception {
         }
         let average = |x: &Tensor| x.mean((2, 3));
         let x = x.to_device(self.fc_bias.device())?;
-        let x = pool3x3(&run(&self.stem[0], &x)?, Pool::Max, 2, 0)?;
+        let x = pool3x3(&run(&self.stem[0], &x)?, Pool::Max, 2, 0, Activation::Identity)?;
         let pool_64 = average(&x)?;
-        let x = pool3x3(&run(&self.stem[1], &x)?, Pool::Max, 2, 0)?;
+        let x = pool3x3(&run(&self.stem[1], &x)?, Pool::Max, 2, 0, Activation::Identity)?;
         let pool_192 = average(&x)?;
         let x = self.middle.iter().try_fold(x, |x, mixed| mixed.forward(&x))?;
         let pool_768 = average(&x)?;

@@ -107,7 +107,7 @@ Example: two processes on one machine, then the results
 Example: what was made, as it is made
   scalebench sweep experiments/quick.yaml --log json 2>&1 >/dev/null | jq -c 'select(.event == \"image\")'")]
 pub(crate) struct Sweep {
-    /// The experiment file, see experiments/README.md; or the name of a built-in one: emoji, nightly, pocket, quick, repetition, superres
+    /// The experiment file, see experiments/README.md; or the name of a built-in one: emoji, nightly, pocket, quick, repetition, superres, video
     pub(crate) experiment: PathBuf,
     /// Run directory [default: runs/<name of the experiment file>]
     #[arg(long, value_name = "DIR")]
@@ -882,7 +882,9 @@ pub(crate) struct Models {
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Example: the reference images of a sweep at twice the training side, as PNG files
-  scalebench dataset --split reference --png --views 512 --size 128 --out emoji-128")]
+  scalebench dataset --split reference --png --views 512 --size 128 --out emoji-128
+Example: videos for training, with their captions
+  scalebench dataset --split train --views 3 --frames 16 --size 64 --out moving-64")]
 pub(crate) struct Dataset {
     #[arg(long)]
     pub(crate) split: SplitName,
@@ -892,9 +894,12 @@ pub(crate) struct Dataset {
     /// Side of the images in pixels
     #[arg(long, value_name = "S", default_value_t = 64)]
     pub(crate) size: u32,
+    /// Frames of each; more than 1 are videos of emoji that move
+    #[arg(long, value_name = "F", default_value_t = 1)]
+    pub(crate) frames: usize,
     #[arg(long, value_name = "DIR")]
     pub(crate) out: PathBuf,
-    /// Write PNG files in the order of a sweep's reference images (prompt seed 0)
+    /// Write PNG files (of videos: folders of them) in the order of a sweep's reference (prompt seed 0)
     #[arg(long)]
     pub(crate) png: bool,
 }

@@ -199,6 +199,30 @@ fn clocks_may_be_set() {
     }
 }
 
+/// Killed while the last night's run makes room for the next: its folder may be half gone, the new one half there.
+#[test]
+fn a_history_outlives_a_night_that_ends_while_it_begins() {
+    let dir = tempfile::tempdir().unwrap();
+    let (experiment, history) = (experiment(dir.path()), dir.path().join("history"));
+    let night = || {
+        let mut command = scalebench(&["nightly", "--no-speed", "--no-memory"]);
+        command.arg(&experiment).arg("--history").arg(&history);
+        succeed(command);
+    };
+    night();
+    let [latest, incoming, outgoing] = ["latest", "latest.incoming", "latest.outgoing"].map(|name| history.join(name));
+    let results = std::fs::read(latest.join("results.csv")).unwrap();
+    std::fs::rename(&latest, &outgoing).unwrap();
+    std::fs::remove_file(outgoing.join("night.json")).unwrap();
+    night();
+    assert!(!outgoing.exists() && std::fs::read(latest.join("results.csv")).unwrap() == results);
+    std::fs::remove_dir_all(&latest).unwrap();
+    std::fs::create_dir(&incoming).unwrap();
+    std::fs::write(incoming.join(".night.json.0of1.tmp"), "{\"da").unwrap();
+    night();
+    assert!(!incoming.exists() && std::fs::read(latest.join("results.csv")).unwrap() == results);
+}
+
 /// Images, features and results are the same to the last bit on any number of threads.
 #[test]
 fn threads_change_no_bit() {
@@ -218,6 +242,31 @@ fn threads_change_no_bit() {
         let differing: Vec<&PathBuf> = one.iter().filter(|(file, bytes)| found.get(*file) != Some(*bytes)).map(|(file, _)| file).collect();
         assert!(differing.is_empty() && found.len() == one.len(), "{threads} threads: {differing:?}");
     }
+}
+
+/// Decompositions are cut among threads from some 300 values on; the network above has 64.
+#[test]
+fn threads_change_no_bit_of_scores_of_wide_features() {
+    use scalebench_metrics::npz::{ArrayRef, Values, write};
+    let dir = tempfile::tempdir().unwrap();
+    let mut state = 1u64;
+    let mut uniform = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 40) as f32 / (1 << 24) as f32
+    };
+    let sides = [900, 950].map(|n| {
+        let (file, values) = (dir.path().join(format!("{n}.npz")), (0..400 * n).map(|_| uniform()).collect::<Vec<_>>());
+        write(&file, &[("feats", ArrayRef { shape: &[n, 400], values: Values::F32(&values) })]).unwrap();
+        file
+    });
+    let score = |threads: &str| {
+        let mut command = scalebench(&["score", "--metrics", "fid", "--json"]);
+        command.arg("--real").arg(&sides[0]).arg("--fake").arg(&sides[1]).env("RAYON_NUM_THREADS", threads);
+        String::from_utf8(succeed(command).stdout).unwrap()
+    };
+    let one = score("1");
+    assert!(one.contains("\"fid\""), "{one}");
+    assert_eq!([score("2"), score("4")], [one.clone(), one]);
 }
 
 /// In a network namespace without interfaces, where the system lets one have that: nothing but the hub is ever asked.

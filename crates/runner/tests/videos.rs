@@ -192,7 +192,11 @@ fn a_sweep_of_videos_resumes_and_is_scored() {
     write("frames: 1", "{folder: real.npy}");
     refused(&sweep, "videos measures videos, and the experiment makes images: frames is 1");
     write("frames: 9", "{source: emoji, images: 8}");
-    refused(&sweep, "expected {folder: DIR} of videos");
+    let counts = succeed(&["sweep", text(&experiment), "--out", text(&out), "--dry-run", "--json"]);
+    let counts: serde_json::Value = serde_json::from_str(&counts).unwrap();
+    assert_eq!(counts["total"]["images"], 9, "a video of nine frames counts once, and those of base size besides");
+    write("frames: 9", "{list: real.npy}");
+    refused(&sweep, "expected {source: emoji, images: N}, {folder: DIR} of videos");
     write("frames: 9\nfps: 5", "{folder: real.npy}");
     succeed(scalebench(&sweep));
 
@@ -236,4 +240,101 @@ fn a_sweep_of_videos_resumes_and_is_scored() {
     let base = ["score", "--fake", text(&cell), "--real", text(&real), "--extractor", text(&network)];
     refused(&[&base[..], &["--metrics", "fid"]].concat(), "fid is a metric of images");
     refused(&base, "too few for clip16");
+}
+
+/// The embedded set moves as the captions say, without any files but the networks'.
+#[test]
+fn emoji_move_in_sweeps_and_data_sets() {
+    let dir = tempfile::tempdir().unwrap();
+    checkpoint(&dir.path().join("tiny"));
+    i3d(&dir.path().join("i3d.safetensors"));
+    let protocol = "name: videos\ntitle: Videos\nsource: a test of videos\ncompare:\n  \
+                    - {id: r, against: reference, network: i3d, metrics: [fvd], clip: {frames: 9}}\n";
+    std::fs::write(dir.path().join("videos.yaml"), protocol).unwrap();
+    let experiment = dir.path().join("moving.yaml");
+    let text_of = "models: {tiny: {path: tiny}}\nmethods: [direct-inf]\nscales: [0.25]\nimages: 3\nframes: 9\n\
+                   sampler: {steps: 1, eta: 0}\nprompts: {source: emoji}\nreference: {source: emoji, images: 8}\n\
+                   metrics: {protocol: videos.yaml, i3d: i3d.safetensors}\n";
+    std::fs::write(&experiment, text_of).unwrap();
+    let out = dir.path().join("run");
+    let sweep = ["sweep", text(&experiment), "--out", text(&out)];
+    let counts = succeed(&[&sweep[..], &["--dry-run", "--json"]].concat());
+    let counts: serde_json::Value = serde_json::from_str(&counts).unwrap();
+    assert_eq!(counts["total"]["images"], 6, "a video counts once; three are of base size");
+    succeed(&sweep);
+    let manifest = std::fs::read_to_string(out.join("cells/tiny/0.25x-direct-inf/manifest.jsonl")).unwrap();
+    let words = ["moves left", "moves right", "moves up", "moves down", "grows", "shrinks", "spins", "bounces", "blinks"];
+    let prompt = |line: &str| serde_json::from_str::<serde_json::Value>(line).unwrap()["prompt"].as_str().unwrap().to_owned();
+    let prompts: Vec<String> = manifest.lines().map(prompt).collect();
+    assert!(prompts.iter().all(|prompt| words.iter().any(|words| prompt.ends_with(words))), "{prompts:?}");
+    let page = std::fs::read_to_string(out.join("report/index.html")).unwrap();
+    assert_eq!(page.matches("data:image/webp;base64,").count(), 6, "the reference plays above its samples");
+
+    // The reference as folders of frames, which score as the sweep did.
+    let results = std::fs::read_to_string(out.join("results.csv")).unwrap();
+    let (header, row) = results.split_once('\n').unwrap();
+    let of = |column: &str| row.split(',').nth(header.split(',').position(|name| name == column).unwrap()).unwrap();
+    let side = of("width");
+    let data = |more: &[&str], to: &Path| {
+        let all = ["dataset", "--split", "reference", "--frames", "9", "--size", side, "--out", text(to)];
+        succeed(&all.iter().chain(more).copied().collect::<Vec<_>>());
+    };
+    let (pictures, bytes) = (dir.path().join("pictures"), dir.path().join("bytes"));
+    data(&["--png", "--views", "8"], &pictures);
+    assert_eq!(names(&pictures).len(), 8);
+    assert_eq!(names(&pictures.join("000007")).len(), 9);
+    let (cell, network) = (out.join("cells/tiny/0.25x-direct-inf/images"), dir.path().join("i3d.safetensors"));
+    let arguments = ["score", "--fake", text(&cell), "--real", text(&pictures), "--extractor", text(&network), "--frames", "9", "--json"];
+    let found: serde_json::Value = serde_json::from_str(&succeed(&arguments)).unwrap();
+    let value: f64 = of("fvd_r").parse().unwrap();
+    assert!((found["fvd"]["value"].as_f64().unwrap() - value).abs() <= 1e-9 * value, "{found} and {value}");
+
+    data(&["--views", "1"], &bytes);
+    assert_eq!(names(&bytes), ["captions.tsv", "dataset.json", "images.u8", "names.tsv"]);
+    let captions = std::fs::read_to_string(bytes.join("captions.tsv")).unwrap();
+    let n = captions.lines().count();
+    assert!(prompts.iter().all(|prompt| captions.lines().any(|line| line.ends_with(&format!("\t{prompt}")))));
+    assert_eq!(std::fs::metadata(bytes.join("images.u8")).unwrap().len(), n as u64 * 9 * 3 * side.parse::<u64>().unwrap().pow(2));
+    refused(&["dataset", "--split", "train", "--frames", "0", "--out", text(&bytes)], "--frames: expected 1 to");
+}
+
+/// The motion modules and the I3D that travel in the program.
+#[test]
+fn the_pocket_checkpoint_moves() {
+    let dir = tempfile::tempdir().unwrap();
+    let datasets = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../datasets");
+    let (checkpoint, adapter) = (datasets.join("pocket"), datasets.join("pocket-motion"));
+    let out = dir.path().join("cat");
+    let all = ["generate", "--checkpoint", text(&checkpoint), "--motion-adapter", text(&adapter), "--frames", "2", "--size", "64x64"];
+    succeed(&[&all[..], &["--prompt", "cat face moves left", "--steps", "2", "--eta", "0", "--out", text(&out)]].concat());
+    assert_eq!(names(&out), ["000000.png", "000001.png"]);
+    let size: u64 = ["diffusion_pytorch_model.safetensors", "../pocket-i3d/model.safetensors"]
+        .iter()
+        .map(|file| std::fs::metadata(adapter.join(file)).unwrap().len())
+        .sum();
+    assert!(size < 10_000_000, "{size}");
+
+    // By its name the experiment finds them in the program.
+    let counts = succeed(&["sweep", "video", "--out", text(&dir.path().join("run")), "--dry-run", "--json", "--set", "images=9"]);
+    let counts: serde_json::Value = serde_json::from_str(&counts).unwrap();
+    let flops = |cell: &str| {
+        let cells = counts["cells"].as_array().unwrap();
+        let found = cells.iter().find(|found| found["cell"].as_str().unwrap().ends_with(cell)).unwrap();
+        found["flops_per_image"].as_f64().unwrap()
+    };
+    // Sixteen frames of what an image of the pocket model takes, and layers over frames besides.
+    let image = succeed(&["sweep", "quick", "--out", text(&dir.path().join("image")), "--dry-run", "--json", "--set", "sampler.steps=10"]);
+    let image: serde_json::Value = serde_json::from_str(&image).unwrap();
+    let cells = image["cells"].as_array().unwrap();
+    let of_image = cells.iter().find(|found| found["cell"].as_str().unwrap().ends_with("/4x-direct-inf")).unwrap();
+    let times = flops("/4x-direct-inf") / of_image["flops_per_image"].as_f64().unwrap();
+    assert!((16.0..40.0).contains(&times), "{times}");
+
+    let video = dir.path().join("frames");
+    succeed(&["dataset", "--split", "reference", "--png", "--frames", "9", "--views", "9", "--out", text(&video)]);
+    let i3d = datasets.join("pocket-i3d");
+    let found =
+        succeed(&["score", "--fake", text(&video), "--real", text(&video), "--extractor", text(&i3d), "--metrics", "fvd", "--json"]);
+    let found: serde_json::Value = serde_json::from_str(&found).unwrap();
+    assert!(found["fvd"]["value"].as_f64().unwrap().abs() < 1e-3, "{found}");
 }

@@ -187,7 +187,7 @@ fn passes_over_maps() {
         agree("bicubic", 1.0, |on| crate::enlarge_bicubic(&on.round(&x), 10, 13));
         agree("low frequencies", 1.0, |on| crate::scale_low_frequencies(&turned(&on.round(&x)), 0.3));
         for (pool, stride, padding) in [(Pool::Max, 2, 0), (Pool::Average, 1, 1)] {
-            agree("pool", 1.0, |on| crate::pool3x3(&on.round(&x), pool, stride, padding));
+            agree("pool", 1.0, |on| crate::pool3x3(&on.round(&x), pool, stride, padding, Activation::Relu));
         }
         agree("join", 1.0, |on| crate::join_channels(&[on.round(&x), turned(&on.round(&y)), on.round(&x)]));
         agree("add", 1.0, |on| crate::add(&turned(&on.round(&x)), &on.round(&x)));

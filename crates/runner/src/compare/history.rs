@@ -29,9 +29,10 @@ use crate::words::time::date;
 const TABLE: &str = "history.parquet";
 const NIGHT: &str = "night.json";
 const ACCEPTED: &str = "accepted";
-/// An accepted run on its way in, and one on its way out.
-const INCOMING: &str = "accepted.incoming";
-const OUTGOING: &str = "accepted.outgoing";
+const LATEST: &str = "latest";
+/// A run on its way in, and one on its way out: with its final name a folder has what makes it a run of the history.
+const INCOMING: &str = ".incoming";
+const OUTGOING: &str = ".outgoing";
 
 /// When, by which program and on which machine a run was made.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -122,9 +123,9 @@ impl History {
         }
         let store = Store::new(folder, Shard::WHOLE);
         // Killed while an accepted run was replaced: either the old one or the new one is whole.
-        let [accepted, outgoing] = [ACCEPTED, OUTGOING].map(|name| folder.join(name));
+        let [accepted, _, outgoing] = stages(folder, ACCEPTED);
         if !accepted.exists() && outgoing.exists() {
-            fs::rename(&outgoing, &accepted).with_context(|| format!("cannot restore {}", accepted.display()))?;
+            rename(&outgoing, &accepted)?;
         }
         let entries = match store.read(TABLE)? {
             Some(bytes) => read(bytes).with_context(|| format!("cannot read {}", store.path(TABLE).display()))?,
@@ -135,7 +136,7 @@ impl History {
 
     /// Directory of the latest run.
     pub(crate) fn latest(&self) -> PathBuf {
-        self.folder.join("latest")
+        self.folder.join(LATEST)
     }
 
     /// The accepted run, if there is one yet.
@@ -156,7 +157,10 @@ impl History {
 
     /// Makes room for a run. One that this program began under the same experiment and did not finish goes on.
     pub(crate) fn begin(&self, now: Night, resolved: &Resolved) -> Result<Night> {
-        let folder = self.latest();
+        let [folder, incoming, outgoing] = stages(&self.folder, LATEST);
+        // Of a night that was killed here.
+        clear(&incoming)?;
+        clear(&outgoing)?;
         if folder.exists() {
             let before = night(&folder)?;
             let before =
@@ -173,10 +177,11 @@ impl History {
             if !self.has(&before) && before.can_resume(&now) && same_experiment()? {
                 return Ok(before);
             }
-            fs::remove_dir_all(&folder).with_context(|| format!("cannot remove {}", folder.display()))?;
+            rename(&folder, &outgoing)?;
+            clear(&outgoing)?;
         }
-        let store = Store::new(&folder, Shard::WHOLE);
-        store.write(NIGHT, &serde_json::to_vec_pretty(&now)?)?;
+        Store::new(&incoming, Shard::WHOLE).write(NIGHT, &serde_json::to_vec_pretty(&now)?)?;
+        rename(&incoming, &folder)?;
         Ok(now)
     }
 
@@ -207,13 +212,7 @@ impl History {
 
     /// Keeps of the latest run what later nights are compared with.
     pub(crate) fn accept(&self, run: &Run) -> Result<()> {
-        let [accepted, incoming, outgoing] = [ACCEPTED, INCOMING, OUTGOING].map(|name| self.folder.join(name));
-        let clear = |folder: &Path| -> Result<()> {
-            if folder.exists() {
-                fs::remove_dir_all(folder).with_context(|| format!("cannot remove {}", folder.display()))?;
-            }
-            Ok(())
-        };
+        let [accepted, incoming, outgoing] = stages(&self.folder, ACCEPTED);
         clear(&incoming)?;
         let mut files = run.files()?;
         files.extend([NIGHT, "results.csv", "results.parquet"].map(str::to_owned));
@@ -223,13 +222,28 @@ impl History {
             to.write(&file, &bytes)?;
         }
         clear(&outgoing)?;
-        let rename = |from: &Path, to: &Path| fs::rename(from, to).with_context(|| format!("cannot write {}", to.display()));
         if accepted.exists() {
             rename(&accepted, &outgoing)?;
         }
         rename(&incoming, &accepted)?;
         clear(&outgoing)
     }
+}
+
+/// A run of a history by its final name, on its way in, on its way out.
+fn stages(folder: &Path, name: &str) -> [PathBuf; 3] {
+    ["", INCOMING, OUTGOING].map(|stage| folder.join(format!("{name}{stage}")))
+}
+
+fn clear(folder: &Path) -> Result<()> {
+    if folder.exists() {
+        fs::remove_dir_all(folder).with_context(|| format!("cannot remove {}", folder.display()))?;
+    }
+    Ok(())
+}
+
+fn rename(from: &Path, to: &Path) -> Result<()> {
+    fs::rename(from, to).with_context(|| format!("cannot write {}", to.display()))
 }
 
 /// What a run directory of a history says about its making.

@@ -5,20 +5,24 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
 use polars::prelude::{CsvParseOptions, CsvReadOptions, DataFrame, DataType, ParquetReader, SerReader};
-use scalebench_emoji::{emojis, prompt_order};
+use scalebench_emoji::{Motion, emojis, prompt_order};
 
 use crate::experiment::resolved::Prompts;
 use crate::experiment::yaml::ensure_one_of;
 use crate::experiment::{captions, spec};
 
-/// What prompts are, and one for each of `n_images` images; relative paths start at `folder`.
-pub(crate) fn resolve(written: &spec::Prompts, n_images: usize, folder: &Path) -> Result<(Prompts, Vec<String>)> {
+/// What prompts are, and one for each of `n_images` images, or videos; relative paths start at `folder`.
+pub(crate) fn resolve(written: &spec::Prompts, n_images: usize, of_videos: bool, folder: &Path) -> Result<(Prompts, Vec<String>)> {
     let spec::Prompts { source, seed, file, column } = written;
     let Some(path) = file else {
         ensure!(column.is_none(), "column: expected a table to take it from, file: FILE.csv, FILE.tsv or FILE.parquet");
         let seed = seed.unwrap_or(0);
         let order = prompt_order(seed);
-        let list = (0..n_images).map(|i| emojis()[order[i % order.len()]].name.clone()).collect();
+        let prompt = |i: usize| {
+            let emoji = &emojis()[order[i % order.len()]];
+            if of_videos { Motion::of(emoji, i / order.len()).caption(emoji) } else { emoji.name.clone() }
+        };
+        let list = (0..n_images).map(prompt).collect();
         return Ok((Prompts::Emoji { seed }, list));
     };
     let file = folder.join(path);
@@ -141,7 +145,7 @@ mod tests {
 
     fn check(dir: &Path, written: &str) -> Result<Vec<String>, String> {
         let written: spec::Prompts = from_value(serde_yaml::from_str(written).unwrap())?;
-        resolve(&written, 4, dir).map(|(_, list)| list).map_err(|error| format!("{error:#}"))
+        resolve(&written, 4, false, dir).map(|(_, list)| list).map_err(|error| format!("{error:#}"))
     }
 
     #[test]

@@ -108,7 +108,7 @@ pub(crate) fn resolve(file: &Path, experiment: spec::Experiment, needs: Needs) -
     check_names(&names.iter().map(String::as_str).collect::<Vec<_>>()).with_context(|| at("models"))?;
 
     let prompt_seed = experiment.prompts.seed.unwrap_or(0);
-    let found = prompts::resolve(&experiment.prompts, images.most(), folder).with_context(|| at("prompts"));
+    let found = prompts::resolve(&experiment.prompts, images.most(), video.is_some(), folder).with_context(|| at("prompts"));
     let (prompts, prompt_list) = stand_ins.or(found, || Ok(prompts::unread(&experiment.prompts, images.most())))?;
     let (metrics, extractors) = resolve_metrics(experiment.metrics, folder, &mut stand_ins, &at)?;
     check_videos(video, &metrics.protocol, &experiment.methods, &at)?;
@@ -262,9 +262,11 @@ fn load_model(
     let path = model.path.or_else(|| known.and_then(|f| f.repository).map(PathBuf::from));
     let path = path.with_context(|| format!("{at}: expected the path of a checkpoint"))?;
     let motion_adapter = model.motion_adapter.as_ref().map(|adapter| {
-        let beside = folder.join(adapter);
-        if beside.is_dir() { beside } else { adapter.clone() }
+        let adapter = data::located(adapter)?;
+        let beside = folder.join(&adapter);
+        Ok::<_, anyhow::Error>(if beside.is_dir() { beside } else { adapter })
     });
+    let motion_adapter = motion_adapter.transpose().with_context(|| format!("{at}: motion_adapter"))?;
     let options =
         LoadOptions { variant: model.variant.clone(), motion_adapter, dtype: model.dtype.unwrap_or_default(), device: device::current() };
     let load = || {
@@ -360,7 +362,11 @@ fn resolve_metrics(
             path,
             features: provenance.extractor,
             digest: provenance.weights,
-            comparable: network != Network::Inception || extractor.is_published_inception(),
+            comparable: match network {
+                Network::Inception => extractor.is_published_inception(),
+                Network::I3d => extractor.is_published_i3d(),
+                Network::Clip | Network::Dinov2 | Network::Pixels => true,
+            },
         });
         extractors.insert(network, extractor);
     }
@@ -533,11 +539,17 @@ fn resolve_reference(
     let spec::Reference { source, images, folder: of_images, list, parquet, column, shards, statistics } = written;
     ensure!(column.is_none() || parquet.is_some(), "column: expected it beside parquet only");
     if of_videos {
-        return match (of_images, statistics) {
-            (Some(path), None) => videos(path, &folder.join(path)),
-            (None, Some(path)) => stored_statistics(path, &folder.join(path), metrics, extractors).context("statistics"),
-            _ => bail!("expected {{folder: DIR}} of videos, or of a .npy or .npz file with an array of them, or {{statistics: FILE}}"),
-        };
+        match (images, of_images, statistics) {
+            // As of images, below.
+            (Some(_), None, None) => {}
+            (None, Some(path), None) => return videos(path, &folder.join(path)),
+            (None, None, Some(path)) => return stored_statistics(path, &folder.join(path), metrics, extractors).context("statistics"),
+            _ => bail!(
+                "expected {{source: emoji, images: N}}, {{folder: DIR}} of videos, or of a .npy or .npz file with an array of them, or {{statistics: FILE}}"
+            ),
+        }
+        let files = [list, parquet, shards].into_iter().any(Option::is_some);
+        ensure!(!files, "expected {{source: emoji, images: N}} alone");
     }
     if let (Some(path), None, None, None, None, None, None) = (parquet, source, images, of_images, list, shards, statistics) {
         return image_table(path, &folder.join(path), column.as_deref());

@@ -1,4 +1,4 @@
-//! What travels in the program: the experiments on the pocket model, its checkpoint, its upscaler and its Inception.
+//! What travels in the program: the experiments on the pocket model, its checkpoint, motion modules, upscaler, Inception and I3D.
 //!
 //! Paths of theirs begin with `scalebench:`, so that a run's description is the same on every machine. Files are needed as files,
 //! so the first use writes them into the user's cache (`XDG_CACHE_HOME`, else `~/.cache`), in a folder named by their digest.
@@ -48,14 +48,22 @@ embedded!(FILES, "Path and content of every file.":
     "datasets/pocket-upscaler/unet/diffusion_pytorch_model.safetensors",
     "datasets/pocket-upscaler/vae/config.json",
     "datasets/pocket-upscaler/vae/diffusion_pytorch_model.safetensors",
+    "datasets/pocket-motion/README.md",
+    "datasets/pocket-motion/config.json",
+    "datasets/pocket-motion/diffusion_pytorch_model.safetensors",
+    "datasets/pocket-motion/scheduler/scheduler_config.json",
     "datasets/pocket-inception/config.json",
     "datasets/pocket-inception/model.safetensors",
+    "datasets/pocket-i3d/README.md",
+    "datasets/pocket-i3d/config.json",
+    "datasets/pocket-i3d/model.safetensors",
     "experiments/emoji.yaml",
     "experiments/nightly.yaml",
     "experiments/pocket.yaml",
     "experiments/quick.yaml",
     "experiments/repetition.yaml",
     "experiments/superres.yaml",
+    "experiments/video.yaml",
 );
 
 /// Names of the built-in experiments.
@@ -118,7 +126,9 @@ mod tests {
     fn every_file_of_the_checkpoints_travels() {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
         let known: Vec<&str> = FILES.iter().map(|(path, _)| *path).collect();
-        let mut folders = ["pocket", "pocket-upscaler", "pocket-inception"].map(|name| root.join("datasets").join(name)).to_vec();
+        let mut folders = ["pocket", "pocket-motion", "pocket-upscaler", "pocket-inception", "pocket-i3d"]
+            .map(|name| root.join("datasets").join(name))
+            .to_vec();
         while let Some(folder) = folders.pop() {
             for entry in std::fs::read_dir(folder).unwrap() {
                 let path = entry.unwrap().path();
@@ -134,10 +144,14 @@ mod tests {
 
     #[test]
     fn experiments_name_what_travels() {
-        assert_eq!(experiments().collect::<Vec<_>>(), ["emoji", "nightly", "pocket", "quick", "repetition", "superres"]);
+        assert_eq!(experiments().collect::<Vec<_>>(), ["emoji", "nightly", "pocket", "quick", "repetition", "superres", "video"]);
         for name in experiments() {
             let text = experiment(name).unwrap();
-            assert!(text.contains("scalebench:datasets/pocket}") && !text.contains("../datasets"), "{name}");
+            assert!(
+                (text.contains("scalebench:datasets/pocket}") || text.contains("scalebench:datasets/pocket,"))
+                    && !text.contains("../datasets"),
+                "{name}"
+            );
         }
         assert_eq!(experiment("quik"), None);
         assert_eq!(located(Path::new("a/b")).unwrap(), Path::new("a/b"));

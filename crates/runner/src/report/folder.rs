@@ -103,8 +103,14 @@ pub(crate) fn sample(store: &Store, resolved: &Resolved, model: &Model, scale: &
     // Reference images belong to the columns only if both come from the set in the same order.
     if let (Reference::Emoji { images, seed }, Prompts::Emoji { .. }) = (&resolved.reference, &resolved.prompts) {
         let (width, height) = model.size(scale)?;
-        let images = score::reference_images(*seed, 0..n_columns.min(*images), width, height);
-        add("Reference", false, &mut images.map(|image| Ok(vec![image?])))?;
+        let n = n_columns.min(*images);
+        if resolved.video.is_some() {
+            let videos = score::RenderedVideos::new(*seed, n, resolved.frames(), width, height);
+            add("Reference", false, &mut (0..n).map(|i| videos.video(i)))?;
+        } else {
+            let images = score::reference_images(*seed, 0..n, width, height);
+            add("Reference", false, &mut images.map(|image| Ok(vec![image?])))?;
+        }
     }
     for method in resolved.methods.iter().filter(|method| resolved.seed_of(&method.name) == seed) {
         let cell = cell_name(&model.name, scale, &method.name);

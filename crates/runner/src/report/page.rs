@@ -233,7 +233,7 @@ impl Page<'_> {
                  (delete-a-block jackknife over prompts and seeds, t distribution). FID depends on the number of images, KID does not."
             }
             p {
-                "Protocol " strong { (protocol.name) } ", " (protocol.title) ". The reference is " (reference(&resolved.reference)) "."
+                "Protocol " strong { (protocol.name) } ", " (protocol.title) ". The reference is " (reference(resolved)) "."
             }
             (compared(protocol))
             @for (column, reason) in resolved.absences() { p { (scores::head(&column)) " is empty: " (reason) "." } }
@@ -299,8 +299,9 @@ pub(crate) fn compared(protocol: &Protocol) -> Markup {
     }
 }
 
-fn reference(reference: &Reference) -> String {
-    match reference {
+fn reference(resolved: &Resolved) -> String {
+    match &resolved.reference {
+        Reference::Emoji { images, .. } if resolved.video.is_some() => format!("{images} videos rendered at the same size"),
         Reference::Emoji { images, .. } => format!("{images} images rendered at the same size"),
         Reference::Folder { images, .. } => format!("the {images} images of the reference folder"),
         Reference::Parquet { images, .. } => format!("the {images} images of the reference table"),

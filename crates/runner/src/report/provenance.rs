@@ -35,8 +35,8 @@ fn facts(run: &RunFile) -> Result<Vec<(String, String)>> {
     for network in &resolved.metrics.networks {
         fact("Feature network", format!("{}: {}, {}", network.path.display(), network.features, network.digest));
     }
-    fact("Prompts", prompts(&resolved.prompts));
-    fact("Reference", reference(&resolved.reference));
+    fact("Prompts", prompts(resolved));
+    fact("Reference", reference(resolved));
     fact("Images and seeds", seeds(resolved));
     fact("Sampler", settings(&serde_yaml::to_value(&resolved.sampler)?));
     let methods: Vec<String> = resolved.methods.iter().map(|method| format!("{} ({})", method.title, method.name)).collect();
@@ -57,8 +57,11 @@ fn checkpoint(model: &Model) -> String {
     )
 }
 
-fn prompts(prompts: &Prompts) -> String {
-    match prompts {
+fn prompts(resolved: &Resolved) -> String {
+    match &resolved.prompts {
+        Prompts::Emoji { seed } if resolved.video.is_some() => {
+            format!("names of the embedded emoji set and what they do, in an order keyed by seed {seed}")
+        }
         Prompts::Emoji { seed } => format!("names of the embedded emoji set, in an order keyed by seed {seed}"),
         Prompts::File { path, column, seed, digest } => {
             let column = column.as_ref().map_or_else(String::new, |column| format!("column {column} of "));
@@ -68,8 +71,11 @@ fn prompts(prompts: &Prompts) -> String {
     }
 }
 
-fn reference(reference: &Reference) -> String {
-    match reference {
+fn reference(resolved: &Resolved) -> String {
+    match &resolved.reference {
+        Reference::Emoji { images, seed } if resolved.video.is_some() => {
+            format!("{images} videos of the embedded emoji set, rendered as their captions say, order keyed by seed {seed}")
+        }
         Reference::Emoji { images, seed } => format!("{images} renders of the embedded emoji set, order keyed by seed {seed}"),
         Reference::Folder { path, images, digest }
         | Reference::Shards { path, images, digest }

@@ -363,6 +363,10 @@ impl Scorer<'_> {
         let taps = &[Tap::Features];
         let identity = reference_identity(self.resolved, width, height);
         match &self.resolved.reference {
+            Reference::Emoji { images, seed } if self.resolved.video.is_some() => {
+                let videos = RenderedVideos::new(*seed, *images, self.resolved.frames(), width, height);
+                self.features(&format!("reference {width}x{height}"), network, taps, &identity, videos.samples(), preprocess)
+            }
             Reference::Emoji { images, seed } => {
                 let pixels = reference_images(*seed, 0..*images, width, height);
                 // A drawing that cannot be rendered would be a fault of the embedded set itself.
@@ -431,7 +435,10 @@ pub(crate) fn feature_file(provenance: &Provenance, content: &impl Serialize) ->
 /// What the reference's features for cells of this size are a function of.
 pub(crate) fn reference_identity(resolved: &Resolved, width: u32, height: u32) -> serde_json::Value {
     match &resolved.reference {
-        Reference::Emoji { images, seed } => json!([resolved.tool, "emoji", seed, images, width, height]),
+        Reference::Emoji { images, seed } => match resolved.video {
+            None => json!([resolved.tool, "emoji", seed, images, width, height]),
+            Some(video) => json!([resolved.tool, "moving emoji", video.frames, seed, images, width, height]),
+        },
         Reference::Folder { digest, .. } => json!(["folder", digest]),
         Reference::Parquet { digest, column, .. } => json!(["parquet", digest, column]),
         Reference::Shards { digest, .. } => json!(["shards", digest]),
@@ -457,4 +464,48 @@ pub(crate) fn reference_images(
         let rgb = render(emoji, Split::Reference.placement(emoji, i / order.len()), width, height)?;
         Ok(Image::new(width as usize, height as usize, rgb)?)
     })
+}
+
+/// Reference videos: video `i` shows what the `i`-th prompt says, in the `i / n`-th view. Each is drawn when its turn comes.
+#[derive(Debug)]
+pub(crate) struct RenderedVideos {
+    order: Vec<usize>,
+    n: usize,
+    frames: usize,
+    width: u32,
+    height: u32,
+}
+
+impl RenderedVideos {
+    pub(crate) fn new(seed: u64, n: usize, frames: usize, width: u32, height: u32) -> Self {
+        Self { order: prompt_order(seed), n, frames, width, height }
+    }
+
+    pub(crate) fn samples(self) -> impl ExactSizeIterator<Item = Sample> {
+        let (n, videos) = (self.n, Arc::new(self));
+        (0..n).map(move |i| Sample { name: videos.name(i), group: i as u32, source: Source::Video(videos.clone(), i) })
+    }
+
+    /// The frames of video `i`.
+    pub(crate) fn video(&self, i: usize) -> Result<Vec<Image>> {
+        let emoji = &emojis()[self.order[i % self.order.len()]];
+        let frames = Split::Reference.clip(emoji, i / self.order.len()).render(emoji, self.frames, self.width, self.height)?;
+        let image = |rgb| Ok(Image::new(self.width as usize, self.height as usize, rgb)?);
+        frames.into_iter().map(image).collect()
+    }
+}
+
+impl VideoSet for RenderedVideos {
+    fn len(&self) -> usize {
+        self.n
+    }
+
+    fn name(&self, place: usize) -> String {
+        format!("{place:06}")
+    }
+
+    fn frames(&self, place: usize) -> scalebench_metrics::Result<Vec<Image>> {
+        // A drawing that cannot be rendered would be a fault of the embedded set itself.
+        Ok(self.video(place).expect("every emoji of the set can be rendered"))
+    }
 }
