@@ -4,6 +4,8 @@ use crate::placement::{Stream, hash};
 use crate::{Emoji, Placement, RenderError, Split, render};
 
 /// What an emoji does in a video.
+///
+/// Example: [`Clip`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Motion {
     /// Its centre goes left, at an even speed.
@@ -36,17 +38,20 @@ pub const MOTIONS: [Motion; 9] =
 impl Motion {
     /// What `emoji` does in its `view`-th video. Nine views in a row show all motions, and both splits agree, so that a caption goes
     /// with the reference video of its number.
+    /// Example: [`Clip`].
     pub fn of(emoji: &Emoji, view: usize) -> Motion {
         let first = hash(0x6d6f_7469_6f6e, emoji.index as u64) % MOTIONS.len() as u64;
         MOTIONS[(first as usize + view) % MOTIONS.len()]
     }
 
     /// Its place in [`MOTIONS`].
+    /// Example: [`Clip`].
     pub fn index(self) -> usize {
         self as usize
     }
 
     /// The words that follow the emoji's name in a caption.
+    /// Example: [`Clip`].
     pub fn words(self) -> &'static str {
         match self {
             Motion::Left => "moves left",
@@ -62,12 +67,27 @@ impl Motion {
     }
 
     /// The prompt of a video: `cat face moves left`.
+    /// Example: [`Clip`].
     pub fn caption(self, emoji: &Emoji) -> String {
         format!("{} {}", emoji.name, self.words())
     }
 }
 
 /// A motion from one placement to another.
+///
+/// ```
+/// use scalebench_emoji::{Clip, MOTIONS, Motion, Split, emojis};
+/// let pizza = emojis().iter().find(|emoji| emoji.name == "pizza").expect("an emoji of the set");
+/// // Nine views in a row show all motions.
+/// let view = (0..MOTIONS.len()).find(|view| Motion::of(pizza, *view) == Motion::Right).expect("all motions");
+/// let clip: Clip = Split::Reference.clip(pizza, view);
+/// assert_eq!((clip.motion.index(), clip.motion.words(), clip.motion.caption(pizza).as_str()), (1, "moves right", "pizza moves right"));
+/// // The second of three frames shows it half way.
+/// let half = clip.at(Clip::time(1, 3)).expect("it does not blink");
+/// assert!((half.center.0 - (clip.start.center.0 + clip.end.center.0) / 2.0).abs() < 1e-6);
+/// assert_eq!(clip.render(pizza, 3, 16, 16)?.len(), 3);
+/// # Ok::<(), scalebench_emoji::RenderError>(())
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Clip {
     /// What happens.
@@ -80,6 +100,7 @@ pub struct Clip {
 
 impl Clip {
     /// The placement at a time in [0, 1]; none while the emoji is not there.
+    /// Example: [`Clip`].
     pub fn at(&self, time: f32) -> Option<Placement> {
         let between = |a: f32, b: f32, share: f32| if share == 0.0 { a } else { a + (b - a) * share };
         let share = match self.motion {
@@ -99,11 +120,13 @@ impl Clip {
     }
 
     /// The time of frame `i` of `frames`: evenly from 0 to 1.
+    /// Example: [`Clip`].
     pub fn time(i: usize, frames: usize) -> f32 {
         if frames < 2 { 0.0 } else { i as f32 / (frames - 1) as f32 }
     }
 
     /// Draws `frames` frames, each as [`render`] draws one; without the emoji the canvas is white.
+    /// Example: [`Clip`].
     pub fn render(&self, emoji: &Emoji, frames: usize, width: u32, height: u32) -> Result<Vec<Vec<u8>>, RenderError> {
         let frame = |i| match self.at(Clip::time(i, frames)) {
             Some(placement) => render(emoji, placement, width, height),
@@ -116,6 +139,7 @@ impl Clip {
 impl Split {
     /// The `view`-th video of `emoji`. Its square is on the canvas at all times, but for the first frame's rotation of ±8°, as in
     /// [`Split::placement`]; what spins is small enough for all of the turn.
+    /// Example: [`Clip`].
     pub fn clip(self, emoji: &Emoji, view: usize) -> Clip {
         let motion = Motion::of(emoji, view);
         let mut stream = Stream(hash(hash(self.seed() ^ 0x636c_6970, emoji.index as u64), view as u64));

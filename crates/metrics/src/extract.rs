@@ -260,7 +260,8 @@ impl std::str::FromStr for Tap {
 /// // The Inception of the pocket model, an eighth as wide as FID's.
 /// let extractor = Extractor::load_on("../../datasets/pocket-inception".as_ref(), &Device::Cpu)?;
 /// assert_eq!((extractor.dim(), extractor.usual_profile()), (256, Profile::Clean));
-/// assert!(!extractor.is_published_inception() && !extractor.is_dinov2() && !extractor.takes_videos() && extractor.clip().is_none());
+/// assert!(!extractor.is_published_inception() && !extractor.is_dinov2() && extractor.clip().is_none());
+/// assert!(!extractor.takes_videos() && !extractor.is_published_i3d());
 /// // Two taps of one pass over one image.
 /// let image = || Sample::image("grey", 0, Image { width: 64, height: 64, rgb: vec![128; 3 * 64 * 64] });
 /// let whole = Preprocess::default();
@@ -401,6 +402,7 @@ impl Extractor {
     }
 
     /// Whether published FVDs are made with a network of this architecture: I3D at full width.
+    /// Example: [`Extractor`].
     pub fn is_published_i3d(&self) -> bool {
         matches!(&self.network, Network::I3d(network) if network.config().width == 1.0)
     }

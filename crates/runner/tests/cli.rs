@@ -632,6 +632,9 @@ fn counts_without_files(file: &Path, out: &Path) {
     assert!(text.contains("210000 to make in a time unknown without the checkpoint"), "{text}");
 }
 
+/// Cells that are timed in a test: those of large experiments, which take a second each, are counted.
+const MOST_TIMED: usize = 8;
+
 /// What can be run here says what it costs; what needs files that are not shipped names the first one that is missing.
 #[test]
 fn shipped_experiments_pass_a_dry_run() {
@@ -660,13 +663,19 @@ fn shipped_experiments_pass_a_dry_run() {
             counts_without_files(&file, &out);
             continue;
         }
-        let output = succeed(sweep(&file, &out, &["--dry-run", "--json", "--shard", "0/16"]));
-        let cost: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        // Counted alone first: the last of more shards than there are images has nothing to make, so nothing is timed.
+        let costs = |shard: &str| -> serde_json::Value {
+            serde_json::from_slice(&succeed(sweep(&file, &out, &["--dry-run", "--json", "--shard", shard])).stdout).unwrap()
+        };
+        let counted = costs("9999/10000");
+        let n_cells = counted["cells"].as_array().unwrap().len();
+        let is_timed = n_cells <= MOST_TIMED;
+        let cost = if is_timed { costs("0/16") } else { counted };
         let cells = cost["cells"].as_array().unwrap();
-        assert!(cells.len() >= 2 || name == "pocket", "{name}");
+        assert!(n_cells >= 2 || name == "pocket", "{name}");
         for cell in cells {
             let number = |key: &str| cell[key].as_f64().unwrap_or_else(|| panic!("{name}: {key} of {cell}"));
-            assert!(number("seconds_per_image") > 0.0 && number("peak_memory_bytes") > 1e6, "{name}: {cell}");
+            assert!(!is_timed || number("seconds_per_image") > 0.0 && number("peak_memory_bytes") > 1e6, "{name}: {cell}");
             assert!(number("passes") >= number("steps") && number("flops_per_image") > 1e8, "{name}: {cell}");
         }
         let sum = |key: &str| cells.iter().map(|cell| cell[key].as_f64().unwrap()).sum::<f64>();

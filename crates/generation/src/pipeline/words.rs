@@ -34,10 +34,9 @@ impl KeptAttention {
     /// Ends a stage of `latent` (height, width): its mean maps `(images, tokens, rows, columns)`, kept.
     pub(super) fn keep(&mut self, keeps: &KeptMaps, sites: &SiteTable, latent: (usize, usize)) -> Result<Option<Tensor>> {
         let Some((sum, n)) = self.sum.take() else { return Ok(None) };
-        let halvings = keeps.sites.first().map_or(0, |&site| sites.attentions[site].halvings);
-        let side = |n: usize| (0..halvings).fold(n, |n, _| n.div_ceil(2));
+        let (rows, columns) = keeps.sites.first().map_or(latent, |&site| sites.attentions[site].size(latent));
         let (images, _, tokens) = sum.dims3()?;
-        let maps = (sum / n as f64)?.transpose(1, 2)?.contiguous()?.reshape((images, tokens, side(latent.0), side(latent.1)))?;
+        let maps = (sum / n as f64)?.transpose(1, 2)?.contiguous()?.reshape((images, tokens, rows, columns))?;
         self.kept.insert(keeps.name.clone(), maps.clone());
         Ok(Some(maps))
     }

@@ -9,7 +9,7 @@ use scalebench_metrics::{ImageSet, Shards};
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::experiment::yaml::did_you_mean;
+use crate::experiment::yaml::ensure_one_of;
 use crate::host::digest;
 
 /// What COCO's caption files hold, as far as it matters here.
@@ -68,13 +68,10 @@ fn prompt(caption: &str) -> Result<String> {
 /// The text under a key of a JSON object.
 fn text_of(bytes: &[u8], key: &str) -> Result<String> {
     let object: serde_json::Map<String, Value> = serde_json::from_slice(bytes).context("expected a JSON object")?;
-    match object.get(key) {
-        Some(Value::String(text)) => prompt(text).with_context(|| key.to_owned()),
-        Some(other) => bail!("{key}: expected text, found {other}"),
-        None => {
-            let keys: Vec<&str> = object.keys().map(String::as_str).collect();
-            bail!("no key `{key}`, expected one of {}{}", keys.join(", "), did_you_mean(key, keys.iter().copied()))
-        }
+    ensure_one_of("key", key, &object.keys().collect::<Vec<_>>())?;
+    match &object[key] {
+        Value::String(text) => prompt(text).with_context(|| key.to_owned()),
+        other => bail!("{key}: expected text, found {other}"),
     }
 }
 

@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail, ensure};
 use polars::prelude::{ArrowDataType, BinaryChunked, DataType, ParquetReader, SerReader};
 use scalebench_metrics::{Error, Image, ImageSet, Sample};
 
-use crate::experiment::yaml::did_you_mean;
+use crate::experiment::yaml::ensure_one_of;
 
 /// Rows that are read together, and held until others are asked for.
 const ROWS: usize = 128;
@@ -59,17 +59,12 @@ pub(crate) fn open(path: &Path, column: Option<&str>) -> Result<Vec<Sample>> {
     let names: Vec<&str> = schema.iter_names().map(|name| name.as_str()).collect();
     let bytes: Vec<&str> = schema.iter().filter(|(_, field)| holds_files(field.dtype())).map(|(name, _)| name.as_str()).collect();
     let column = match column {
-        Some(column) if names.contains(&column) && !bytes.contains(&column) => {
-            bail!(
-                "{}: column {column}: expected the bytes of image files, found {:?}",
-                shown(),
-                schema.get(column).map(|field| field.dtype())
-            )
+        Some(column) => {
+            ensure_one_of("column", column, &names).with_context(shown)?;
+            let found = || schema.get(column).map(|field| field.dtype());
+            ensure!(bytes.contains(&column), "{}: column {column}: expected the bytes of image files, found {:?}", shown(), found());
+            column.to_owned()
         }
-        Some(column) if !names.contains(&column) => {
-            bail!("{}: no column `{column}`, expected one of {}{}", shown(), names.join(", "), did_you_mean(column, names.iter().copied()))
-        }
-        Some(column) => column.to_owned(),
         None => match (bytes.as_slice(), USUAL.into_iter().find(|name| bytes.contains(name))) {
             ([only], _) => (*only).to_owned(),
             (_, Some(usual)) => usual.to_owned(),

@@ -8,7 +8,7 @@ use polars::prelude::{CsvParseOptions, CsvReadOptions, DataFrame, DataType, Parq
 use scalebench_emoji::{Motion, emojis, prompt_order};
 
 use crate::experiment::resolved::Prompts;
-use crate::experiment::yaml::did_you_mean;
+use crate::experiment::yaml::ensure_one_of;
 use crate::experiment::{captions, spec};
 
 /// What prompts are, and one for each of `n_images` images, or videos; relative paths start at `folder`.
@@ -88,11 +88,8 @@ impl Format {
     /// The entries of a column.
     fn read(self, bytes: Vec<u8>, column: Option<&str>) -> Result<Vec<String>> {
         let names = self.columns(&bytes)?;
-        let all = || names.join(", ");
-        let Some(column) = column else { bail!("expected `column`, one of {}", all()) };
-        if !names.iter().any(|name| name == column) {
-            bail!("no column `{column}`, expected one of {}{}", all(), did_you_mean(column, names.iter().map(String::as_str)));
-        }
+        let Some(column) = column else { bail!("expected `column`, one of {}", names.join(", ")) };
+        ensure_one_of("column", column, &names)?;
         let table = match self {
             Format::Parquet => ParquetReader::new(Cursor::new(bytes)).with_columns(Some(vec![column.to_owned()])).finish()?,
             Format::Csv | Format::Tsv => self.text_table(bytes, None)?,

@@ -136,6 +136,14 @@ pub(crate) fn did_you_mean<'a>(found: &str, candidates: impl IntoIterator<Item =
     close.map_or_else(String::new, |(_, name)| format!("; did you mean `{name}`?"))
 }
 
+/// Refuses a name that is none of `names`: `no column `captoin`, expected one of id, caption; did you mean `caption`?`.
+pub(crate) fn ensure_one_of(what: &str, found: &str, names: &[impl AsRef<str>]) -> anyhow::Result<()> {
+    let names: Vec<&str> = names.iter().map(AsRef::as_ref).collect();
+    let hint = || did_you_mean(found, names.iter().copied());
+    anyhow::ensure!(names.contains(&found), "no {what} `{found}`, expected one of {}{}", names.join(", "), hint());
+    Ok(())
+}
+
 /// Whether a method or protocol of this name is looked for in a file.
 pub(crate) fn is_file_name(name: &str) -> bool {
     name.ends_with(".yaml") || name.ends_with(".yml") || name.contains('/')

@@ -4,13 +4,20 @@
 use anyhow::{Context, Result, ensure};
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
+use maud::{Markup, PreEscaped, html};
 use scalebench_metrics::random::RandomState;
 use serde::{Deserialize, Serialize};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::experiment::resolved::{Method, Model, Resolved, Scale, cell_name};
+use crate::report::frame::{self, Pictures};
 use crate::run::png;
 use crate::run::store::{ManifestLine, Store};
+
+/// How the page looks.
+const STYLE: &str = include_str!("blind.css");
+/// What shows the pairs and keeps the choices.
+const SCRIPT: &str = include_str!("blind.js");
 
 /// What a study asks unless told otherwise.
 pub(crate) const QUESTION: &str = "Which of the two images is better?";
@@ -85,9 +92,7 @@ impl Study<'_> {
         }
         digest.update(self.question.as_bytes());
         let study = digest.finalize().to_hex()[..16].to_owned();
-        // A script element ends at the first `</`, even inside of a string.
-        let data = json!({ "study": study, "question": self.question, "pairs": shown }).to_string().replace("</", "<\\/");
-        let page = include_str!("blind.html").replace("{{study}}", &data);
+        let page = page(&json!({ "study": study, "question": self.question, "pairs": shown }));
         let named = |method: &Method| (method.name.clone(), method.title.clone());
         let [a, b] = self.methods.map(named);
         let question = self.question.to_owned();
@@ -109,4 +114,42 @@ impl Study<'_> {
         let fps = self.resolved.video.map_or(1.0, |video| video.fps);
         Ok(format!("data:image/png;base64,{}", BASE64_STANDARD.encode(png::encode_frames(&frames, fps, None)?)))
     }
+}
+
+/// The page of a study: what [`SCRIPT`] is to show lies in it as data.
+fn page(study: &Value) -> String {
+    // A script element ends at the first `</`, even inside of a string.
+    let data = study.to_string().replace("</", "<\\/");
+    let choice = |id: &str, name: &str, key: &str| -> Markup {
+        html! {
+            button id=(id) type="button" {
+                img id={ (id) "-image" } alt={ (name) " image" };
+                span { (name) " " kbd { (key) } }
+            }
+        }
+    };
+    let body = html! {
+        main {
+            h1 id="question" {}
+            section id="asking" {
+                p id="prompt" {}
+                div.pair { (choice("left", "Left", "←")) (choice("right", "Right", "→")) }
+                div.bar {
+                    button id="back" type="button" { "Back" }
+                    progress id="progress" max="1" value="0" aria-label="Pairs done" {}
+                    span id="count" aria-live="polite" {}
+                }
+            }
+            section id="done" hidden {
+                p { "Thank you. Please save your choices and hand the file in." }
+                div.bar {
+                    a id="save" download="votes.csv" { "Save votes.csv" }
+                    button id="again" type="button" { "Back" }
+                }
+                textarea id="csv" readonly aria-label="Your choices" {}
+            }
+        }
+        script type="application/json" id="study" { (PreEscaped(data)) }
+    };
+    frame::document("Which image?", Pictures::Inside, &[STYLE], &[SCRIPT], &body)
 }
