@@ -5,11 +5,10 @@
 //! code, and are refused. Sizes are checked against the archive before memory is asked for.
 //!
 //! ```
-//! use scalebench_metrics::FeatureArray;
-//! use scalebench_metrics::npz::{Array, Npz};
+//! use scalebench_metrics::npz::{Array, ArrayRef, Npz, Values, write};
 //! let folder = tempfile::tempdir()?;
 //! let path = folder.path().join("features.npz");
-//! FeatureArray { data: vec![1.0, 2.0, 3.0, 4.0], n: 2, dim: 2 }.save_npz(&path)?;
+//! write(&path, &[("feats", ArrayRef { shape: &[2, 2], values: Values::F32(&[1.0, 2.0, 3.0, 4.0]) })])?;
 //! let mut file = Npz::open(&path)?;
 //! assert_eq!(file.names(), ["feats"]);
 //! assert_eq!(file.shape("feats")?, [2, 2]);
@@ -403,17 +402,21 @@ impl<'a> Literal<'a> {
 }
 
 /// An array to write: shape and row-major values.
+///
+/// Example: [this module](self).
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct ArrayRef<'a> {
+pub struct ArrayRef<'a> {
     /// Sides, outermost first.
-    pub(crate) shape: &'a [usize],
+    pub shape: &'a [usize],
     /// As many values as the shape says.
-    pub(crate) values: Values<'a>,
+    pub values: Values<'a>,
 }
 
 /// Values of an array to write.
+///
+/// Example: [this module](self).
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum Values<'a> {
+pub enum Values<'a> {
     /// Written as `<f4`.
     F32(&'a [f32]),
     /// Written as `<f8`.
@@ -426,7 +429,9 @@ pub(crate) enum Values<'a> {
 /// # Errors
 ///
 /// [`Error::Array`] if a shape and its values do not fit, [`Error::Io`] if the file cannot be written.
-pub(crate) fn write(path: &Path, arrays: &[(&str, ArrayRef<'_>)]) -> Result<()> {
+///
+/// Example: [this module](self).
+pub fn write(path: &Path, arrays: &[(&str, ArrayRef<'_>)]) -> Result<()> {
     let mut writer = ZipWriter::new(Cursor::new(Vec::new()));
     for (key, array) in arrays {
         let fail = |message: String| Error::Array { path: path.to_owned(), key: (*key).to_owned(), message };

@@ -5,7 +5,13 @@ mod common;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use common::{fail, models, scalebench, stderr, stdout, succeed};
+use common::{fail, models, scalebench, stderr, stdout};
+
+/// What it said on stdout.
+#[track_caller]
+fn succeed(args: &[&str]) -> String {
+    stdout(&common::succeed(scalebench(args)))
+}
 
 /// One line on stderr that holds the fragment.
 #[track_caller]
@@ -40,16 +46,16 @@ fn generate_writes_frames_and_an_animation() {
     }
     let frames = ["--motion-adapter", text(&adapter), "--frames", "4"];
     let arguments = with(&out, &[&frames[..], &["--fps", "5", "--trace", text(&trace)]].concat());
-    succeed(scalebench(&strs(&arguments)));
+    succeed(&strs(&arguments));
     assert_eq!(names(dir.path()), ["corgi", "corgi.webp", "trace.safetensors"]);
     assert_eq!(names(&out), ["000000.png", "000001.png", "000002.png", "000003.png"]);
     let file = |name: &str| std::fs::read(out.join(name)).unwrap();
     assert_ne!(file("000000.png"), file("000001.png"));
     // Again, the same; one frame is an image.
     let before = file("000003.png");
-    succeed(scalebench(&strs(&arguments)));
+    succeed(&strs(&arguments));
     assert_eq!(file("000003.png"), before);
-    succeed(scalebench(&strs(&with(&dir.path().join("one.png"), &["--motion-adapter", text(&adapter)]))));
+    succeed(&strs(&with(&dir.path().join("one.png"), &["--motion-adapter", text(&adapter)])));
     assert!(dir.path().join("one.png").is_file());
 
     refused(
@@ -198,7 +204,7 @@ fn a_sweep_of_videos_resumes_and_is_scored() {
     write("frames: 9", "{list: real.npy}");
     refused(&sweep, "expected {source: emoji, images: N}, {folder: DIR} of videos");
     write("frames: 9\nfps: 5", "{folder: real.npy}");
-    succeed(scalebench(&sweep));
+    succeed(&sweep);
 
     let results = std::fs::read_to_string(out.join("results.csv")).unwrap();
     let header = results.lines().next().unwrap();
@@ -215,14 +221,14 @@ fn a_sweep_of_videos_resumes_and_is_scored() {
     let bytes = std::fs::read(&damaged).unwrap();
     std::fs::write(&damaged, &bytes[..bytes.len() / 2]).unwrap();
     std::fs::remove_file(cell.join("000002.png")).unwrap();
-    succeed(scalebench(&sweep));
+    succeed(&sweep);
     assert_eq!(files(&out), whole);
 
     // The same numbers from the files alone.
     let (real, network) = (dir.path().join("real.npy"), dir.path().join("i3d.safetensors"));
     let score = |more: &[&str]| {
         let all = ["score", "--fake", text(&cell), "--real", text(&real), "--frames", "9", "--json"];
-        let found = stdout(&succeed(scalebench(&all.iter().chain(more).copied().collect::<Vec<_>>())));
+        let found = succeed(&all.iter().chain(more).copied().collect::<Vec<_>>());
         serde_json::from_str::<serde_json::Value>(&found).unwrap()
     };
     let row = results.lines().find(|line| line.contains(",other,")).unwrap();
