@@ -329,7 +329,7 @@ fn the_pocket_checkpoint_moves() {
         found["flops_per_image"].as_f64().unwrap()
     };
     // Sixteen frames of what an image of the pocket model takes, and layers over frames besides.
-    let image = succeed(&["sweep", "quick", "--out", text(&dir.path().join("image")), "--dry-run", "--json", "--set", "sampler.steps=10"]);
+    let image = succeed(&["sweep", "quick", "--out", text(&dir.path().join("image")), "--dry-run", "--json", "--set", "sampler.steps=6"]);
     let image: serde_json::Value = serde_json::from_str(&image).unwrap();
     let cells = image["cells"].as_array().unwrap();
     let of_image = cells.iter().find(|found| found["cell"].as_str().unwrap().ends_with("/4x-direct-inf")).unwrap();
@@ -339,8 +339,20 @@ fn the_pocket_checkpoint_moves() {
     let video = dir.path().join("frames");
     succeed(&["dataset", "--split", "reference", "--png", "--frames", "9", "--views", "9", "--out", text(&video)]);
     let i3d = datasets.join("pocket-i3d");
-    let found =
-        succeed(&["score", "--fake", text(&video), "--real", text(&video), "--extractor", text(&i3d), "--metrics", "fvd", "--json"]);
+    let found = succeed(&[
+        "score",
+        "--fake",
+        text(&video),
+        "--real",
+        text(&video),
+        "--extractor",
+        text(&i3d),
+        "--frames",
+        "9",
+        "--metrics",
+        "fvd",
+        "--json",
+    ]);
     let found: serde_json::Value = serde_json::from_str(&found).unwrap();
     assert!(found["fvd"]["value"].as_f64().unwrap().abs() < 1e-3, "{found}");
 }
