@@ -52,9 +52,19 @@ pub(crate) fn write_folder(folder: &Path, frames: &[Image]) -> Result<()> {
     replace().with_context(|| format!("cannot write {}", folder.display()))
 }
 
-/// Frames of one size as an animated WebP that repeats for ever, without losses. The crates at hand write still images: the container
-/// of an animation around them follows RFC 9649, section 2.7.
+/// Frames of one size as an animated WebP that repeats for ever, without losses.
 pub(crate) fn animated_webp(frames: &[Image], fps: f64) -> Result<Vec<u8>> {
+    animated(frames, fps, |frame| {
+        let mut still = Vec::new();
+        let encoder = image::codecs::webp::WebPEncoder::new_lossless(&mut still);
+        encoder.write_image(&frame.rgb, frame.width as u32, frame.height as u32, image::ExtendedColorType::Rgb8)?;
+        Ok(still)
+    })
+}
+
+/// The same from what writes a frame as a WebP file. The crates at hand write still images: the container of an animation around them
+/// follows RFC 9649, section 2.7.
+pub(crate) fn animated(frames: &[Image], fps: f64, encode: impl Fn(&Image) -> Result<Vec<u8>>) -> Result<Vec<u8>> {
     let Some(first) = frames.first() else { bail!("a video without frames") };
     ensure!(frames.iter().all(|f| (f.width, f.height) == (first.width, first.height)), "frames of different sizes");
     let size = |n: usize| -> Result<[u8; 3]> {
@@ -70,9 +80,7 @@ pub(crate) fn animated_webp(frames: &[Image], fps: f64) -> Result<Vec<u8>> {
     chunk(&mut body, b"ANIM", &[0; 6]);
     let start = |i: usize| (i as f64 * 1000.0 / fps).round() as u32;
     for (i, frame) in frames.iter().enumerate() {
-        let mut still = Vec::new();
-        let encoder = image::codecs::webp::WebPEncoder::new_lossless(&mut still);
-        encoder.write_image(&frame.rgb, frame.width as u32, frame.height as u32, image::ExtendedColorType::Rgb8)?;
+        let still = encode(frame)?;
         let duration = (start(i + 1) - start(i)).min(0x00ff_ffff).to_le_bytes();
         // At the origin, in place of what was there; then the still image's chunk, behind its file's header.
         let data = [&[0u8; 6][..], &sides, &duration[..3], &[2], still.get(12..).context("a WebP without a header")?].concat();
