@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from i3d_goldens import MIXED, same
-from train_pocket import CAPTION_DROPOUT, Ema, Muon, Stage
+from train_pocket import CAPTION_DROPOUT, Ema, Muon, Stage, log_rows
 
 MOTIONS = ["moves left", "moves right", "moves up", "moves down", "grows", "shrinks", "spins", "bounces", "blinks"]
 GROUPS = ["smileys & emotion", "people & body", "animals & nature", "food & drink", "travel & places", "activities", "objects"]
@@ -291,11 +291,6 @@ def train_motion(args):
         going = stage.tick(loss, n, every=args.every, mse=round(error.mean().item(), 4), lr=round(adam.param_groups[0]["lr"], 6), encoded=len(latents.of))
 
 
-def last_rows(work, name):
-    rows = [json.loads(line) for line in open(Path(work) / f"{name}.jsonl")]
-    return rows[-1], rows
-
-
 @torch.no_grad()
 def export(args):
     """Writes the averaged modules (f16) and the I3D (f32) with what a reader of the folders needs."""
@@ -306,9 +301,9 @@ def export(args):
     versions = dict(torch=torch.__version__, device="cpu", threads=torch.get_num_threads())
 
     def training(name, folder, saved, **more):
-        last, rows = last_rows(work, name)
+        rows = log_rows(work, name)
         mean = lambda key: round(float(np.mean([row[key] for row in rows[-5:] if key in row])), 5)
-        text = dict(steps=saved["step"], videos=saved["images"], seconds=round(saved["seconds"]), loss=mean("loss"), last=last, **more, versions=versions)
+        text = dict(steps=saved["step"], videos=saved["images"], seconds=round(saved["seconds"]), loss=mean("loss"), last=rows[-1], **more, versions=versions)
         (folder / "training.json").write_text(json.dumps(text, indent=2) + "\n")
 
     if (work / "motion.pt").exists():
