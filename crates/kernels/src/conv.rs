@@ -101,12 +101,13 @@ pub fn conv2d(x: &Tensor, weight: &ConvWeight, bias: Option<&Tensor>, geometry: 
         return crate::gpu::conv2d(x, weight, bias, geometry, activation, (oh, ow));
     }
     let channels = weight.precision.words(c_in);
-    let tiled = winograd::pays(weight, stride, (oh, ow));
-    let pair = 2 * dilation;
+    let tiled = winograd::pays(weight, geometry, (oh, ow));
+    let side = winograd::SIDE * dilation;
     // A line holds every `phases`-th column, then those behind them, and so on: what a tap sees is contiguous.
-    let phases = if tiled { pair } else { stride };
-    let line = (w + 2 * pw).next_multiple_of(phases);
-    let rows_of = |band: usize| if tiled { band.next_multiple_of(pair) + pair } else { (band - 1) * stride + reach_h };
+    let phases = if tiled { side } else { stride };
+    // The last tiles see what lies behind the edge: zeros.
+    let line = if tiled { ow.next_multiple_of(side) + side } else { (w + 2 * pw).next_multiple_of(phases) };
+    let rows_of = |band: usize| if tiled { band.next_multiple_of(side) + 2 * dilation } else { (band - 1) * stride + reach_h };
     // Images side by side while they fit, else one image in bands of output rows.
     let direct = weight.precision == Precision::F32 && (kh, kw, stride, ph, pw) == (1, 1, 1, 0, 0);
     let (images, rows) = if direct {
@@ -115,10 +116,9 @@ pub fn conv2d(x: &Tensor, weight: &ConvWeight, bias: Option<&Tensor>, geometry: 
         let images = (BAND / (channels * rows_of(oh) * line).max(1)).clamp(1, batch.max(1));
         let rows = (1..=oh).rev().find(|rows| channels * rows_of(*rows) * line <= BAND).unwrap_or(1);
         // Tiles begin where a band does.
-        let rows = if tiled { (rows / pair * pair).max(pair) } else { rows };
+        let rows = if tiled { (rows / side * side).max(side) } else { rows };
         (images, if images > 1 { oh } else { rows })
     };
-    let transformed = tiled.then(|| winograd::transform_weight(weight));
     with_slice(x, |input| {
         with_optional(bias, |bias| {
             let mut output = Unwritten::new(batch * c_out * oh * ow);
@@ -139,7 +139,7 @@ pub fn conv2d(x: &Tensor, weight: &ConvWeight, bias: Option<&Tensor>, geometry: 
                         line,
                         plane: rows_of(oh.min(start + rows) - start) * line,
                     }
-                    .run(transformed.as_deref(), output.shared());
+                    .run(tiled, output.shared());
                 }
             }
             // SAFETY: the bands cover all rows of all images.
@@ -181,11 +181,11 @@ struct Segment {
 const PANEL_STRIDE: usize = DEPTH * PANEL + CHUNK;
 
 impl Band<'_> {
-    /// Convolves; `transformed` is the weight for Winograd's way, if that is taken.
-    fn run(&self, transformed: Option<&[f32]>, output: SharedMut<f32>) {
+    /// Convolves, in Winograd's way if `tiled`.
+    fn run(&self, tiled: bool, output: SharedMut<f32>) {
         let padded = if self.direct { Cow::Borrowed(self.as_words()) } else { Cow::Owned(self.padded()) };
-        if let Some(weight) = transformed {
-            return winograd::run(self, &padded, weight, output);
+        if tiled {
+            return winograd::run(self, &padded, output);
         }
         let (c_out, ..) = self.weight.dims;
         let pixels = self.rows.len() * self.output_size.1;
@@ -388,9 +388,13 @@ fn take_phase(row: &[u32], padding: usize, phases: usize, phase: usize, to: &mut
     let n = from.len().div_ceil(phases);
     let to = &mut to[skip..][..n];
     if phases == 2 {
-        // A constant stride is one that the compiler makes shuffles of.
+        // Constant strides are ones that the compiler makes shuffles of.
         for i in 0..n {
             to[i] = from[2 * i];
+        }
+    } else if phases == winograd::SIDE {
+        for i in 0..n {
+            to[i] = from[winograd::SIDE * i];
         }
     } else {
         for i in 0..n {
@@ -544,10 +548,12 @@ mod tests {
             let g = ConvGeometry { stride: 1, padding: (padding, padding), dilation };
             let weight = ConvWeight::new(&k, Precision::F32).unwrap();
             let y = conv2d(&x, &weight, Some(&b), g, Activation::Identity).unwrap();
-            assert!(winograd::pays(&weight, 1, (y.dims()[2], y.dims()[3])));
+            assert!(winograd::pays(&weight, g, (y.dims()[2], y.dims()[3])));
             let got: Vec<f32> = y.flatten_all().unwrap().to_vec1().unwrap();
-            for (i, (g, w)) in got.iter().zip(direct(&x, &k, &b, g)).enumerate() {
-                assert!((f64::from(*g) - w).abs() < 1e-4, "{size:?} {dilation} at {i}: {g} {w}");
+            let want = direct(&x, &k, &b, g);
+            let rms = (want.iter().map(|w| w * w).sum::<f64>() / want.len() as f64).sqrt();
+            for (i, (g, w)) in got.iter().zip(want).enumerate() {
+                assert!((f64::from(*g) - w).abs() < 2e-5 * rms, "{size:?} {dilation} at {i}: {g} {w}, root mean square {rms}");
             }
             let rectified = conv2d(&x, &weight, Some(&b), g, Activation::Relu).unwrap().flatten_all().unwrap();
             let clamped: Vec<f32> = got.iter().map(|v| v.max(0.0)).collect();

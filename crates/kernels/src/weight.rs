@@ -94,10 +94,9 @@ impl ConvWeight {
         tensor(values, self.dims)
     }
 
-    /// Tap `tap` of the kernel from input `c_in` to output `c_out`, in `f32` precision.
-    pub(crate) fn tap(&self, c_out: usize, c_in: usize, tap: usize) -> f32 {
-        let (_, inputs, kh, kw) = self.dims;
-        f32::from_bits(self.words[(c_out * inputs + c_in) * kh * kw + tap])
+    /// The kernels of one output, as words `(words of the inputs, height, width)`.
+    pub(crate) fn kernels(&self, c_out: usize) -> &[u32] {
+        &self.words[c_out * self.row()..][..self.row()]
     }
 
     /// Words of the kernels of one output.
