@@ -18,11 +18,18 @@
 use std::io::Write;
 use std::path::Path;
 
+use groups::GROUPS;
+
+#[path = "src/groups.rs"]
+#[allow(unreachable_pub, reason = "the crate's own module is public")]
+mod groups;
+
 const ZWJ: char = '\u{200d}';
 const ADULTS_AND_CHILDREN: [char; 6] = ['👨', '👩', '👦', '👧', '🧑', '🧒'];
 
 fn main() -> std::io::Result<()> {
     println!("cargo::rerun-if-changed=build.rs");
+    println!("cargo::rerun-if-changed=src/groups.rs");
     let mut packed = flate2::write::ZlibEncoder::new(Vec::new(), flate2::Compression::best());
     for emoji in emojis::iter().filter(|emoji| !is_near_duplicate(emoji)) {
         let asset = twemoji_assets::svg::SvgTwemojiAsset::from_emoji(emoji.as_str());
@@ -39,16 +46,17 @@ fn main() -> std::io::Result<()> {
 
 fn group_name(group: emojis::Group) -> Option<&'static str> {
     use emojis::Group::*;
-    Some(match group {
-        SmileysAndEmotion => "smileys & emotion",
-        PeopleAndBody => "people & body",
-        AnimalsAndNature => "animals & nature",
-        FoodAndDrink => "food & drink",
-        TravelAndPlaces => "travel & places",
-        Activities => "activities",
-        Objects => "objects",
+    let place = match group {
+        SmileysAndEmotion => 0,
+        PeopleAndBody => 1,
+        AnimalsAndNature => 2,
+        FoodAndDrink => 3,
+        TravelAndPlaces => 4,
+        Activities => 5,
+        Objects => 6,
         Symbols | Flags => return None,
-    })
+    };
+    Some(GROUPS[place])
 }
 
 fn is_near_duplicate(emoji: &emojis::Emoji) -> bool {

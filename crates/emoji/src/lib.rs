@@ -17,6 +17,7 @@
 //! assert_eq!(image.len(), 128 * 128 * 3);
 //! ```
 
+mod groups;
 pub mod list;
 mod motion;
 mod placement;

@@ -14,6 +14,8 @@
 use std::io::Read;
 use std::sync::OnceLock;
 
+pub use crate::groups::GROUPS;
+
 /// One emoji of the set.
 ///
 /// Example: [this module](self).
@@ -29,10 +31,6 @@ pub struct Emoji {
     pub group: &'static str,
     pub(crate) svg: &'static str,
 }
-
-/// The groups of the set, in CLDR order. [`Emoji::group`] is one of them.
-pub const GROUPS: [&str; 7] =
-    ["smileys & emotion", "people & body", "animals & nature", "food & drink", "travel & places", "activities", "objects"];
 
 /// Every emoji of the set, in CLDR order.
 ///
