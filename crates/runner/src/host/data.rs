@@ -62,6 +62,7 @@ embedded!(FILES, "Path and content of every file.":
     "experiments/pocket.yaml",
     "experiments/quick.yaml",
     "experiments/repetition.yaml",
+    "experiments/rivals.yaml",
     "experiments/superres.yaml",
     "experiments/video.yaml",
 );
@@ -144,7 +145,7 @@ mod tests {
 
     #[test]
     fn experiments_name_what_travels() {
-        assert_eq!(experiments().collect::<Vec<_>>(), ["emoji", "nightly", "pocket", "quick", "repetition", "superres", "video"]);
+        assert_eq!(experiments().collect::<Vec<_>>(), ["emoji", "nightly", "pocket", "quick", "repetition", "rivals", "superres", "video"]);
         for name in experiments() {
             let text = experiment(name).unwrap();
             assert!(
