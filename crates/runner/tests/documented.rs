@@ -10,7 +10,7 @@
 
 use std::path::Path;
 
-const LIBRARIES: [&str; 6] = ["emoji", "fuzz", "generation", "kernels", "metrics", "runner"];
+const LIBRARIES: [&str; 7] = ["emoji", "fuzz", "generation", "kernels", "metrics", "pocket", "runner"];
 
 const KINDS: [&str; 5] = ["fn", "struct", "enum", "trait", "type"];
 
