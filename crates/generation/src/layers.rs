@@ -65,6 +65,11 @@ impl Linear {
     pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
         Ok(kernels::linear(x, &self.weight, self.bias.as_ref())?)
     }
+
+    /// The first half of the outputs times the GELU of the second.
+    pub(crate) fn forward_geglu(&self, x: &Tensor) -> Result<Tensor> {
+        Ok(kernels::linear_geglu(x, &self.weight, self.bias.as_ref())?)
+    }
 }
 
 /// A projection of a map's pixels to tokens.

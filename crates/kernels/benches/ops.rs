@@ -76,6 +76,16 @@ fn linear<const P: usize>(bencher: Bencher<'_, '_>, (tokens, k, n): (usize, usiz
     bencher.counter(ItemsCount::new(2 * tokens * k * n)).bench_local(|| kernels::linear(black_box(&x), &weight, Some(&bias)).unwrap());
 }
 
+/// The first half of a transformer's feed-forward layer: (tokens, inputs, outputs before the gate).
+#[divan::bench(args = [(8192, 320, 2560), (2048, 640, 5120), (512, 1280, 10240)], consts = [0, 1])]
+fn linear_geglu<const P: usize>(bencher: Bencher<'_, '_>, (tokens, k, n): (usize, usize, usize)) {
+    let weight = LinearWeight::new(&numbers(&[n, k]), PRECISIONS[P]).unwrap();
+    let (x, bias) = (numbers(&[tokens, k]), numbers(&[n]));
+    bencher
+        .counter(ItemsCount::new(2 * tokens * k * n))
+        .bench_local(|| kernels::linear_geglu(black_box(&x), &weight, Some(&bias)).unwrap());
+}
+
 /// (queries, keys, heads, head size), batch 2.
 #[divan::bench(args = [
     (4096, 4096, 8, 40), (1024, 1024, 8, 80), (256, 256, 8, 160), (4096, 77, 8, 40), (4096, 4096, 5, 64), (4096, 4096, 4, 8), (1024, 1024, 4, 16), (1024, 1024, 4, 24),

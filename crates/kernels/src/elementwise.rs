@@ -177,8 +177,7 @@ pub fn geglu(x: &Tensor) -> Result<Tensor> {
                     for (out, row) in out.chunks_exact_mut(c).zip(data.chunks_exact(2 * c)) {
                         let (a, gate) = row.split_at(c);
                         for i in 0..c {
-                            let g = gate[i];
-                            out[i] = a[i] * 0.5 * g * (1.0 + erf(g * std::f32::consts::FRAC_1_SQRT_2));
+                            out[i] = gated(a[i], gate[i]);
                         }
                     }
                 },
@@ -186,6 +185,12 @@ pub fn geglu(x: &Tensor) -> Result<Tensor> {
         });
         tensor(output, dims)
     })
+}
+
+/// `a · gelu(gate)`.
+#[inline(always)]
+pub(crate) fn gated(a: f32, gate: f32) -> f32 {
+    a * 0.5 * gate * (1.0 + erf(gate * std::f32::consts::FRAC_1_SQRT_2))
 }
 
 #[cfg(test)]

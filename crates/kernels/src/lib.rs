@@ -65,7 +65,7 @@ pub use fourier::{low_pass, scale_low_frequencies};
 #[cfg(feature = "emulator")]
 pub use gpu::emulated;
 pub use inner::inner_products;
-pub use linear::{linear, map_to_tokens, tokens_to_map};
+pub use linear::{linear, linear_geglu, map_to_tokens, tokens_to_map};
 pub use mersenne::MersenneTwister;
 pub use norm::{channel_affine, channel_sums, group_norm, layer_norm};
 pub use pool::{Pool, pool3x3};

@@ -1,7 +1,9 @@
 //! Linear layers, between token sequences and to and from feature maps without a transposed copy.
 
+use crate::elementwise::{gated, geglu};
 use crate::product::{Left, PANEL, Precision, Product, Right};
 use crate::share::tasks_of;
+use crate::simd::dispatch;
 use crate::view::{SharedMut, Unwritten, with_optional, with_slice};
 use crate::weight::{ConvWeight, LinearWeight, transpose};
 use crate::words;
@@ -10,9 +12,17 @@ use rayon::prelude::*;
 use std::cell::RefCell;
 use std::ops::Range;
 
-/// Tokens and outputs of one tile at most: the sums stay in a second-level cache.
-const TOKENS: usize = 192;
-const OUTPUTS: usize = 4 * PANEL;
+/// Tokens and outputs of one tile at most: the sums stay in a second-level cache. Tokens become words again for every tile of
+/// outputs, which takes longer in `bf16`.
+fn tile_of(precision: Precision) -> (usize, usize) {
+    match precision {
+        Precision::F32 => (192, 4 * PANEL),
+        Precision::Bf16 => (96, 8 * PANEL),
+    }
+}
+
+/// Outputs and tokens of one tile of a map at most.
+const MAP_TILE: (usize, usize) = (4 * PANEL, 192);
 
 /// A tile of the output of image `image`.
 struct Tile {
@@ -112,24 +122,92 @@ pub fn linear(x: &Tensor, weight: &LinearWeight, bias: Option<&Tensor>) -> Resul
     if let Some(weight) = &weight.on_gpu {
         return crate::gpu::linear(x, weight, bias);
     }
-    let (precision, depth) = (weight.precision, weight.precision.words(k));
+    let precision = weight.precision;
     with_slice(x, |x| {
         with_optional(bias, |bias| {
             let tokens = x.len() / k;
             let mut output = Unwritten::new(tokens * n);
             let out = output.shared();
-            for_each_tile(1, tokens, (n, k), (TOKENS, OUTPUTS), |tile, Scratch { words, sums }| {
-                let rows = &x[tile.tokens.start * k..tile.tokens.end * k];
-                let left = match precision {
-                    Precision::F32 => rows.as_ptr().cast(),
-                    Precision::Bf16 => {
-                        words.resize(tile.tokens.len() * depth, 0);
-                        words::rows(rows, k, precision, words);
-                        words.as_ptr()
-                    }
-                };
+            for_each_tile(1, tokens, (n, k), tile_of(precision), |tile, Scratch { words, sums }| {
+                let left = operand(&x[tile.tokens.start * k..tile.tokens.end * k], k, precision, words);
                 // SAFETY: `left` holds the tile's rows, and each tile is one task's.
-                unsafe { project(Left { ptr: left, row: depth }, &tile, tile.tokens.start, weight, bias, sums, out) };
+                unsafe { project(left, &tile, tile.tokens.start, weight, bias, sums, out) };
+            });
+            // SAFETY: the tiles cover all tokens and outputs.
+            unsafe { output.tensor(dims) }
+        })
+    })
+}
+
+/// Rows of `k` numbers as a left operand: as they are, or in `words`.
+fn operand(rows: &[f32], k: usize, precision: Precision, words: &mut Vec<u32>) -> Left {
+    let row = precision.words(k);
+    let ptr = match precision {
+        Precision::F32 => rows.as_ptr().cast(),
+        Precision::Bf16 => {
+            words.resize(rows.len() / k * row, 0);
+            words::rows(rows, k, precision, words);
+            words.as_ptr()
+        }
+    };
+    Left { ptr, row }
+}
+
+/// [`geglu`](crate::geglu) of [`linear`], to the last bit, without the tensor of twice the size in between: `(…, k)` to `(…, n / 2)`.
+///
+/// Example: [`LinearWeight`](crate::LinearWeight).
+pub fn linear_geglu(x: &Tensor, weight: &LinearWeight, bias: Option<&Tensor>) -> Result<Tensor> {
+    let ((n, k), precision) = (weight.dims, weight.precision);
+    let half = n / 2;
+    #[cfg(gpu)]
+    if weight.on_gpu.is_some() {
+        return geglu(&linear(x, weight, bias)?);
+    }
+    // The gates have to begin with a panel.
+    if n % (2 * PANEL) != 0 || k == 0 || x.dims().last() != Some(&k) {
+        return geglu(&linear(x, weight, bias)?);
+    }
+    check_bias(bias, n)?;
+    let mut dims = x.dims().to_vec();
+    *dims.last_mut().expect("checked above") = half;
+    let (most_tokens, most_outputs) = tile_of(precision);
+    with_slice(x, |x| {
+        with_optional(bias, |bias| {
+            let tokens = x.len() / k;
+            let mut output = Unwritten::new(tokens * half);
+            let out = output.shared();
+            for_each_tile(1, tokens, (half, 2 * k), (most_tokens, most_outputs / 2), |tile, Scratch { words, sums }| {
+                let left = operand(&x[tile.tokens.start * k..tile.tokens.end * k], k, precision, words);
+                let (rows, width) = (tile.tokens.len(), tile.outputs.len());
+                sums.resize(2 * rows * width, 0.0);
+                let (values, gates) = sums.split_at_mut(rows * width);
+                for (first, sums) in [(tile.outputs.start, &mut *values), (half + tile.outputs.start, &mut *gates)] {
+                    let (right, out) = (weight.right(first), sums.as_mut_ptr());
+                    let product = Product { m: rows, n: width, depth: left.row, left, right, out, out_row: width, accumulate: false };
+                    // SAFETY: `left` holds the tile's rows, `sums` has room for them.
+                    unsafe { product.run(precision) };
+                }
+                dispatch(
+                    #[inline(always)]
+                    || {
+                        for row in 0..rows {
+                            let (values, gates) = (&mut values[row * width..][..width], &mut gates[row * width..][..width]);
+                            if let Some(bias) = bias {
+                                let (of_values, of_gates) =
+                                    (&bias[tile.outputs.start..][..width], &bias[half + tile.outputs.start..][..width]);
+                                for i in 0..width {
+                                    values[i] += of_values[i];
+                                    gates[i] += of_gates[i];
+                                }
+                            }
+                            // SAFETY: each tile is one task's.
+                            let to = unsafe { out.part((tile.tokens.start + row) * half + tile.outputs.start, width) };
+                            for i in 0..width {
+                                to[i].write(gated(values[i], gates[i]));
+                            }
+                        }
+                    },
+                );
             });
             // SAFETY: the tiles cover all tokens and outputs.
             unsafe { output.tensor(dims) }
@@ -158,7 +236,7 @@ pub fn map_to_tokens(x: &Tensor, weight: &LinearWeight, bias: &Tensor) -> Result
         with_slice(bias, |bias| {
             let mut output = Unwritten::new(batch * tokens * n);
             let out = output.shared();
-            for_each_tile(batch, tokens, (n, k), (TOKENS, OUTPUTS), |tile, Scratch { words, sums }| {
+            for_each_tile(batch, tokens, (n, k), tile_of(precision), |tile, Scratch { words, sums }| {
                 words.resize(tile.tokens.len() * depth, 0);
                 let channel = |c: usize| &x[(tile.image * k + c) * tokens..][tile.tokens.clone()];
                 for p in 0..depth {
@@ -207,39 +285,33 @@ pub fn tokens_to_map(x: &Tensor, weight: &ConvWeight, bias: &Tensor, residual: &
             with_slice(residual, |residual| {
                 let mut output = Unwritten::new(batch * n * tokens);
                 let out = output.shared();
-                for_each_tile(
-                    batch,
-                    tokens,
-                    (n, k),
-                    (OUTPUTS, TOKENS),
-                    |Tile { image, tokens: strip, outputs }, Scratch { words, sums }| {
-                        let width = strip.len();
-                        words.resize(width.div_ceil(PANEL) * depth * PANEL, 0);
-                        let rows = &x[(image * tokens + strip.start) * k..][..width * k];
-                        for (rows, panel) in rows.chunks(PANEL * k).zip(words.chunks_exact_mut(depth * PANEL)) {
-                            transpose(rows.chunks_exact(k), precision, panel);
-                        }
-                        sums.resize(outputs.len() * width, 0.0);
-                        let product = Product {
-                            m: outputs.len(),
-                            n: width,
-                            depth,
-                            left: weight.left(outputs.start, 0),
-                            right: Right { ptr: words.as_ptr(), panel: depth * PANEL },
-                            out: sums.as_mut_ptr(),
-                            out_row: width,
-                            accumulate: false,
-                        };
-                        // SAFETY: the operands are those of the tile, and `sums` has room for it.
-                        unsafe { product.run(precision) };
-                        for (c, sums) in outputs.zip(sums.chunks_exact(width)) {
-                            let first = (image * n + c) * tokens + strip.start;
-                            let sums = sums.iter().zip(&residual[first..]);
-                            // SAFETY: this task owns these pixels of channel `c`.
-                            sums.zip(unsafe { out.part(first, width) }).for_each(|((s, r), o)| _ = o.write(s + bias[c] + r));
-                        }
-                    },
-                );
+                for_each_tile(batch, tokens, (n, k), MAP_TILE, |Tile { image, tokens: strip, outputs }, Scratch { words, sums }| {
+                    let width = strip.len();
+                    words.resize(width.div_ceil(PANEL) * depth * PANEL, 0);
+                    let rows = &x[(image * tokens + strip.start) * k..][..width * k];
+                    for (rows, panel) in rows.chunks(PANEL * k).zip(words.chunks_exact_mut(depth * PANEL)) {
+                        transpose(rows.chunks_exact(k), precision, panel);
+                    }
+                    sums.resize(outputs.len() * width, 0.0);
+                    let product = Product {
+                        m: outputs.len(),
+                        n: width,
+                        depth,
+                        left: weight.left(outputs.start, 0),
+                        right: Right { ptr: words.as_ptr(), panel: depth * PANEL },
+                        out: sums.as_mut_ptr(),
+                        out_row: width,
+                        accumulate: false,
+                    };
+                    // SAFETY: the operands are those of the tile, and `sums` has room for it.
+                    unsafe { product.run(precision) };
+                    for (c, sums) in outputs.zip(sums.chunks_exact(width)) {
+                        let first = (image * n + c) * tokens + strip.start;
+                        let sums = sums.iter().zip(&residual[first..]);
+                        // SAFETY: this task owns these pixels of channel `c`.
+                        sums.zip(unsafe { out.part(first, width) }).for_each(|((s, r), o)| _ = o.write(s + bias[c] + r));
+                    }
+                });
                 // SAFETY: the tiles cover all channels and pixels.
                 unsafe { output.tensor((batch, n, h, w)) }
             })
@@ -292,6 +364,27 @@ mod tests {
                 assert!(worst(&got, &map) < 5e-4, "{:e}", worst(&got, &map));
             }
         }
+    }
+
+    /// To the last bit: gates that begin with a panel and gates that do not, ragged tiles.
+    #[test]
+    fn gated_projections_are_projections_that_are_gated() {
+        let bits = |t: Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap().into_iter().map(f32::to_bits).collect::<Vec<_>>();
+        for precision in [Precision::F32, Precision::Bf16] {
+            for (tokens, k, n) in [(3, 7, 128), (201, 65, 640), (100, 300, 1152), (5, 8, 96)] {
+                let (x, weight, bias) = (data((2, tokens, k), 0.3), data((n, k), 0.7), data(n, 1.7));
+                let weight = LinearWeight::new(&weight, precision).unwrap();
+                for bias in [None, Some(&bias)] {
+                    let want = geglu(&linear(&x, &weight, bias).unwrap()).unwrap();
+                    let got = linear_geglu(&x, &weight, bias).unwrap();
+                    assert_eq!(got.dims(), [2, tokens, n / 2]);
+                    assert_eq!(bits(got), bits(want), "{precision:?} {tokens} {k} {n}");
+                }
+            }
+        }
+        let weight = LinearWeight::new(&data((128, 5), 0.7), Precision::F32).unwrap();
+        assert!(linear_geglu(&data((3, 4), 0.1), &weight, None).is_err());
+        assert!(linear_geglu(&data((3, 5), 0.1), &weight, Some(&data(64, 0.1))).is_err());
     }
 
     #[test]

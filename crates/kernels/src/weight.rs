@@ -143,7 +143,7 @@ impl fmt::Debug for ConvWeight {
 ///
 /// ```
 /// use candle_core::{DType, Device};
-/// use scalebench_kernels::{ConvWeight, LinearWeight, Precision, Tensor, linear, map_to_tokens, tokens_to_map};
+/// use scalebench_kernels::{ConvWeight, LinearWeight, Precision, Tensor, geglu, linear, linear_geglu, map_to_tokens, tokens_to_map};
 /// // Under the identity a map becomes tokens, one a pixel, and these become a map again.
 /// let eye = Tensor::eye(2, DType::F32, &Device::Cpu)?;
 /// let weight = LinearWeight::new(&eye, Precision::F32)?;
@@ -155,6 +155,7 @@ impl fmt::Debug for ConvWeight {
 /// let twice = tokens_to_map(&tokens, &ConvWeight::new(&eye, Precision::F32)?, &zeros, &x)?;
 /// assert_eq!(twice.flatten_all()?.to_vec1::<f32>()?, [0.0, 2.0, 4.0, 6.0, 8.0, 10.0, 12.0, 14.0]);
 /// assert_eq!(weight.outputs(), 2);
+/// assert_eq!(linear_geglu(&tokens, &weight, None)?.to_vec3::<f32>()?, geglu(&tokens)?.to_vec3::<f32>()?);
 /// # Ok::<(), candle_core::Error>(())
 /// ```
 #[derive(Clone)]

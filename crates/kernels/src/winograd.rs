@@ -60,8 +60,8 @@ pub(crate) fn pays(weight: &ConvWeight, geometry: ConvGeometry, (oh, ow): (usize
     let tiles = |n: usize| (0..geometry.dilation).map(|p| tiles_of(n, p, geometry.dilation)).sum::<usize>();
     weight.precision == Precision::F32
         && (kh, kw, geometry.stride) == (3, 3, 1)
-        && c_in >= 32
-        && c_out >= 48
+        && c_in >= 16
+        && c_out >= 16
         && oh * ow >= LEAST_OUTPUTS
         && 2 * tiles(oh) * tiles(ow) * PRODUCTS <= oh * ow * 9
 }

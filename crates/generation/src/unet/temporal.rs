@@ -244,7 +244,7 @@ impl TemporalTransformer {
             }
             x = kernels::add(&x, &attention.among(&h)?)?;
         }
-        let h = kernels::geglu(&self.ff_in.forward(&self.norm3.forward(&x)?)?)?;
+        let h = self.ff_in.forward_geglu(&self.norm3.forward(&x)?)?;
         let x = kernels::add(&x, &self.ff_out.forward(&h)?)?;
         self.proj_out.forward(&x)
     }

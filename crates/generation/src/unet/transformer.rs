@@ -149,7 +149,7 @@ impl Block {
         };
         let x = kernels::add(x, &found)?;
         let x = kernels::add(&x, &self.attn2.cross(&self.norm2.forward(&x)?, self.site, cx)?)?;
-        let h = kernels::geglu(&self.ff_in.forward(&self.norm3.forward(&x)?)?)?;
+        let h = self.ff_in.forward_geglu(&self.norm3.forward(&x)?)?;
         Ok(kernels::add(&x, &self.ff_out.forward(&h)?)?)
     }
 }
