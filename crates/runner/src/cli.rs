@@ -338,7 +338,7 @@ pub(crate) struct Generate {
     /// Motion modules for videos by a checkpoint of images: a folder as diffusers' MotionAdapter has it (AnimateDiff)
     #[arg(long, value_name = "DIR")]
     pub(crate) motion_adapter: Option<PathBuf>,
-    /// Frames of a video; needs a motion adapter, or a checkpoint of videos (ModelScope)
+    /// Frames of a video; needs a motion adapter, or a checkpoint of videos (ModelScope, or AnimateDiff merged)
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub(crate) frames: usize,
     /// Frames a second that the animated file shows
