@@ -540,8 +540,8 @@ pub(crate) struct Features {
 #[derive(Debug, Args)]
 pub(crate) struct Look {
     /// Feature network: Inception weights (safetensors or the original .pth), `inception` for those in torch's cache, a Hugging Face
-    /// folder of CLIP or DINOv2, for videos I3D weights (safetensors or i3d_pretrained_400.pt), or `pixels`: none, for spectrum and
-    /// sharpness
+    /// folder of CLIP or DINOv2, for videos I3D weights (safetensors, i3d_pretrained_400.pt or i3d_torchscript.pt), or `pixels`: none,
+    /// for spectrum and sharpness
     #[arg(long, value_name = "PATH")]
     pub(crate) extractor: Option<PathBuf>,
     /// Weights of the network named by --extractor, if they lie elsewhere
