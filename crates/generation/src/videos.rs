@@ -46,17 +46,103 @@ fn changed(source: &Path, change: impl Fn(&str, &Tensor) -> Option<Tensor>, conf
     folder
 }
 
+fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        std::fs::copy(entry.path(), to.join(entry.file_name())).unwrap();
+    }
+}
+
+/// A pipeline whose U-Net is base and adapter in one, as diffusers' `UNetMotionModel` writes them, changed or not.
+fn merged(change: impl Fn(&mut HashMap<String, Tensor>), config: impl Fn(String) -> String) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    for part in ["text_encoder", "tokenizer", "vae", "scheduler"] {
+        copy(&data(&format!("models/tiny-sd15/{part}")), &folder.path().join(part));
+    }
+    // Such a folder's scheduler is taken as it is.
+    let scheduler = folder.path().join("scheduler/scheduler_config.json");
+    let text = std::fs::read_to_string(&scheduler).unwrap();
+    assert!(text.contains("\"scaled_linear\""));
+    std::fs::write(scheduler, text.replace("\"scaled_linear\"", "\"linear\"")).unwrap();
+    let index = r#"{"_class_name": "AnimateDiffPipeline", "unet": ["diffusers", "UNetMotionModel"]}"#;
+    std::fs::write(folder.path().join("model_index.json"), index).unwrap();
+    let unet = folder.path().join("unet");
+    std::fs::create_dir(&unet).unwrap();
+    let name = "diffusion_pytorch_model.safetensors";
+    let mut tensors = candle_core::safetensors::load(data("models/tiny-sd15/unet").join(name), &Device::Cpu).unwrap();
+    tensors.extend(candle_core::safetensors::load(adapter().join(name), &Device::Cpu).unwrap());
+    change(&mut tensors);
+    candle_core::safetensors::save(&tensors, unet.join(name)).unwrap();
+    let text = std::fs::read_to_string(data("models/tiny-motion-unet/config.json")).unwrap();
+    std::fs::write(unet.join("config.json"), config(text)).unwrap();
+    folder
+}
+
+#[test]
+fn merged_networks_are_base_and_adapter() {
+    let two = Pipeline::load_with(&data("models/tiny-sd15"), &with_adapter(&adapter())).unwrap();
+    let folder = merged(|_| (), |config| config);
+    let one = Pipeline::load(folder.path()).unwrap();
+    assert_eq!((one.max_frames(), one.sites()), (8, two.sites()));
+    for (method, request) in [(Method::direct(one.sites()), request(5, 31, 1.0)), (graded(one.sites()), request(3, 7, 0.0))] {
+        let frames = |pipeline: &Pipeline| pipeline.generate_frames(&request, &method, &Injected::default(), None).unwrap();
+        assert_eq!(frames(&one), frames(&two));
+    }
+    // The adapter that diffusers writes beside is in the network already.
+    copy(&adapter(), &folder.path().join("motion_adapter"));
+    assert_eq!(Pipeline::load(folder.path()).unwrap().digest(), one.digest());
+
+    let refuse = |folder: &tempfile::TempDir, options: &LoadOptions, file: &str, fragment: &str| {
+        let message = Pipeline::load_with(folder.path(), options).map(drop).unwrap_err().to_string();
+        assert!(message.contains(&format!("unet/{file}")) && message.contains(fragment), "{message}");
+        assert!(!message.contains('\n'), "{message}");
+    };
+    refuse(&folder, &with_adapter(&adapter()), "config.json", "has layers over frames of its own, expected no motion adapter");
+    let (plain, weights) = (LoadOptions::default(), "diffusion_pytorch_model.safetensors");
+    let key = "up_blocks.1.motion_modules.2.transformer_blocks.0.attn1.to_q.weight";
+    refuse(&merged(|tensors| drop(tensors.remove(key)), |config| config), &plain, weights, key);
+    let other = |tensors: &mut HashMap<String, Tensor>| {
+        let tensor = tensors.remove(key).unwrap();
+        tensors.insert(key.replace("motion_modules.2", "motion_modules.3"), tensor.clone());
+        tensors.insert(key.to_owned(), tensor);
+    };
+    refuse(&merged(other, |config| config), &plain, weights, "have no place in this architecture, first `up_blocks.1.motion_modules.3");
+    let narrow = |tensors: &mut HashMap<String, Tensor>| drop(tensors.insert(key.to_owned(), tensors[key].narrow(0, 0, 8).unwrap()));
+    refuse(&merged(narrow, |config| config), &plain, weights, key);
+    for (from, to, file, fragment) in [
+        ("_seq_length\": 8", "_seq_length\": 9", weights, "pos_embed.pe` has shape"),
+        (
+            "use_motion_mid_block\": true",
+            "use_motion_mid_block\": false",
+            weights,
+            "no place in this architecture, first `mid_block.motion",
+        ),
+        ("motion_num_attention_heads\": 4", "motion_num_attention_heads\": 3", "config.json", "do not divide channels"),
+        ("\"num_attention_heads\": 4", "\"num_attention_heads\": 5", "config.json", "`num_attention_heads` is 5"),
+        ("reverse_motion_num_attention_heads\": null", "reverse_motion_num_attention_heads\": 4", "config.json", "`reverse_motion"),
+        ("temporal_transformer_layers_per_block\": 1", "temporal_transformer_layers_per_block\": 2", "config.json", "`temporal_transf"),
+        ("mid_block_layers\": 1", "mid_block_layers\": 2", "config.json", "`mid_block_layers` is 2"),
+        ("layers_per_block\": 2", "layers_per_block\": [2, 2, 2, 3]", "config.json", "the same count"),
+        ("\"UpBlockMotion\"", "\"UpBlock2D\"", "config.json", "CrossAttnUpBlockMotion or UpBlockMotion"),
+    ] {
+        let changed = |config: String| {
+            assert!(config.contains(from), "{from}");
+            config.replacen(from, to, 1)
+        };
+        refuse(&merged(|_| (), changed), &plain, file, fragment);
+    }
+    // Counts by block that are all the same are one count; keys of the image network's file may be left in.
+    let lists = |config: String| config.replacen("layers_per_block\": 2", "layers_per_block\": [2, 2, 2, 2], \"attention_head_dim\": 8", 1);
+    assert_eq!(Pipeline::load(merged(|_| (), lists).path()).unwrap().sites(), one.sites());
+}
+
 /// ModelScope's U-Net and scheduler with the rest of a checkpoint.
 fn modelscope() -> (tempfile::TempDir, Pipeline) {
     let folder = tempfile::tempdir().unwrap();
     for (from, parts) in [("tiny-sd15", &["text_encoder", "tokenizer", "vae"][..]), ("tiny-modelscope", &["unet", "scheduler"])] {
         for part in parts {
-            let (from, to) = (data(&format!("models/{from}/{part}")), folder.path().join(part));
-            std::fs::create_dir(&to).unwrap();
-            for entry in std::fs::read_dir(from).unwrap() {
-                let entry = entry.unwrap();
-                std::fs::copy(entry.path(), to.join(entry.file_name())).unwrap();
-            }
+            copy(&data(&format!("models/{from}/{part}")), &folder.path().join(part));
         }
     }
     let pipeline = Pipeline::load(folder.path()).unwrap();
@@ -252,7 +338,7 @@ fn what_a_network_cannot_do_is_refused() {
     assert_ne!(image.digest(), motion.digest());
     let direct = Method::direct(image.sites());
     refuse(image.check(&request(2, 0, 0.0), &direct), "expected 1: this network has no layers over frames");
-    refuse(motion.check(&request(9, 0, 0.0), &direct), "from 1 to the motion adapter's 8");
+    refuse(motion.check(&request(9, 0, 0.0), &direct), "from 1 to the motion modules' 8");
     refuse(motion.check(&request(0, 0, 0.0), &direct), "`frames` is 0");
     refuse(motion.generate(&request(2, 0, 0.0), &direct, None).map(drop), "expected 1 of an image");
     let given = Injected { init_latents: Some(Tensor::zeros((1, 4, 8, 12), DType::F32, &Device::Cpu).unwrap()), ..Injected::default() };

@@ -5,6 +5,9 @@
 //! normalisations have an epsilon of 1e-5 and the TensorFlow graph's 1e-3, so the epsilon is part of the network's name. Sides of every
 //! convolution and pool are padded as TensorFlow's `SAME`: what is missing to `⌈n / stride⌉` outputs, the smaller half in front.
 //!
+//! Of a TorchScript archive, such as StyleGAN-V's `i3d_torchscript.pt`, the modules' tensors are read and the program is not. Where they
+//! have other names than these, order and shapes of convolutions and norms decide which is which; see [`name_modules`].
+//!
 //! Every channel count `c` becomes `max(1, round(c · width))`. What a file does not say itself comes from metadata of the safetensors
 //! file, or from `config.json` beside it: `{"model_type": "i3d", "width": 0.25, "num_classes": 30, "bn_epsilon": 1e-5, "side": 64}`;
 //! without either it is the published network.
@@ -17,6 +20,7 @@ use scalebench_kernels::{Activation, ConvGeometry, ConvWeight, Pool, Precision, 
 use serde::{Deserialize, Serialize};
 
 use crate::files::read;
+use crate::torch_file::TorchFile;
 use crate::weights::{Tensors, WeightsFile};
 use crate::{Error, Result};
 
@@ -48,7 +52,9 @@ impl I3dConfig {
         ((full as f64 * self.width).round() as usize).max(1)
     }
 
-    fn resolve(path: &Path, metadata: Option<&HashMap<String, String>>) -> Result<Self> {
+    /// `script` says that the weights are those of a TorchScript program: StyleGAN-V's agrees with the TensorFlow graph to rounding, so
+    /// it has the graph's epsilon.
+    fn resolve(path: &Path, metadata: Option<&HashMap<String, String>>, script: bool) -> Result<Self> {
         #[derive(Deserialize)]
         struct Beside {
             #[serde(default)]
@@ -58,12 +64,12 @@ impl I3dConfig {
         }
         let bad = |path: &Path, message: String| Error::Config { path: path.to_owned(), message };
         let beside = path.with_file_name("config.json");
+        let usual = Self { bn_epsilon: if script { 1e-3 } else { 1e-5 }, ..Self::default() };
         let config = if let Some(metadata) = metadata.filter(|m| m.contains_key("bn_epsilon")) {
             let entry = |key: &str, default: f64| -> Result<f64> {
                 let value = metadata.get(key).map_or(Ok(default), |v| v.parse());
                 value.map_err(|e| bad(path, format!("metadata entry {key}: {e}")))
             };
-            let usual = Self::default();
             Self {
                 width: entry("width", usual.width)?,
                 num_classes: entry("num_classes", usual.num_classes as f64)? as usize,
@@ -71,13 +77,16 @@ impl I3dConfig {
                 side: entry("side", usual.side as f64)? as usize,
             }
         } else if beside.is_file() {
-            let text: Beside = serde_json::from_slice(&read(&beside)?).map_err(|e| bad(&beside, e.to_string()))?;
+            let mut text: Beside = serde_json::from_slice(&read(&beside)?).map_err(|e| bad(&beside, e.to_string()))?;
             match text.model_type.as_str() {
-                "i3d" => serde_json::from_value(text.rest.into()).map_err(|e| bad(&beside, e.to_string()))?,
-                _ => Self::default(),
+                "i3d" => {
+                    text.rest.entry("bn_epsilon").or_insert_with(|| usual.bn_epsilon.into());
+                    serde_json::from_value(text.rest.into()).map_err(|e| bad(&beside, e.to_string()))?
+                }
+                _ => usual,
             }
         } else {
-            Self::default()
+            usual
         };
         let is_good = config.width > 0.0 && config.width <= 16.0 && config.num_classes > 0 && config.bn_epsilon > 0.0;
         if !is_good || config.side < 32 {
@@ -203,7 +212,7 @@ impl I3d {
     /// Fewest frames of a video: three times halved there must be two left.
     pub(crate) const FEWEST_FRAMES: usize = 9;
 
-    /// Loads a safetensors file, or a state dict by `torch.save` such as `i3d_pretrained_400.pt`. The content decides, and nothing in
+    /// Loads a safetensors file, a state dict by `torch.save` such as `i3d_pretrained_400.pt`, or a TorchScript archive. The content decides, and nothing in
     /// the file is run. Every tensor is checked for presence, shape, type (`f32`) and finite values, and the file for tensors that the
     /// network does not have; `num_batches_tracked` is ignored.
     pub(crate) fn load_on(path: &Path, device: &Device) -> Result<Self> {
@@ -217,7 +226,7 @@ impl I3d {
     }
 
     pub(crate) fn take(tensors: &mut Tensors<'_>, device: &Device) -> Result<Self> {
-        let config = I3dConfig::resolve(&tensors.path, tensors.file.metadata())?;
+        let config = I3dConfig::resolve(&tensors.path, tensors.file.metadata(), tensors.file.is_script())?;
         let c = |full| config.channels(full);
         let mut unit = |name: &str, from, to, kernel, stride| unit(tensors, config.bn_epsilon, name, (from, to), (kernel, stride), device);
         let stem = [
@@ -295,6 +304,123 @@ impl I3d {
     }
 }
 
+/// A convolution of a TorchScript archive and what stands behind it.
+#[derive(Default)]
+struct Found {
+    /// Name of its weight.
+    conv: String,
+    /// `[outputs, inputs, frames, height, width]`.
+    shape: Vec<usize>,
+    /// The vectors up to the next convolution, by what they are to the norm, and their names and lengths.
+    vectors: Vec<(&'static str, String, usize)>,
+}
+
+impl Found {
+    fn has(&self, part: &str) -> bool {
+        self.vectors.iter().any(|(found, ..)| *found == part)
+    }
+}
+
+/// What a vector is to a batch normalisation, by the last part of its name.
+fn part(name: &str) -> Option<&'static str> {
+    let last = name.rsplit('.').next().unwrap_or(name).to_lowercase();
+    let parts = [
+        ("running_mean", &["mean"][..]),
+        ("running_var", &["var"]),
+        ("bias", &["bias", "beta"]),
+        ("weight", &["weight", "gamma", "scale"]),
+    ];
+    parts.into_iter().find(|(_, words)| words.iter().any(|word| last.contains(word))).map(|(part, _)| part)
+}
+
+/// Gives the tensors of a TorchScript archive with convolutions over frames this network's names; other files stay as they are.
+///
+/// Where the first convolution has its name here, after a prefix or not, names decide. Elsewhere the order of attributes does, with all
+/// shapes checked: 57 convolutions, each followed by its norm's mean, variance, offset and perhaps factor (without it, ones), in the
+/// order of [`MIXED`] and its branches; and, anywhere, one convolution with a bias and no norm, which gives the logits.
+pub(crate) fn name_modules(file: &mut TorchFile<'_>) -> std::result::Result<(), String> {
+    let Some(order) = file.script() else { return Ok(()) };
+    let shape = |name: &str| file.info(name).map_or_else(Vec::new, |(_, shape)| shape.to_vec());
+    if !order.iter().any(|name| shape(name).len() == 5) {
+        return Ok(());
+    }
+    if let Some(prefix) = order.iter().find_map(|name| name.strip_suffix(FIRST_TENSOR)).filter(|p| p.is_empty() || p.ends_with('.')) {
+        let names = order.iter().filter_map(|name| Some((name.clone(), name.strip_prefix(prefix)?.to_owned()))).collect();
+        return file.rename(names);
+    }
+    let mut found: Vec<Found> = Vec::new();
+    for name in order {
+        let shape = shape(name);
+        match (shape.len(), found.last_mut()) {
+            (5, _) => found.push(Found { conv: name.clone(), shape, vectors: Vec::new() }),
+            (1, Some(conv)) => {
+                let part = part(name).filter(|part| !conv.has(part));
+                let part =
+                    part.ok_or_else(|| format!("I3D has no place for {name}, expected one mean, variance and offset a convolution"))?;
+                conv.vectors.push((part, name.clone(), shape[0]));
+            }
+            // Counters of batches.
+            (0, _) => {}
+            _ => {
+                return Err(format!(
+                    "I3D has no place for {name} of shape {shape:?}, expected convolutions over frames, each before its norm"
+                ));
+            }
+        }
+    }
+    let (units, heads): (Vec<Found>, Vec<Found>) = found.into_iter().partition(|conv| conv.has("running_mean"));
+    let expected = 3 + 6 * MIXED.len();
+    let (n, [head]) = (units.len(), &heads[..]) else {
+        return Err(format!("{} convolutions over frames have no norm, expected I3D's one, of the logits", heads.len()));
+    };
+    if n != expected {
+        return Err(format!("{n} convolutions over frames have a norm, expected I3D's {expected}"));
+    }
+    let (mut names, mut ones, mut units) = (Vec::new(), Vec::new(), units.into_iter());
+    let mut place = |found: &Found, name: &str, from: usize, kernel: usize, parts: &[&str]| -> std::result::Result<usize, String> {
+        let (conv, to) = (&found.conv, found.shape[0]);
+        if found.shape[1..] != [from, kernel, kernel, kernel] {
+            let expected = format!("[{to}, {from}, {kernel}, {kernel}, {kernel}] of {name}");
+            return Err(format!("{conv} has shape {:?}, expected {expected}", found.shape));
+        }
+        names.push((conv.clone(), format!("{name}.conv3d.weight")));
+        let module = if parts.len() == 1 { "conv3d" } else { "bn" };
+        for part in parts {
+            let new = format!("{name}.{module}.{part}");
+            match found.vectors.iter().find(|(found, ..)| found == part) {
+                Some((_, old, len)) if *len == to => names.push((old.clone(), new)),
+                Some((_, old, len)) => return Err(format!("{old} has shape [{len}], expected [{to}] of {new}")),
+                None if *part == "weight" => ones.push((new, to)),
+                None => return Err(format!("nothing behind {conv} is {new}, expected shape [{to}]")),
+            }
+        }
+        Ok(to)
+    };
+    let mut unit = |name: &str, from: usize, kernel: usize| {
+        let found = units.next().unwrap_or_default();
+        place(&found, name, from, kernel, &["weight", "bias", "running_mean", "running_var"])
+    };
+    let mut from = 3;
+    for (name, kernel) in [("Conv3d_1a_7x7", 7), ("Conv3d_2b_1x1", 1), ("Conv3d_2c_3x3", 3)] {
+        from = unit(name, from, kernel)?;
+    }
+    for (name, _) in MIXED {
+        let mut branch = |branch: &str, from, kernel| unit(&format!("{name}.{branch}"), from, kernel);
+        let b0 = branch("b0", from, 1)?;
+        let b1a = branch("b1a", from, 1)?;
+        let b1b = branch("b1b", b1a, 3)?;
+        let b2a = branch("b2a", from, 1)?;
+        let b2b = branch("b2b", b2a, 3)?;
+        from = b0 + b1b + b2b + branch("b3b", from, 1)?;
+    }
+    place(head, "logits", from, 1, &["bias"])?;
+    file.rename(names)?;
+    for (name, len) in ones {
+        file.add_ones(name, len);
+    }
+    Ok(())
+}
+
 /// y = γ (w∗x − μ) / √(σ² + ε) + β, folded in `f64` to w' = s·w and b' = β − s·μ.
 fn unit(
     tensors: &mut Tensors<'_>,
@@ -327,7 +453,7 @@ mod tests {
     use super::*;
     use crate::files::{RawTensor, safetensors};
     use crate::test_data::{Array, assert_near, formula_image, hashed, max_difference, stored, tensors};
-    use crate::torch_file::tests::legacy_file;
+    use crate::torch_file::tests::{legacy_file, script_file};
     use crate::{Extractor, Preprocess, Profile, Sample, convert_weights};
 
     /// The hash-made tensor of the golden's script.
@@ -491,6 +617,127 @@ mod tests {
             assert_eq!(extractor.features(samples(), &first, |_| {}).unwrap(), set, "{}", path.display());
         }
         assert!(Extractor::load(&stored("networks/goldens.safetensors")).is_err());
+    }
+
+    /// The names of convolutions with a norm, in the order of the network.
+    fn unit_names() -> Vec<String> {
+        let branches =
+            MIXED.iter().flat_map(|(name, _)| ["b0", "b1a", "b1b", "b2a", "b2b", "b3b"].map(|branch| format!("{name}.{branch}")));
+        ["Conv3d_1a_7x7", "Conv3d_2b_1x1", "Conv3d_2c_3x3"].map(str::to_owned).into_iter().chain(branches).collect()
+    }
+
+    type Listed = Vec<(String, Vec<usize>, Vec<f32>)>;
+
+    /// The tensors of [`SMALL`] as a program might list them: the classifier first, by names of its own unless `name` keeps them.
+    fn listed(name: impl Fn(usize, &str) -> String) -> Listed {
+        let mut all = made_tensors(SMALL);
+        let mut list = Vec::new();
+        let mut add = |old: String, new: String| {
+            let (shape, values) = all.remove(&old).unwrap();
+            list.push((new, shape, values));
+        };
+        for part in ["weight", "bias"] {
+            add(format!("logits.conv3d.{part}"), name(57, &format!("logits.conv3d.{part}")));
+        }
+        for (i, unit) in unit_names().iter().enumerate() {
+            for part in ["conv3d.weight", "bn.weight", "bn.bias", "bn.running_mean", "bn.running_var"] {
+                add(format!("{unit}.{part}"), name(i, &format!("{unit}.{part}")));
+            }
+        }
+        assert!(all.is_empty());
+        list
+    }
+
+    /// `layers.7.conv.weight`, `layers.7.norm.beta`.
+    fn foreign(i: usize, name: &str) -> String {
+        let module = if name.contains("conv3d.") { "conv" } else { "norm" };
+        let part = name.rsplit('.').next().unwrap();
+        let part = if module == "conv" {
+            part
+        } else {
+            ["gamma", "beta", "mean", "var"][["weight", "bias", "running_mean", "running_var"].iter().position(|p| *p == part).unwrap()]
+        };
+        format!("layers.{i}.{module}.{part}")
+    }
+
+    /// An archive and a configuration beside it.
+    fn archive(dir: &Path, list: &Listed, epsilon: &str) -> std::path::PathBuf {
+        let config = format!(r#"{{"model_type": "i3d", "width": 0.125, "num_classes": 10, "side": 64{epsilon}}}"#);
+        std::fs::write(dir.join("config.json"), config).unwrap();
+        let path = dir.join("i3d_torchscript.pt");
+        std::fs::write(&path, script_file(list)).unwrap();
+        path
+    }
+
+    fn logits(network: &I3d) -> Vec<f32> {
+        network.forward(&video(1, 9, 64)).unwrap().to_vec1().unwrap()
+    }
+
+    #[test]
+    fn torchscript_archives_are_the_same_network() {
+        let dir = tempfile::tempdir().unwrap();
+        let as_graph = loaded(I3dConfig { bn_epsilon: 1e-3, ..SMALL });
+        for list in [listed(|_, name| name.to_owned()), listed(|_, name| format!("net.i3d.{name}")), listed(foreign)] {
+            let path = archive(dir.path(), &list, "");
+            let network = I3d::load_on(&path, &Device::Cpu).unwrap();
+            assert_eq!((network.name().as_str(), network.digest()), ("i3d/w0.125/eps1e-3", as_graph.digest()), "{}", list[0].0);
+            assert_eq!(logits(&network), logits(&as_graph), "{}", list[0].0);
+        }
+        let path = archive(dir.path(), &listed(foreign), r#", "bn_epsilon": 1e-5"#);
+        assert_eq!(logits(&I3d::load_on(&path, &Device::Cpu).unwrap()), logits(&loaded(SMALL)));
+        let found = convert_weights(&path).unwrap();
+        assert_eq!((found.form, found.network, found.tensors), ("TorchScript archive", "I3D", 57 * 5 + 2));
+
+        // TensorFlow's norms have no factor, so that a port may leave out what is 1 everywhere.
+        let mut list = listed(foreign);
+        list.iter_mut().filter(|(name, ..)| name.ends_with("gamma")).for_each(|(_, _, values)| values.fill(1.0));
+        let with = I3d::load_on(&archive(dir.path(), &list, ""), &Device::Cpu).unwrap();
+        list.retain(|(name, ..)| !name.ends_with("gamma"));
+        let path = archive(dir.path(), &list, "");
+        assert_eq!(logits(&I3d::load_on(&path, &Device::Cpu).unwrap()), logits(&with));
+        let converted = dir.path().join("converted.safetensors");
+        std::fs::write(&converted, convert_weights(&path).unwrap().bytes).unwrap();
+        assert_eq!(logits(&I3d::load_on(&converted, &Device::Cpu).unwrap()), logits(&with));
+    }
+
+    #[test]
+    fn archives_of_other_networks_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let refuse = |change: &dyn Fn(&mut Listed), expected: &str| {
+            let mut list = listed(foreign);
+            change(&mut list);
+            let message = I3d::load_on(&archive(dir.path(), &list, ""), &Device::Cpu).unwrap_err().to_string();
+            assert!(message.contains("i3d_torchscript.pt: ") && message.contains(expected), "{message}");
+        };
+        let remove = |list: &mut Listed, start: &str| list.retain(|(name, ..)| !name.starts_with(start));
+        refuse(&|list| remove(list, "layers.20."), "56 convolutions over frames have a norm, expected I3D's 57");
+        refuse(&|list| remove(list, "layers.57."), "0 convolutions over frames have no norm, expected I3D's one");
+        refuse(&|list| remove(list, "layers.20.norm.mean"), "2 convolutions over frames have no norm");
+        refuse(&|list| remove(list, "layers.20.norm.var"), "nothing behind layers.20.conv.weight is Mixed_4b.b3b.bn.running_var");
+        let swap = |list: &mut Listed| {
+            let at = |list: &Listed, name: &str| list.iter().position(|(found, ..)| found == name).unwrap();
+            let (a, b) = (at(list, "layers.4.conv.weight"), at(list, "layers.5.conv.weight"));
+            let shape = std::mem::take(&mut list[a].1);
+            list[a].1 = std::mem::replace(&mut list[b].1, shape);
+            let values = std::mem::take(&mut list[a].2);
+            list[a].2 = std::mem::replace(&mut list[b].2, values);
+        };
+        refuse(&swap, "layers.4.conv.weight has shape [16, 12, 3, 3, 3], expected [16, 24, 1, 1, 1] of Mixed_3b.b1a");
+        let shorter = |list: &mut Listed| {
+            let entry = list.iter_mut().find(|(name, ..)| name == "layers.4.norm.beta").unwrap();
+            (entry.1, entry.2) = (vec![3], vec![0.0; 3]);
+        };
+        refuse(&shorter, "layers.4.norm.beta has shape [3], expected [12] of Mixed_3b.b1a.bn.bias");
+        refuse(
+            &|list| list.push(("layers.56.scale".into(), vec![1], vec![1.0])),
+            "I3D has no place for layers.56.scale, expected one mean",
+        );
+        refuse(&|list| list.push(("fc.weight".into(), vec![1, 1], vec![1.0])), "I3D has no place for fc.weight of shape [1, 1]");
+        // The rest is checked as of any file.
+        let path = archive(dir.path(), &listed(foreign), "");
+        std::fs::write(dir.path().join("config.json"), r#"{"model_type": "i3d", "width": 0.125, "num_classes": 11, "side": 64}"#).unwrap();
+        let message = I3d::load_on(&path, &Device::Cpu).unwrap_err().to_string();
+        assert!(message.contains("logits.conv3d.weight should be F32[11, 128, 1, 1, 1]"), "{message}");
     }
 
     /// Two videos of formula frames.

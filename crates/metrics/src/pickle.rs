@@ -2,7 +2,8 @@
 //!
 //! Python's `pickle.load` calls whatever a file names. Here a name outside [`Global`] and an opcode
 //! outside the few that `torch.save` needs (protocol 2) are errors, and the only calls are the rebuilding
-//! of tensors and `OrderedDict()`. Values live in one flat arena, so that neither deep nor cyclic input
+//! of tensors and `OrderedDict()`. Of a TorchScript archive the modules are read as well, as names and attributes: no
+//! class is looked up and no method of one is there. Values live in one flat arena, so that neither deep nor cyclic input
 //! can overflow the stack, and their number is bounded.
 //!
 //! Opcodes: CPython, `Lib/pickletools.py`. Names and argument lists: PyTorch, `torch/_utils.py`
@@ -100,11 +101,21 @@ enum Global {
     RebuildTensor,
     RebuildParameter,
     Storage(Kind),
+    /// The type of a module or of another object, in TorchScript archives.
+    Class,
+    /// What wraps lists and dicts there, whose content is of no use here.
+    Wrapper,
 }
 
 impl Global {
-    fn find(module: &str, name: &str) -> Parsed<Self> {
+    fn find(module: &str, name: &str, form: Form) -> Parsed<Self> {
         match (module, name) {
+            (class, _) if form == Form::Script && (class == "__torch__" || class.starts_with("__torch__.")) => Ok(Self::Class),
+            ("torch.jit._pickle", "build_intlist" | "build_doublelist" | "build_boollist" | "build_tensorlist" | "restore_type_tag")
+                if form == Form::Script =>
+            {
+                Ok(Self::Wrapper)
+            }
             ("collections", "OrderedDict") => Ok(Self::OrderedDict),
             ("torch._utils", "_rebuild_tensor_v2") => Ok(Self::RebuildTensor),
             ("torch._utils", "_rebuild_parameter") => Ok(Self::RebuildParameter),
@@ -113,6 +124,15 @@ impl Global {
         }
         .map_err(|()| format!("refused the name {module}.{name}, which no state dict needs"))
     }
+}
+
+/// What a pickle is expected to hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Form {
+    /// Data: a state dict, a list of keys.
+    Data,
+    /// The modules of a TorchScript archive.
+    Script,
 }
 
 /// Index into the arena.
@@ -130,6 +150,10 @@ pub(crate) enum Value<'a> {
     Global(GlobalName),
     Storage(&'a str),
     Tensor(Box<Slot>),
+    /// A TorchScript module and its attributes, which come after it.
+    Object(Option<Vec<(Id, Id)>>),
+    /// Something else that TorchScript modules have: a number, a list, a dict.
+    Other,
 }
 
 /// Keeps [`Global`] private.
@@ -148,8 +172,13 @@ pub(crate) struct Pickle<'a> {
 impl<'a> Pickle<'a> {
     /// Reads the pickle that starts where `bytes` stands, and leaves `bytes` behind it.
     pub(crate) fn read(bytes: &mut Bytes<'a>) -> Parsed<Self> {
-        let mut machine =
-            Machine { bytes, values: Vec::new(), stack: Vec::new(), marks: Vec::new(), memo: HashMap::new(), storages: HashMap::new() };
+        Self::read_as(Form::Data, bytes)
+    }
+
+    /// [`read`](Self::read) of what is expected to be of this form.
+    pub(crate) fn read_as(form: Form, bytes: &mut Bytes<'a>) -> Parsed<Self> {
+        let (values, stack, marks) = (Vec::new(), Vec::new(), Vec::new());
+        let mut machine = Machine { form, bytes, values, stack, marks, memo: HashMap::new(), storages: HashMap::new() };
         loop {
             let at = machine.bytes.at;
             if machine.step().map_err(|message| format!("pickle, byte {at}: {message}"))? {
@@ -165,6 +194,10 @@ impl<'a> Pickle<'a> {
 
     pub(crate) fn root(&self) -> &Value<'a> {
         &self.values[self.root]
+    }
+
+    pub(crate) fn root_id(&self) -> Id {
+        self.root
     }
 
     pub(crate) fn value(&self, id: Id) -> &Value<'a> {
@@ -203,6 +236,7 @@ fn text(bytes: &[u8]) -> Parsed<&str> {
 }
 
 struct Machine<'a, 'b> {
+    form: Form,
     bytes: &'b mut Bytes<'a>,
     values: Vec<Value<'a>>,
     stack: Vec<Id>,
@@ -249,14 +283,15 @@ impl<'a> Machine<'a, '_> {
             }
             b'Q' => self.persistent()?,
             b'R' => self.reduce()?,
-            b'b' => {
-                // A state dict's `_metadata`: versions of modules, of no use here.
-                let state = self.pop()?;
-                match (&self.values[self.top()?], &self.values[state]) {
-                    (Value::Dict(_), Value::Dict(_)) => {}
-                    _ => return Err("BUILD of something other than an OrderedDict".into()),
+            0x81 if self.form == Form::Script => {
+                let arguments = self.pop()?;
+                let class = self.pop()?;
+                match (&self.values[class], &self.values[arguments]) {
+                    (Value::Global(GlobalName(Global::Class)), Value::Tuple(none)) if none.is_empty() => self.push(Value::Object(None))?,
+                    _ => return Err("an object of something other than a TorchScript class".into()),
                 }
             }
+            b'b' => self.build()?,
             _ => return Err(format!("refused opcode {}", opcode_name(opcode))),
         }
         Ok(false)
@@ -266,6 +301,10 @@ impl<'a> Machine<'a, '_> {
     fn leaf(&mut self, opcode: u8) -> Parsed<Option<Value<'a>>> {
         let value = match opcode {
             b'N' => Value::None,
+            b'G' if self.form == Form::Script => {
+                self.bytes.take(8)?;
+                Value::Other
+            }
             0x88 => Value::Bool(true),
             0x89 => Value::Bool(false),
             b'K' => {
@@ -291,7 +330,7 @@ impl<'a> Machine<'a, '_> {
             }
             b'c' => {
                 let (module, name) = (self.bytes.line()?, self.bytes.line()?);
-                Value::Global(GlobalName(Global::find(module, name)?))
+                Value::Global(GlobalName(Global::find(module, name, self.form)?))
             }
             _ => return Ok(None),
         };
@@ -430,6 +469,26 @@ impl<'a> Machine<'a, '_> {
         self.push(Value::Storage(key))
     }
 
+    /// Gives the value on top its state.
+    fn build(&mut self) -> Parsed<()> {
+        let state = self.pop()?;
+        let top = self.top()?;
+        match (&self.values[top], &self.values[state]) {
+            // A state dict's `_metadata`: versions of modules, of no use here.
+            (Value::Dict(_), Value::Dict(_)) => return Ok(()),
+            (Value::Object(None), _) => {}
+            (Value::Object(Some(_)), _) => return Err("a second BUILD of an object".into()),
+            _ => return Err("BUILD of something other than an OrderedDict".into()),
+        }
+        // Moved, so that many objects with one dict take no more than one. Another state only the object's program understands.
+        let attributes = match &mut self.values[state] {
+            Value::Dict(attributes) => std::mem::take(attributes),
+            _ => Vec::new(),
+        };
+        self.values[top] = Value::Object(Some(attributes));
+        Ok(())
+    }
+
     fn reduce(&mut self) -> Parsed<()> {
         let arguments = self.pop()?;
         let callee = self.pop()?;
@@ -437,6 +496,7 @@ impl<'a> Machine<'a, '_> {
             return Err("a call of something other than a name with a tuple".into());
         };
         match (global, &arguments[..]) {
+            (Global::Wrapper, _) => self.push(Value::Other),
             (Global::OrderedDict, []) => self.push(Value::Dict(Vec::new())),
             // Storage, offset, size, stride, requires_grad, backward_hooks and, lately, metadata.
             (Global::RebuildTensor, &[storage, offset, size, stride, _, _] | &[storage, offset, size, stride, _, _, _]) => {
@@ -552,6 +612,22 @@ mod tests {
         ];
         for (bytes, expected) in cases {
             let message = read(bytes).unwrap_err();
+            assert!(message.contains(expected), "{message}");
+        }
+        // Modules are names and attributes; nothing is called for them either.
+        let script = |bytes| Pickle::read_as(Form::Script, &mut Bytes { all: bytes, at: 0 });
+        let object = script(b"\x80\x02c__torch__\nM\n)\x81}X\x01\0\0\0aK\x01sb.").unwrap();
+        assert!(matches!(object.root(), Value::Object(Some(attributes)) if attributes.len() == 1));
+        let cases: [(&[u8], &str); 6] = [
+            (b"\x80\x02cos\nsystem\n)\x81.", "refused the name os.system"),
+            (b"\x80\x02c__torch__x\nM\n)\x81.", "refused the name __torch__x.M"),
+            (b"\x80\x02c__torch__\nM\n)R.", "a call of Class"),
+            (b"\x80\x02c__torch__\nM\nK\x01\x85\x81.", "an object of something other than a TorchScript class"),
+            (b"\x80\x02ccollections\nOrderedDict\n)\x81.", "an object of something other than a TorchScript class"),
+            (b"\x80\x02c__torch__\nM\n)\x81}b}b.", "a second BUILD of an object"),
+        ];
+        for (bytes, expected) in cases {
+            let message = script(bytes).unwrap_err();
             assert!(message.contains(expected), "{message}");
         }
     }

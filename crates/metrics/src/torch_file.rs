@@ -5,7 +5,9 @@
 //! - *legacy* (PyTorch before 1.6; the published FID Inception is one): five pickles one after the other,
 //!   that is a magic number, a version, a description of the machine, the object, the storages' keys, and
 //!   then for each key an `i64` number of elements and the elements;
-//! - *zip* (since 1.6): stored entries `<name>/data.pkl` and `<name>/data/<key>`.
+//! - *zip* (since 1.6): stored entries `<name>/data.pkl` and `<name>/data/<key>`. With `<name>/code/` or `<name>/constants.pkl` it is a
+//!   TorchScript archive (`torch.jit.save`): its `data.pkl` holds modules in place of a dict. Their tensors are named by the path of
+//!   attributes, as in the program's state dict; the program is neither read nor run.
 //!
 //! Sizes are little-endian. Tensors are strided views of storages; the FID Inception's convolutions lie in
 //! TensorFlow's order, so strides matter. Source: PyTorch, `torch/serialization.py`.
@@ -23,13 +25,13 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io::{Cursor, Read};
 use std::path::{Path, PathBuf};
 
 use zip::{CompressionMethod, ZipArchive};
 
-use crate::pickle::{Bytes, Kind, Parsed, Pickle, Slot, Value};
+use crate::pickle::{Bytes, Form, Kind, Parsed, Pickle, Slot, Value};
 use crate::raw::{gather, half_to_f32};
 use crate::{Error, Result};
 
@@ -39,17 +41,35 @@ const LEGACY_MAGIC: [u8; 15] = *b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\x
 /// Version of the legacy container.
 const LEGACY_VERSION: i64 = 1001;
 
+/// Tensors and modules of a TorchScript archive that wait or were found, and bytes of a path among them: far above any network, and
+/// what keeps the paths in proportion to the file.
+const MOST_MODULES: usize = 1 << 16;
+const LONGEST_PATH: usize = 255;
+
 /// How a zip file starts.
 pub(crate) const ZIP_MAGIC: [u8; 4] = *b"PK\x03\x04";
 
-/// The state dict in a torch file: names, shapes and where the elements are. Elements are read on demand.
+/// The tensors in a torch file: names, shapes and where the elements are. Elements are read on demand.
 ///
 /// Example: [this module](self).
 #[derive(Debug)]
 pub struct TorchFile<'a> {
     path: PathBuf,
-    tensors: BTreeMap<String, Slot>,
+    tensors: Tensors,
+    /// Names in the order of the modules' attributes, of a TorchScript archive.
+    script: Option<Vec<String>>,
+    /// Lengths of vectors of ones that the file leaves out.
+    ones: BTreeMap<String, [usize; 1]>,
     storages: Storages<'a>,
+}
+
+/// What is read of a file before any element is.
+struct Contents<'a> {
+    tensors: Tensors,
+    script: Option<Vec<String>>,
+    storages: Storages<'a>,
+    /// Where the elements end too early, if they do.
+    cut: Option<String>,
 }
 
 #[derive(Debug)]
@@ -98,13 +118,12 @@ impl<'a> TorchFile<'a> {
         pickle || bytes.starts_with(&ZIP_MAGIC)
     }
 
-    /// Reads the names and shapes of a state dict; `path` is for messages.
+    /// Reads the names and shapes of a state dict, or of a TorchScript archive's modules; `path` is for messages.
     ///
     /// # Errors
     ///
-    /// [`Error::TorchFile`] for anything but a whole file that holds a flat dict of names and tensors: a
-    /// TorchScript program, a pickle with other names or opcodes, a view outside its storage, a truncated
-    /// file (then with the number of whole tensors).
+    /// [`Error::TorchFile`] for anything but a whole file that holds a flat dict of names and tensors or modules with some: a
+    /// pickle with other names or opcodes, a view outside its storage, a truncated file (then with the number of whole tensors).
     ///
     /// Example: [`torch_file`](crate::torch_file).
     pub fn open(bytes: &'a [u8], path: &Path) -> Result<Self> {
@@ -123,27 +142,49 @@ impl<'a> TorchFile<'a> {
         let parsed = if bytes.starts_with(&LEGACY_MAGIC) {
             legacy(bytes)
         } else if bytes.starts_with(&ZIP_MAGIC) {
-            zipped(bytes).map(|(tensors, storages)| (tensors, storages, None))
+            zipped(bytes)
         } else {
             Err("a Python pickle, but not a state dict from torch.save: reading it would mean running the code it names \
                  (NVIDIA's inception-2015-12-05.pkl is one such)"
                 .to_owned())
         };
         let fail = |message| Error::TorchFile { path: path.to_owned(), message };
-        let (tensors, storages, cut) = parsed.map_err(fail)?;
-        Ok((Self { path: path.to_owned(), tensors, storages }, cut))
+        let Contents { tensors, script, storages, cut } = parsed.map_err(fail)?;
+        Ok((Self { path: path.to_owned(), tensors, script, ones: BTreeMap::new(), storages }, cut))
     }
 
     /// Names of the tensors, sorted.
     /// Example: [`torch_file`](crate::torch_file).
     pub fn names(&self) -> impl Iterator<Item = &str> {
-        self.tensors.keys().map(String::as_str)
+        self.tensors.keys().chain(self.ones.keys()).map(String::as_str)
     }
 
     /// Type in the manner of safetensors, such as `F32`, and shape of a tensor.
     /// Example: [`torch_file`](crate::torch_file).
     pub fn info(&self, name: &str) -> Option<(&'static str, &[usize])> {
-        self.tensors.get(name).map(|slot| (slot.kind.name(), slot.shape.as_slice()))
+        let ones = || self.ones.get(name).map(|shape| (Kind::F32.name(), shape.as_slice()));
+        self.tensors.get(name).map(|slot| (slot.kind.name(), slot.shape.as_slice())).or_else(ones)
+    }
+
+    /// Names in the order of the modules' attributes, of a TorchScript archive.
+    pub(crate) fn script(&self) -> Option<&[String]> {
+        self.script.as_deref()
+    }
+
+    /// Gives tensors other names, old before new.
+    pub(crate) fn rename(&mut self, names: Vec<(String, String)>) -> Parsed<()> {
+        let slots: Vec<_> = names.into_iter().filter_map(|(old, new)| Some((new, self.tensors.remove(&old)?))).collect();
+        for (new, slot) in slots {
+            if self.tensors.insert(new.clone(), slot).is_some() {
+                return Err(format!("tensor {new} is there twice"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds a vector of ones that the file leaves out.
+    pub(crate) fn add_ones(&mut self, name: String, len: usize) {
+        self.ones.insert(name, [len]);
     }
 
     /// Reads one tensor; `None` if there is none of that name.
@@ -154,7 +195,10 @@ impl<'a> TorchFile<'a> {
     ///
     /// Example: [`torch_file`](crate::torch_file).
     pub fn tensor(&self, name: &str) -> Result<Option<TorchTensor>> {
-        let Some(slot) = self.tensors.get(name) else { return Ok(None) };
+        let Some(slot) = self.tensors.get(name) else {
+            let ones = |shape: &[usize; 1]| TorchTensor { shape: shape.to_vec(), values: TorchValues::Float(vec![1.0; shape[0]]) };
+            return Ok(self.ones.get(name).map(ones));
+        };
         let values = match &self.storages {
             Storages::Stream(storages) => {
                 let bytes = storages.get(&slot.storage).ok_or_else(|| self.error(format!("truncated before tensor {name}")))?;
@@ -184,8 +228,7 @@ impl<'a> TorchFile<'a> {
 
 type Tensors = BTreeMap<String, Slot>;
 
-/// The third value says where the elements end too early, if they do.
-fn legacy(bytes: &[u8]) -> Parsed<(Tensors, Storages<'_>, Option<String>)> {
+fn legacy(bytes: &[u8]) -> Parsed<Contents<'_>> {
     let mut rest = Bytes { all: bytes, at: LEGACY_MAGIC.len() };
     let version = Pickle::read(&mut rest)?;
     if !matches!(version.root(), Value::Int(LEGACY_VERSION)) {
@@ -234,21 +277,16 @@ fn legacy(bytes: &[u8]) -> Parsed<(Tensors, Storages<'_>, Option<String>)> {
             return Err(format!("{} bytes follow the last storage", bytes.len() - rest.at));
         }
     }
-    Ok((tensors, Storages::Stream(storages), cut))
+    Ok(Contents { tensors, script: None, storages: Storages::Stream(storages), cut })
 }
 
-fn zipped(bytes: &[u8]) -> Parsed<(Tensors, Storages<'_>)> {
+fn zipped(bytes: &[u8]) -> Parsed<Contents<'_>> {
     let mut archive = ZipArchive::new(Cursor::new(bytes)).map_err(|e| e.to_string())?;
     let mut names = Vec::with_capacity(archive.len());
     for name in archive.file_names() {
         names.push(name.map_err(|e| e.to_string())?.into_owned());
     }
-    if let Some(name) = names.iter().find(|name| name.ends_with("/constants.pkl") || name.contains("/code/")) {
-        return Err(format!(
-            "a TorchScript archive (it has {name}): a program with tensors under names of its own, not a state dict \
-             (NVIDIA's inception-2015-12-05.pt is one such)"
-        ));
-    }
+    let is_script = names.iter().any(|name| name.ends_with("/constants.pkl") || name.contains("/code/"));
     let pickle = names.iter().find_map(|name| name.strip_suffix("/data.pkl")).filter(|root| !root.contains('/'));
     let root = pickle.ok_or("a zip archive without a data.pkl, so not from torch.save")?.to_owned();
     let order = names.iter().position(|name| *name == format!("{root}/byteorder"));
@@ -260,8 +298,15 @@ fn zipped(bytes: &[u8]) -> Parsed<(Tensors, Storages<'_>)> {
     let index = names.iter().position(|name| *name == format!("{root}/data.pkl")).ok_or("no data.pkl")?;
     let pickle = zip_entry(&mut archive, index, bytes.len())?;
     let mut rest = Bytes { all: &pickle, at: 0 };
-    let object = Pickle::read(&mut rest)?;
-    let tensors = state_dict(&object)?;
+    let (object, tensors, script) = if is_script {
+        let object = Pickle::read_as(Form::Script, &mut rest)?;
+        let (tensors, order) = modules(&object)?;
+        (object, tensors, Some(order))
+    } else {
+        let object = Pickle::read(&mut rest)?;
+        let tensors = state_dict(&object)?;
+        (object, tensors, None)
+    };
     let folder = format!("{root}/data/");
     let entries: HashMap<String, usize> =
         names.iter().enumerate().filter_map(|(index, name)| Some((name.strip_prefix(&folder)?.to_owned(), index))).collect();
@@ -273,7 +318,7 @@ fn zipped(bytes: &[u8]) -> Parsed<(Tensors, Storages<'_>)> {
             return Err(format!("storage {key} has {found} bytes, expected {len} elements of {} bytes", kind.size()));
         }
     }
-    Ok((tensors, Storages::Zip(ZipStorages { archive, len: bytes.len(), entries })))
+    Ok(Contents { tensors, script, storages: Storages::Zip(ZipStorages { archive, len: bytes.len(), entries }), cut: None })
 }
 
 impl ZipStorages<'_> {
@@ -329,6 +374,41 @@ fn state_dict(pickle: &Pickle<'_>) -> Parsed<Tensors> {
     Ok(tensors)
 }
 
+/// The tensors of a TorchScript archive's modules, and their names in the order of the attributes: depth first, each module once.
+fn modules(pickle: &Pickle<'_>) -> Parsed<(Tensors, Vec<String>)> {
+    let Value::Object(_) = pickle.root() else { return Err("a TorchScript archive that holds something other than a module".into()) };
+    let (mut tensors, mut order, mut seen) = (BTreeMap::new(), Vec::new(), HashSet::new());
+    // What is still to be visited, the next one last.
+    let mut rest = vec![(pickle.root_id(), String::new())];
+    while let Some((id, path)) = rest.pop() {
+        match pickle.value(id) {
+            Value::Tensor(slot) => {
+                if tensors.insert(path.clone(), (**slot).clone()).is_some() {
+                    return Err(format!("tensor {path} is there twice"));
+                }
+                order.push(path);
+            }
+            Value::Object(attributes) if seen.insert(id) => {
+                for (key, value) in attributes.iter().flatten().rev() {
+                    let Value::Text(key) = pickle.value(*key) else { return Err("an attribute's name is not text".into()) };
+                    // Only these go on, so that no path is made for what is not looked at.
+                    if let Value::Tensor(_) | Value::Object(_) = pickle.value(*value) {
+                        let dot = if path.is_empty() { "" } else { "." };
+                        if path.len() + key.len() >= LONGEST_PATH || rest.len() + order.len() >= MOST_MODULES {
+                            return Err(format!(
+                                "more than {MOST_MODULES} tensors and modules, or a path of more than {LONGEST_PATH} bytes"
+                            ));
+                        }
+                        rest.push((*value, format!("{path}{dot}{key}")));
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+    Ok((tensors, order))
+}
+
 /// `bytes` holds the slot's whole storage.
 fn values(slot: &Slot, bytes: &[u8]) -> TorchValues {
     fn each<const N: usize, T>(slot: &Slot, bytes: &[u8], from: impl Fn([u8; N]) -> T) -> Vec<T> {
@@ -354,23 +434,82 @@ pub(crate) mod tests {
     use super::*;
     use crate::test_data::{bytes, json};
 
-    /// A legacy file in the layout of the published Inception: convolutions in the memory order height,
-    /// width, input, output; the classifier transposed; a counter beside each batch normalisation.
-    pub(crate) fn legacy_file(tensors: &BTreeMap<String, (Vec<usize>, Vec<f32>)>) -> Vec<u8> {
-        let int = |v: usize| match v {
+    fn int(v: usize) -> Vec<u8> {
+        match v {
             0..=0xff => vec![b'K', v as u8],
             0x100..=0xffff => [b"M".as_slice(), &(v as u16).to_le_bytes()].concat(),
             _ => [b"J".as_slice(), &(v as u32).to_le_bytes()].concat(),
-        };
-        let text = |t: &str| [b"X".as_slice(), &(t.len() as u32).to_le_bytes(), t.as_bytes()].concat();
-        let tuple = |items: &[usize]| {
-            let body: Vec<u8> = items.iter().copied().flat_map(int).collect();
-            match items.len() {
-                0 => b")".to_vec(),
-                n @ 1..=3 => [body, vec![0x84 + n as u8]].concat(),
-                _ => [b"(".to_vec(), body, b"t".to_vec()].concat(),
+        }
+    }
+
+    fn text(t: &str) -> Vec<u8> {
+        [b"X".as_slice(), &(t.len() as u32).to_le_bytes(), t.as_bytes()].concat()
+    }
+
+    fn tuple(items: &[usize]) -> Vec<u8> {
+        let body: Vec<u8> = items.iter().copied().flat_map(int).collect();
+        match items.len() {
+            0 => b")".to_vec(),
+            n @ 1..=3 => [body, vec![0x84 + n as u8]].concat(),
+            _ => [b"(".to_vec(), body, b"t".to_vec()].concat(),
+        }
+    }
+
+    fn zip(entries: &[(&str, &[u8], CompressionMethod)]) -> Vec<u8> {
+        let mut writer = zip::ZipWriter::new(Cursor::new(Vec::new()));
+        for (name, content, method) in entries {
+            writer.start_file(*name, zip::write::SimpleFileOptions::default().compression_method(*method)).unwrap();
+            std::io::Write::write_all(&mut writer, content).unwrap();
+        }
+        writer.finish().unwrap().into_inner()
+    }
+
+    /// A module with these tensors, by the rest of their paths and their places among the storages, in their order.
+    fn module(tensors: &[(&str, usize, &[usize])]) -> Vec<u8> {
+        let mut object = b"c__torch__.made\nModule\n)\x81}(".to_vec();
+        object.extend(
+            [text("training"), b"\x89".to_vec(), text("hook"), b"N".to_vec(), text("rate"), b"G\x3f\xe0\0\0\0\0\0\0".to_vec()].concat(),
+        );
+        object.extend([text("stride"), b"ctorch.jit._pickle\nbuild_intlist\n(](K\x01K\x02etR".to_vec()].concat());
+        let first = |path: &'_ str| path.split_once('.').map_or(path.to_owned(), |(first, _)| first.to_owned());
+        for group in tensors.chunk_by(|(a, ..), (b, ..)| first(a) == first(b)) {
+            object.extend(text(&first(group[0].0)));
+            if let [(path, key, shape)] = group
+                && !path.contains('.')
+            {
+                let strides: Vec<usize> = (0..shape.len()).map(|i| shape[i + 1..].iter().product()).collect();
+                object.extend(b"ctorch._utils\n_rebuild_tensor_v2\n((");
+                object.extend([text("storage"), b"ctorch\nFloatStorage\n".to_vec(), text(&key.to_string()), text("cuda:0")].concat());
+                object.extend([int(shape.iter().product()), b"tQ".to_vec(), int(0), tuple(shape), tuple(&strides)].concat());
+                object.extend(b"\x88ccollections\nOrderedDict\n)RtR");
+            } else {
+                let inner: Vec<_> = group.iter().map(|(path, key, shape)| (path.split_once('.').unwrap().1, *key, *shape)).collect();
+                object.extend(module(&inner));
             }
+        }
+        object.extend(b"ub");
+        object
+    }
+
+    /// A TorchScript archive with these tensors, in the order of its modules' attributes.
+    pub(crate) fn script_file(tensors: &[(String, Vec<usize>, Vec<f32>)]) -> Vec<u8> {
+        let places: Vec<_> = tensors.iter().enumerate().map(|(i, (name, shape, _))| (name.as_str(), i, shape.as_slice())).collect();
+        let object = [b"\x80\x02".to_vec(), module(&places), b".".to_vec()].concat();
+        let elements = |(i, (_, _, values)): (usize, &(_, _, Vec<f32>))| {
+            (format!("made/data/{i}"), values.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>())
         };
+        let storages: Vec<_> = tensors.iter().enumerate().map(elements).collect();
+        let mut entries: Vec<(&str, &[u8], _)> =
+            storages.iter().map(|(name, bytes)| (name.as_str(), &bytes[..], CompressionMethod::Stored)).collect();
+        entries.push(("made/data.pkl", &object, CompressionMethod::Stored));
+        entries.push(("made/code/__torch__/made.py", b"class Module(Module):\n", CompressionMethod::Deflated));
+        entries.push(("made/constants.pkl", b"\x80\x02).", CompressionMethod::Stored));
+        zip(&entries)
+    }
+
+    /// A legacy file in the layout of the published Inception: convolutions in the memory order height,
+    /// width, input, output; the classifier transposed; a counter beside each batch normalisation.
+    pub(crate) fn legacy_file(tensors: &BTreeMap<String, (Vec<usize>, Vec<f32>)>) -> Vec<u8> {
         let mut memo = 0u32;
         let mut put = |pickle: &mut Vec<u8>| {
             if memo < 256 {
@@ -470,6 +609,25 @@ pub(crate) mod tests {
         }
     }
 
+    /// What `torch.jit.save` wrote, without the program's text; names and their order are those of the program's state dict.
+    #[test]
+    fn modules_of_a_program_are_read_as_names_and_tensors() {
+        let bytes = bytes("torch_script.pt");
+        let file = open(&bytes).unwrap();
+        let unit = ["conv3d.weight", "bn.weight", "bn.bias", "bn.running_mean", "bn.running_var", "bn.num_batches_tracked"];
+        let names: Vec<String> = ["a", "seq.0"].iter().flat_map(|at| unit.map(|part| format!("{at}.{part}"))).collect();
+        assert_eq!(file.script(), Some(&names[..]));
+        let tensors = all(&file).unwrap();
+        assert_eq!(tensors.len(), names.len());
+        // The first was made as 0, 1, 2, …, the second as its opposite.
+        for (at, sign, inputs) in [("a", 1.0, 3), ("seq.0", -1.0, 2)] {
+            let values = (0..2 * inputs).map(|i| sign * i as f32).collect();
+            let expected = TorchTensor { shape: vec![2, inputs, 1, 1, 1], values: TorchValues::Float(values) };
+            assert_eq!(tensors[&format!("{at}.conv3d.weight")], expected);
+        }
+        assert_eq!(tensors["a.bn.num_batches_tracked"].values, TorchValues::Integer(vec![0]));
+    }
+
     fn small() -> BTreeMap<String, (Vec<usize>, Vec<f32>)> {
         let tensor = |shape: &[usize]| {
             let n: usize = shape.iter().product();
@@ -516,7 +674,7 @@ pub(crate) mod tests {
             }
         }
         assert_eq!(last, 4);
-        for name in ["torch_legacy.pth", "torch_zip.pth"] {
+        for name in ["torch_legacy.pth", "torch_zip.pth", "torch_script.pt"] {
             let bytes = bytes(name);
             for length in 0..bytes.len() {
                 assert!(open(&bytes[..length]).is_err(), "{name}: {length} of {} bytes", bytes.len());
@@ -527,7 +685,7 @@ pub(crate) mod tests {
     /// Any single damaged byte gives an error or other numbers, never a panic or a huge allocation.
     #[test]
     fn damaged_files_do_not_panic() {
-        for name in ["torch_legacy.pth", "torch_zip.pth"] {
+        for name in ["torch_legacy.pth", "torch_zip.pth", "torch_script.pt"] {
             let bytes = bytes(name);
             let mut refused = 0;
             for at in 0..bytes.len() {
@@ -563,17 +721,11 @@ pub(crate) mod tests {
         bytes[big] = 0x89;
         refuse(&bytes, "not from a little-endian machine");
 
-        let zip = |entries: &[(&str, &[u8], CompressionMethod)]| {
-            let mut writer = zip::ZipWriter::new(Cursor::new(Vec::new()));
-            for (name, content, method) in entries {
-                writer.start_file(*name, zip::write::SimpleFileOptions::default().compression_method(*method)).unwrap();
-                std::io::Write::write_all(&mut writer, content).unwrap();
-            }
-            writer.finish().unwrap().into_inner()
-        };
         let stored = CompressionMethod::Stored;
         let script: [(&str, &[u8], _); 2] = [("m/data.pkl", b"\x80\x02}.", stored), ("m/code/__torch__.py", b"", stored)];
-        refuse(&zip(&script), "a TorchScript archive (it has m/code/__torch__.py)");
+        refuse(&zip(&script), "a TorchScript archive that holds something other than a module");
+        let deep = vec![("a.".repeat(200) + "weight", vec![1], vec![1.0])];
+        refuse(&script_file(&deep), "a path of more than 255 bytes");
         refuse(&zip(&[("mu.npy", b"x", stored)]), "without a data.pkl");
         let zeros = [b"\x80\x02}.".as_slice(), &[0; 4096]].concat();
         refuse(&zip(&[("m/data.pkl", &zeros, CompressionMethod::Deflated)]), "a compressed entry");

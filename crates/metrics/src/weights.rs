@@ -5,6 +5,7 @@
 //! | safetensors | none of the below |
 //! | `torch.save` before PyTorch 1.6, such as the published `pt_inception-2015-12-05-6726825d.pth` | its magic number |
 //! | `torch.save` since | zip magic and a `data.pkl` |
+//! | `torch.jit.save`, such as StyleGAN-V's `i3d_torchscript.pt` | the same, with a `constants.pkl` or a folder `code` |
 //!
 //! Other networks under the same names (torchvision's) would give plausible numbers on another scale, so
 //! they are recognised and refused with the reason.
@@ -37,7 +38,11 @@ impl<'a> WeightsFile<'a> {
     /// Decides by content what the file is; `path` is for messages.
     pub(crate) fn open(bytes: &'a [u8], path: &Path) -> Result<Self> {
         if TorchFile::is_meant(bytes) {
-            return match TorchFile::open(bytes, path) {
+            let named = |mut file: TorchFile<'a>| {
+                crate::i3d::name_modules(&mut file).map_err(|message| Error::TorchFile { path: path.to_owned(), message })?;
+                Ok(file)
+            };
+            return match TorchFile::open(bytes, path).and_then(named) {
                 Ok(file) => Ok(Self::Torch(file)),
                 // A truncated download may well be of the right file.
                 Err(Error::TorchFile { path, message }) if !message.starts_with("truncated") => {
@@ -64,8 +69,14 @@ impl<'a> WeightsFile<'a> {
     fn form(&self) -> &'static str {
         match self {
             Self::Safetensors(..) => "safetensors",
+            Self::Torch(_) if self.is_script() => "TorchScript archive",
             Self::Torch(_) => "torch state dict",
         }
+    }
+
+    /// Whether the tensors are those of a TorchScript program.
+    pub(crate) fn is_script(&self) -> bool {
+        matches!(self, Self::Torch(file) if file.script().is_some())
     }
 
     /// Names of all tensors, sorted.
@@ -185,7 +196,7 @@ impl<'a> Tensors<'a> {
 /// Example: [`convert_weights`].
 #[derive(Clone, Debug)]
 pub struct ConvertedWeights {
-    /// `safetensors` or `torch state dict`.
+    /// `safetensors`, `torch state dict` or `TorchScript archive`.
     pub form: &'static str,
     /// `Inception-v3` or `I3D`.
     pub network: &'static str,

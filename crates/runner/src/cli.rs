@@ -338,7 +338,7 @@ pub(crate) struct Generate {
     /// Motion modules for videos by a checkpoint of images: a folder as diffusers' MotionAdapter has it (AnimateDiff)
     #[arg(long, value_name = "DIR")]
     pub(crate) motion_adapter: Option<PathBuf>,
-    /// Frames of a video; needs a motion adapter, or a checkpoint of videos (ModelScope)
+    /// Frames of a video; needs a motion adapter, or a checkpoint of videos (ModelScope, or AnimateDiff merged)
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub(crate) frames: usize,
     /// Frames a second that the animated file shows
@@ -540,8 +540,8 @@ pub(crate) struct Features {
 #[derive(Debug, Args)]
 pub(crate) struct Look {
     /// Feature network: Inception weights (safetensors or the original .pth), `inception` for those in torch's cache, a Hugging Face
-    /// folder of CLIP or DINOv2, for videos I3D weights (safetensors or i3d_pretrained_400.pt), or `pixels`: none, for spectrum and
-    /// sharpness
+    /// folder of CLIP or DINOv2, for videos I3D weights (safetensors, i3d_pretrained_400.pt or i3d_torchscript.pt), or `pixels`: none,
+    /// for spectrum and sharpness
     #[arg(long, value_name = "PATH")]
     pub(crate) extractor: Option<PathBuf>,
     /// Weights of the network named by --extractor, if they lie elsewhere

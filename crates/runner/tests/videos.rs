@@ -60,7 +60,7 @@ fn generate_writes_frames_and_an_animation() {
 
     refused(
         &strs(&with(&out, &["--motion-adapter", text(&adapter), "--frames", "9"])),
-        "`frames` is 9, expected a number from 1 to the motion adapter's 8",
+        "`frames` is 9, expected a number from 1 to the motion modules' 8",
     );
     refused(&strs(&with(&out, &["--frames", "2"])), "expected 1: this network has no layers over frames");
     refused(&strs(&with(&out, &["--motion-adapter", "nowhere", "--frames", "2"])), "nowhere: no such folder");

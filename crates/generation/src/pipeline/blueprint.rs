@@ -215,7 +215,7 @@ impl Blueprint {
             let expected = match self.max_frames() {
                 1 => "1: this network has no layers over frames, which a motion adapter would add".to_owned(),
                 usize::MAX => "at least 1".to_owned(),
-                most => format!("a number from 1 to the motion adapter's {most} (`motion_max_seq_length`)"),
+                most => format!("a number from 1 to the motion modules' {most} (`motion_max_seq_length`)"),
             };
             return Err(Error::Request { key: "frames", found: request.frames.to_string(), expected });
         }

@@ -12,7 +12,7 @@ pub(crate) use conv::SiteConv;
 pub(crate) use maps::MapStore;
 use maps::MapTape;
 use resnet::ResnetBlock;
-use temporal::{Adapter, Frames, TemporalConv, TemporalTransformer};
+use temporal::{Adapter, Frames, MotionConfig, TemporalConv, TemporalTransformer};
 use transformer::Transformer;
 
 use crate::checkpoint::{Dtype, LoadOptions};
@@ -69,6 +69,8 @@ pub(crate) struct UNetConfig {
     pub(crate) added: Option<AddedConfig>,
     /// Whether it has layers over frames of its own: `UNet3DConditionModel`.
     pub(crate) volume: bool,
+    /// Its motion modules, of a network that a motion adapter was merged into: `UNetMotionModel`.
+    motion: Option<MotionConfig>,
 }
 
 /// Width of the sinusoids of one size number, and of the pooled text embedding.
@@ -120,8 +122,10 @@ impl UNetConfig {
         let groups = c.count("norm_num_groups", Some(32))?;
         let channels = c.channels("block_out_channels", groups)?;
         let n = channels.len();
-        let volume = c.strings("down_block_types")?.iter().any(|name| name.ends_with("3D"));
-        let kind = if volume { "3D" } else { "2D" };
+        let types = c.strings("down_block_types")?;
+        let kind = ["3D", "Motion"].into_iter().find(|kind| types.iter().any(|name| name.ends_with(kind))).unwrap_or("2D");
+        let volume = kind == "3D";
+        let motion = if kind == "Motion" { Some(MotionConfig::merged(&mut c, groups, &channels)?) } else { None };
         let mut attention = |key: &str, with: &str, without: &str| -> Result<Vec<bool>> {
             let names = c.strings(key)?;
             let wrong = || Error::malformed(file, format!("`{key}` is {names:?}, expected {n} of {with} or {without}"));
@@ -175,14 +179,25 @@ impl UNetConfig {
                 return c.refuse("attention_head_dim", format!("a divisor of {channels:?}"));
             }
             channels.iter().map(|c| c / width).collect()
+        } else if motion.is_some() {
+            // Files of older versions keep the other key, too, which the merged network does not read.
+            c.ignore(&["attention_head_dim"]);
+            c.counts("num_attention_heads", Some(n), Some(8))?
         } else {
             c.counts("attention_head_dim", Some(n), Some(8))?
         };
+        // An adapter's count for each block becomes the merged network's.
+        let layers_per_block = match motion.as_ref().map(|_| c.counts("layers_per_block", Some(n), Some(2))).transpose()? {
+            None => c.layers("layers_per_block", Some(2))?,
+            Some(counts) if counts[0] <= 256 && counts.iter().all(|count| *count == counts[0]) => counts[0],
+            Some(_) => return c.refuse("layers_per_block", "the same count, at most 256, in every block"),
+        };
+        let heads_key = if motion.is_some() { "num_attention_heads" } else { "attention_head_dim" };
         let config = Self {
             sample_size: c.within("sample_size", None, 1, LARGEST_SAMPLE)?,
             in_channels: c.count("in_channels", Some(4))?,
             out_channels: c.count("out_channels", Some(4))?,
-            layers_per_block: c.layers("layers_per_block", Some(2))?,
+            layers_per_block,
             cross_attention_dim: c.count("cross_attention_dim", Some(if volume { 1024 } else { 1280 }))?,
             heads,
             transformer_depth: c.counts("transformer_layers_per_block", Some(n), Some(1))?,
@@ -197,6 +212,7 @@ impl UNetConfig {
             up_attention,
             added,
             volume,
+            motion,
         };
         if !config.channels[0].is_multiple_of(2) {
             return c.refuse("block_out_channels", "an even number first: its time embedding is sines and cosines");
@@ -204,7 +220,7 @@ impl UNetConfig {
         // The middle block, at the last level, always attends.
         let attends = |level: usize| level + 1 == n || config.down_attention[level] || config.up_attention[n - 1 - level];
         if let Some(level) = (0..n).find(|&level| attends(level) && !config.channels[level].is_multiple_of(config.heads[level])) {
-            return c.refuse("attention_head_dim", format!("at level {level} a divisor of its {} channels", config.channels[level]));
+            return c.refuse(heads_key, format!("at level {level} a divisor of its {} channels", config.channels[level]));
         }
         if config.transformer_depth.iter().any(|depth| *depth > MOST_BLOCKS) {
             return c.refuse("transformer_layers_per_block", format!("at most {MOST_BLOCKS}"));
@@ -551,13 +567,13 @@ impl UNet {
         let config = UNetConfig::of(Config::open(&folder.join("config.json"))?)?;
         let weights = Weights::open(folder, "diffusion_pytorch_model", options)?.multiplied_in(options.dtype);
         let adapter = match &options.motion_adapter {
-            Some(_) if config.volume => {
+            Some(_) if config.volume || config.motion.is_some() => {
                 return Err(Error::malformed(folder.join("config.json"), "has layers over frames of its own, expected no motion adapter"));
             }
             Some(place) => Some(Adapter::open(place, &config, options)?),
             None => None,
         };
-        let frames = adapter.as_ref().map_or(Frames::of(&config), Frames::Adapter);
+        let frames = Frames::of(&config, adapter.as_ref());
         let unet = Self::load(config, &weights.root(), &frames)?;
         weights.finish()?;
         adapter.map_or(Ok(()), Adapter::finish)?;
@@ -567,14 +583,14 @@ impl UNet {
     /// The network of a `config.json` on random weights, multiplying in `dtype`.
     pub(crate) fn random(config: &Path, dtype: Dtype, device: &Device) -> Result<Self> {
         let config = UNetConfig::of(Config::open(config)?)?;
-        let frames = Frames::of(&config);
+        let frames = Frames::of(&config, None);
         Self::load(config, &Weights::random(device).multiplied_in(dtype).root(), &frames)
     }
 
     /// The network of a `config.json` without weights, which has sites and cannot run.
     pub(crate) fn hollow(config: Config) -> Result<Self> {
         let config = UNetConfig::of(config)?;
-        let frames = Frames::of(&config);
+        let frames = Frames::of(&config, None);
         Self::load(config, &Weights::hollow().root(), &frames)
     }
 

@@ -18,19 +18,44 @@ use std::path::Path;
 /// Tokens whose attention is computed at a time: the kernel lays out keys and values in tiles, most of which a few frames leave empty.
 const TOKENS_AT_ONCE: usize = 1 << 13;
 
-/// What the `config.json` of a motion adapter decides (AnimateDiff: Guo et al. 2023, arXiv 2307.04725).
-#[derive(Debug)]
-pub(super) struct AdapterConfig {
+/// What a `config.json` says of motion modules (AnimateDiff: Guo et al. 2023, arXiv 2307.04725).
+#[derive(Debug, Clone)]
+pub(super) struct MotionConfig {
     heads: Vec<usize>,
     groups: usize,
     /// Frames that there are positions for.
-    pub(super) max_frames: usize,
+    max_frames: usize,
     mid: bool,
 }
 
-impl AdapterConfig {
-    /// Reads the file and checks it against the network that the modules go into.
-    fn open(file: &Path, unet: &UNetConfig) -> Result<Self> {
+impl MotionConfig {
+    /// Reads the keys that a `MotionAdapter` and a `UNetMotionModel` share, for a network of these `channels`.
+    fn of(c: &mut Config, groups: usize, channels: &[usize]) -> Result<Self> {
+        let config = Self {
+            heads: c.counts("motion_num_attention_heads", Some(channels.len()), Some(8))?,
+            groups,
+            max_frames: c.within("motion_max_seq_length", Some(32), 1, 4096)?,
+            mid: c.bool("use_motion_mid_block", true)?,
+        };
+        let divides = |by: usize| channels.iter().all(|c| c % by == 0);
+        if !divides(config.groups) || config.heads.iter().zip(channels).any(|(heads, c)| c % heads != 0) {
+            let reason = format!("{} groups and {:?} heads do not divide channels {channels:?}", config.groups, config.heads);
+            return Err(Error::malformed(c.file(), reason));
+        }
+        Ok(config)
+    }
+
+    /// Of a `UNetMotionModel`, whose motion modules lie among its own layers and have the groups of its norms.
+    pub(super) fn merged(c: &mut Config, groups: usize, channels: &[usize]) -> Result<Self> {
+        let n = channels.len();
+        c.only("temporal_transformer_layers_per_block", &[json!(1), json!(vec![1; n])])?;
+        c.only("temporal_transformer_layers_per_mid_block", &[json!(1), json!([1])])?;
+        c.only("mid_block_layers", &[json!(1)])?;
+        Self::of(c, groups, channels)
+    }
+
+    /// Of an adapter's file, checked against the network that the modules go into.
+    fn of_adapter(file: &Path, unet: &UNetConfig) -> Result<Self> {
         let mut c = Config::open(file)?;
         let n = unet.channels.len();
         let same = |key: &str, found: &[usize], expected: &[usize]| {
@@ -48,17 +73,8 @@ impl AdapterConfig {
         c.only("conv_in_channels", &[])?;
         // Of older versions; nothing reads them.
         c.ignore(&["motion_activation_fn", "motion_attention_bias", "motion_cross_attention_dim"]);
-        let config = Self {
-            heads: c.counts("motion_num_attention_heads", Some(n), Some(8))?,
-            groups: c.count("motion_norm_num_groups", Some(32))?,
-            max_frames: c.within("motion_max_seq_length", Some(32), 1, 4096)?,
-            mid: c.bool("use_motion_mid_block", true)?,
-        };
-        let divides = |by: usize| unet.channels.iter().all(|c| c % by == 0);
-        if !divides(config.groups) || config.heads.iter().zip(&unet.channels).any(|(heads, c)| c % heads != 0) {
-            let reason = format!("{} groups and {:?} heads do not divide channels {:?}", config.groups, config.heads, unet.channels);
-            return Err(Error::malformed(file, reason));
-        }
+        let groups = c.count("motion_norm_num_groups", Some(32))?;
+        let config = Self::of(&mut c, groups, &unet.channels)?;
         c.finish()?;
         Ok(config)
     }
@@ -66,14 +82,14 @@ impl AdapterConfig {
 
 /// An open motion adapter.
 pub(super) struct Adapter {
-    pub(super) config: AdapterConfig,
+    config: MotionConfig,
     weights: Weights,
 }
 
 impl Adapter {
     /// Opens a diffusers `MotionAdapter` folder for a network.
     pub(super) fn open(folder: &Path, unet: &UNetConfig, options: &LoadOptions) -> Result<Self> {
-        let config = AdapterConfig::open(&folder.join("config.json"), unet)?;
+        let config = MotionConfig::of_adapter(&folder.join("config.json"), unet)?;
         let plain = LoadOptions { variant: None, ..options.clone() };
         let weights = Weights::open(folder, "diffusion_pytorch_model", &plain)?.multiplied_in(options.dtype);
         Ok(Self { config, weights })
@@ -89,16 +105,21 @@ impl Adapter {
 pub(super) enum Frames<'a> {
     /// It has none.
     None,
-    /// The motion modules of an adapter, one after each residual block and its attention.
-    Adapter(&'a Adapter),
+    /// Motion modules, one after each residual block and its attention: an adapter's, or those among the network's own weights.
+    Motion(MotionConfig, Option<&'a Adapter>),
     /// Its own: convolutions after residual blocks, attentions after attentions (ModelScope: Wang et al. 2023, arXiv 2308.06571).
     Own,
 }
 
-impl Frames<'_> {
-    /// Of a network alone.
-    pub(super) fn of(config: &UNetConfig) -> Self {
-        if config.volume { Self::Own } else { Self::None }
+impl<'a> Frames<'a> {
+    /// Of a network and what is added to it.
+    pub(super) fn of(config: &UNetConfig, adapter: Option<&'a Adapter>) -> Self {
+        match (adapter, &config.motion) {
+            (Some(adapter), _) => Self::Motion(adapter.config.clone(), Some(adapter)),
+            (None, Some(motion)) => Self::Motion(motion.clone(), None),
+            (None, None) if config.volume => Self::Own,
+            (None, None) => Self::None,
+        }
     }
 
     /// Attention over frames after layer `i` of the block at `block`, which attends to the text if `attends`; `level` is the block's
@@ -113,9 +134,9 @@ impl Frames<'_> {
     ) -> Result<Option<TemporalTransformer>> {
         let c = build.config.channels[level];
         match self {
-            Self::Adapter(adapter) => {
-                let config = &adapter.config;
-                let at = adapter.weights.root().pp(block.path()).pp("motion_modules").pp(i);
+            Self::Motion(config, adapter) => {
+                let block = adapter.map_or_else(|| block.clone(), |adapter| adapter.weights.root().pp(block.path()));
+                let at = block.pp("motion_modules").pp(i);
                 let shape = Shape { channels: c, width: c, heads: config.heads[level], groups: config.groups };
                 TemporalTransformer::load(build, &at, shape, Some(config.max_frames)).map(Some)
             }
@@ -131,7 +152,7 @@ impl Frames<'_> {
     /// The same in the middle block.
     pub(super) fn mid_attention(&self, build: &mut Build, block: &Scope<'_>) -> Result<Option<TemporalTransformer>> {
         match self {
-            Self::Adapter(adapter) if !adapter.config.mid => Ok(None),
+            Self::Motion(config, _) if !config.mid => Ok(None),
             _ => self.attention(build, block, 0, build.config.channels.len() - 1, true),
         }
     }
@@ -157,7 +178,7 @@ impl Frames<'_> {
     pub(super) fn max_frames(&self) -> usize {
         match self {
             Self::None => 1,
-            Self::Adapter(adapter) => adapter.config.max_frames,
+            Self::Motion(config, _) => config.max_frames,
             Self::Own => usize::MAX,
         }
     }

@@ -68,6 +68,12 @@
     border.style.left = `${percent}%`;
     border.hidden = percent <= 0 || percent >= 100;
   };
+  // Videos begin anew once both are there, so that they run side by side: a source that is set again restarts its animation.
+  const together = async () => {
+    const sources = [left.src, right.src];
+    await Promise.allSettled([left.decode(), right.decode()]);
+    if (left.src === sources[0] && right.src === sources[1]) [left.src, right.src] = sources;
+  };
   const show = () => {
     const { columns, rows } = entries[entry.value];
     const { prompt, seed } = columns[column.value];
@@ -83,6 +89,7 @@
       line.textContent = text;
       return line;
     }));
+    together();
     history.replaceState(null, "", `#${[entry, a, b, column].map((choice) => choice.value).join("-")}`);
   };
   const fill = () => {
