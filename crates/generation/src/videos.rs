@@ -205,6 +205,16 @@ fn unets() {
     }
 }
 
+/// Both kinds of layers over frames in whole networks at a size that takes the emulator of GPUs seconds.
+#[test]
+fn layers_over_frames() {
+    for (name, unet) in [("motion", motion_unet(&adapter())), ("modelscope", volume_unet())] {
+        let want = golden(&format!("video/unet_{name}"));
+        let got = run(&unet, &want["odd.sample"], &want["odd.context"], 501.0, &Plan::plain(&unet.sites));
+        check(name, &got, &frames_first(&want["odd.out"]));
+    }
+}
+
 /// Adapters of the third version have no module in the middle, and those of other programs no table of positions.
 #[test]
 fn adapters_of_other_versions() {

@@ -1029,7 +1029,7 @@ pub(crate) enum WeightsAction {
     /// Check a weights file of the FID Inception, such as pytorch-fid's .pth, and write it as safetensors
     #[command(after_help = CONVERT_HELP)]
     Convert {
-        /// A safetensors file, a file by torch.save, or a folder with model.safetensors
+        /// A safetensors file, a file by torch.save or torch.jit.save, or a folder with model.safetensors
         #[arg(value_name = "IN")]
         input: PathBuf,
         #[arg(long, value_name = "OUT.safetensors")]
