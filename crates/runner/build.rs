@@ -19,14 +19,6 @@ fn main() {
     if std::env::var("CARGO_CFG_TARGET_OS").is_ok_and(|os| os == "linux") {
         // Symbols are a third of the program. Not `strip` in the profile: that is part of every crate's identity.
         println!("cargo::rustc-link-arg-bins=-Wl,--strip-all");
-        // Tables of what nobody unwinds are 2 MB. They would name functions in backtraces, were there names.
-        if std::env::var("CARGO_CFG_PANIC").is_ok_and(|panic| panic == "abort") {
-            let script = Path::new(&std::env::var("OUT_DIR").unwrap_or_default()).join("no_unwinding.ld");
-            let discard = "SECTIONS { /DISCARD/ : { *(.eh_frame) *(.eh_frame.*) *(.gcc_except_table) *(.gcc_except_table.*) } } INSERT AFTER .text;\n";
-            if std::fs::write(&script, discard).is_ok() {
-                println!("cargo::rustc-link-arg-bins=-T{}", script.display());
-            }
-        }
         if links_with_lld() {
             // polars is compiled without optimisation and repeats itself: functions of equal code become one.
             println!("cargo::rustc-link-arg-bins=-Wl,--icf=all");
