@@ -1,11 +1,12 @@
 //! What travels in the program: the experiments on the pocket model, its checkpoint, motion modules, upscaler, Inception and I3D.
 //!
 //! ```
-//! use scalebench_pocket::{FILES, File, file};
+//! use scalebench_pocket::{FILES, File, experiments, file};
 //! let quick: &File = file("experiments/quick.yaml").unwrap();
 //! assert!(String::from_utf8(quick.content()).unwrap().contains("datasets/pocket"));
 //! assert!(FILES.iter().all(|file| file.packed().len() > 8));
 //! assert!(file("experiments/quik.yaml").is_none());
+//! assert!(experiments().any(|name| name == "quick"));
 //! ```
 
 use std::io::Read;
@@ -60,6 +61,13 @@ pub fn file(path: &str) -> Option<&'static File> {
     FILES.iter().find(|file| file.path == path)
 }
 
+/// Names of the experiments.
+///
+/// Example: [this crate](crate).
+pub fn experiments() -> impl Iterator<Item = &'static str> {
+    FILES.iter().filter_map(|file| file.path.strip_prefix("experiments/")?.strip_suffix(".yaml"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -71,7 +79,7 @@ mod tests {
         for file in FILES {
             assert!(file.content() == std::fs::read(root.join(file.path)).unwrap(), "{}", file.path);
         }
-        for name in ["pocket", "pocket-inception"] {
+        for name in ["pocket", "pocket-motion", "pocket-upscaler", "pocket-inception", "pocket-i3d"] {
             assert!(FILES.iter().any(|file| file.path.starts_with(&format!("datasets/{name}/"))), "{name}");
         }
         let models: usize = FILES.iter().map(|file| file.packed.len()).sum();

@@ -144,7 +144,7 @@ fn problems(all: &[Item]) -> Vec<String> {
 fn every_public_item_has_an_example() {
     for krate in LIBRARIES {
         let all = of_crate(krate);
-        assert!(all.iter().filter(|item| item.is_public).count() >= 5, "{krate}: {} items", all.len());
+        assert!(all.iter().filter(|item| item.is_public).count() > 5, "{krate}: {} items", all.len());
         let problems = problems(&all);
         assert!(problems.is_empty(), "{krate}: {} of {} items\n{}", problems.len(), all.len(), problems.join("\n"));
     }

@@ -8,14 +8,10 @@ use std::sync::OnceLock;
 
 use anyhow::{Context, Result};
 use scalebench_pocket::FILES;
+pub(crate) use scalebench_pocket::experiments;
 
 /// Begins the paths of what travels in the program.
 const PREFIX: &str = "scalebench:";
-
-/// Names of the built-in experiments.
-pub(crate) fn experiments() -> impl Iterator<Item = &'static str> {
-    FILES.iter().filter_map(|file| file.path.strip_prefix("experiments/")?.strip_suffix(".yaml"))
-}
 
 /// The text of a built-in experiment, with the paths of its checkpoints made ones of this module.
 pub(crate) fn experiment(name: &str) -> Option<String> {
