@@ -1,14 +1,18 @@
 #!/usr/bin/env python3
-"""Writes what a PyTorch I3D on hash-made weights says of formula videos: `i3d.safetensors` of `crates/metrics/tests/data`.
+"""Writes what a PyTorch I3D on hash-made weights says of formula videos: `i3d.safetensors` of `crates/metrics/tests/data`; and two tiny
+programs as `torch.jit.save` leaves them, `torch_script.pt` and `torch_traced.pt`.
 
     python scripts/i3d_goldens.py [DATA_DIR]
+    python scripts/i3d_goldens.py --programs [DATA_DIR]    # the programs alone
 
 The network is written from the published architecture (Carreira & Zisserman) with the layers that PyTorch has; names and shapes are
 those of `i3d_pretrained_400.pt`. Weights and frames follow the formulas of the folder's README. Needs torch and safetensors.
 """
 
+import io
 import math
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -125,6 +129,45 @@ def videogpt(video, side):
     return (x[:, :, top : top + side, left : left + side] - 0.5) * 2
 
 
+class Unit(torch.nn.Module):
+    def __init__(self, inputs, first, epsilon):
+        super().__init__()
+        self.conv3d = torch.nn.Conv3d(inputs, 2, 1, bias=False)
+        self.bn = torch.nn.BatchNorm3d(2, eps=epsilon)
+        self.conv3d.weight.data = torch.arange(2.0 * inputs).reshape(2, inputs, 1, 1, 1) * first
+
+    def forward(self, x):
+        return torch.relu(self.bn(self.conv3d(x)))
+
+
+class Units(torch.nn.Module):
+    """Attributes of many kinds beside the modules."""
+
+    def __init__(self, epsilon):
+        super().__init__()
+        self.strides, self.factors, self.pair, self.nothing, self.name = [1, 2], [0.5, 1.5], (1, 2), None, "units"
+        self.a = Unit(3, 1.0, epsilon)
+        self.seq = torch.nn.Sequential(Unit(2, -1.0, epsilon))
+
+    def forward(self, x):
+        return self.seq(self.a(x)) * self.factors[0] + self.strides[0] + self.pair[1]
+
+
+def programs(out):
+    for name, program in [
+        ("torch_script", torch.jit.script(Units(1e-3).eval())),
+        ("torch_traced", torch.jit.trace(Units(1e-5).eval(), torch.zeros(1, 3, 2, 2, 2))),
+    ]:
+        saved = io.BytesIO()
+        torch.jit.save(program, saved)
+        # Without what says where this script lies, which is most of it, and without the inputs of a trace.
+        with zipfile.ZipFile(saved) as source, zipfile.ZipFile(out / f"{name}.pt", "w") as kept:
+            for entry in source.infolist():
+                if not (entry.filename.endswith(".debug_pkl") or "traced_inputs" in entry.filename):
+                    kept.writestr(entry, source.read(entry), entry.compress_type)
+        torch.jit.load(str(out / f"{name}.pt"))
+
+
 def main(out):
     torch.set_num_threads(1)
     tensors = {}
@@ -151,4 +194,7 @@ def main(out):
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parent.parent / "crates" / "metrics" / "tests" / "data")
+    folder = next((Path(a) for a in sys.argv[1:] if a != "--programs"), Path(__file__).parent.parent / "crates" / "metrics" / "tests" / "data")
+    programs(folder)
+    if "--programs" not in sys.argv:
+        main(folder)

@@ -5,14 +5,13 @@
 //! normalisations have an epsilon of 1e-5 and the TensorFlow graph's 1e-3, so the epsilon is part of the network's name. Sides of every
 //! convolution and pool are padded as TensorFlow's `SAME`: what is missing to `⌈n / stride⌉` outputs, the smaller half in front.
 //!
-//! Of a TorchScript archive, such as StyleGAN-V's `i3d_torchscript.pt`, the modules' tensors are read and the program is not. Where they
-//! have other names than these, order and shapes of convolutions and norms decide which is which; see [`name_modules`].
+//! Of a TorchScript archive, such as StyleGAN-V's `i3d_torchscript.pt`, the modules' tensors are read, and the norms' epsilon from the
+//! program's text. Where tensors have neither these names nor hassony2's, their order and shapes decide; see [`name_modules`].
 //!
 //! Every channel count `c` becomes `max(1, round(c · width))`. What a file does not say itself comes from metadata of the safetensors
 //! file, or from `config.json` beside it: `{"model_type": "i3d", "width": 0.25, "num_classes": 30, "bn_epsilon": 1e-5, "side": 64}`;
 //! without either it is the published network.
 
-use std::collections::HashMap;
 use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
@@ -26,6 +25,9 @@ use crate::{Error, Result};
 
 /// What tells its files from others.
 const FIRST_TENSOR: &str = "Conv3d_1a_7x7.conv3d.weight";
+
+/// The same by the names of hassony2's port, and the epsilon that this port's class gives its norms: the TensorFlow graph's.
+const HASSONY2: (&str, f64) = ("conv3d_1a_7x7.conv3d.weight", 1e-3);
 
 /// Shape of a network.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -52,9 +54,9 @@ impl I3dConfig {
         ((full as f64 * self.width).round() as usize).max(1)
     }
 
-    /// `script` says that the weights are those of a TorchScript program: StyleGAN-V's agrees with the TensorFlow graph to rounding, so
-    /// it has the graph's epsilon.
-    fn resolve(path: &Path, metadata: Option<&HashMap<String, String>>, script: bool) -> Result<Self> {
+    /// A TorchScript program has an epsilon of its own, which a configuration may not contradict; where its text does not say it, the
+    /// configuration has to.
+    fn resolve(path: &Path, file: &WeightsFile<'_>) -> Result<Self> {
         #[derive(Deserialize)]
         struct Beside {
             #[serde(default)]
@@ -64,8 +66,9 @@ impl I3dConfig {
         }
         let bad = |path: &Path, message: String| Error::Config { path: path.to_owned(), message };
         let beside = path.with_file_name("config.json");
-        let usual = Self { bn_epsilon: if script { 1e-3 } else { 1e-5 }, ..Self::default() };
-        let config = if let Some(metadata) = metadata.filter(|m| m.contains_key("bn_epsilon")) {
+        let usual = Self { bn_epsilon: file.epsilon().unwrap_or(Self::default().bn_epsilon), ..Self::default() };
+        let mut says_epsilon = false;
+        let config = if let Some(metadata) = file.metadata().filter(|m| m.contains_key("bn_epsilon")) {
             let entry = |key: &str, default: f64| -> Result<f64> {
                 let value = metadata.get(key).map_or(Ok(default), |v| v.parse());
                 value.map_err(|e| bad(path, format!("metadata entry {key}: {e}")))
@@ -80,6 +83,7 @@ impl I3dConfig {
             let mut text: Beside = serde_json::from_slice(&read(&beside)?).map_err(|e| bad(&beside, e.to_string()))?;
             match text.model_type.as_str() {
                 "i3d" => {
+                    says_epsilon = text.rest.contains_key("bn_epsilon");
                     text.rest.entry("bn_epsilon").or_insert_with(|| usual.bn_epsilon.into());
                     serde_json::from_value(text.rest.into()).map_err(|e| bad(&beside, e.to_string()))?
                 }
@@ -92,7 +96,17 @@ impl I3dConfig {
         if !is_good || config.side < 32 {
             return Err(bad(path, format!("{config:?} needs a width in (0, 16], classes, an epsilon above 0 and a side of at least 32")));
         }
-        Ok(config)
+        match file.epsilon().filter(|_| file.is_script()) {
+            Some(own) if own != config.bn_epsilon => {
+                let message = format!("bn_epsilon is {:e}, but the program of {} has {own:e}", config.bn_epsilon, path.display());
+                Err(bad(&beside, message))
+            }
+            None if file.is_script() && !says_epsilon => {
+                let expected = r#"expected {"model_type": "i3d", "bn_epsilon": …} in a config.json beside it"#;
+                Err(bad(path, format!("the program's text does not say the epsilon of its batch normalisations, {expected}")))
+            }
+            _ => Ok(config),
+        }
     }
 }
 
@@ -212,8 +226,8 @@ impl I3d {
     /// Fewest frames of a video: three times halved there must be two left.
     pub(crate) const FEWEST_FRAMES: usize = 9;
 
-    /// Loads a safetensors file, a state dict by `torch.save` such as `i3d_pretrained_400.pt`, or a TorchScript archive. The content decides, and nothing in
-    /// the file is run. Every tensor is checked for presence, shape, type (`f32`) and finite values, and the file for tensors that the
+    /// Loads a safetensors file, a state dict by `torch.save` such as `i3d_pretrained_400.pt`, or a TorchScript archive. The content
+    /// decides, and nothing in the file is run. Every tensor is checked for presence, shape, type (`f32`) and finite values, and the file for tensors that the
     /// network does not have; `num_batches_tracked` is ignored.
     pub(crate) fn load_on(path: &Path, device: &Device) -> Result<Self> {
         let bytes = read(path)?;
@@ -226,7 +240,7 @@ impl I3d {
     }
 
     pub(crate) fn take(tensors: &mut Tensors<'_>, device: &Device) -> Result<Self> {
-        let config = I3dConfig::resolve(&tensors.path, tensors.file.metadata(), tensors.file.is_script())?;
+        let config = I3dConfig::resolve(&tensors.path, &tensors.file)?;
         let c = |full| config.channels(full);
         let mut unit = |name: &str, from, to, kernel, stride| unit(tensors, config.bn_epsilon, name, (from, to), (kernel, stride), device);
         let stem = [
@@ -333,20 +347,61 @@ fn part(name: &str) -> Option<&'static str> {
     parts.into_iter().find(|(_, words)| words.iter().any(|word| last.contains(word))).map(|(part, _)| part)
 }
 
-/// Gives the tensors of a TorchScript archive with convolutions over frames this network's names; other files stay as they are.
+/// What this network calls a tensor of hassony2's port; `None` if the port has no such tensor.
+fn from_hassony2(name: &str) -> Option<String> {
+    let mut ends = name.rsplitn(3, '.');
+    let (part, module, layer) = (ends.next()?, ends.next()?, ends.next()?);
+    let module = match module {
+        "conv3d" => module,
+        "batch3d" => "bn",
+        _ => return None,
+    };
+    let capital = |layer: &str| layer.replacen("conv3d", "Conv3d", 1).replacen("mixed", "Mixed", 1);
+    let layer = match layer.split_once(".branch_") {
+        // The fourth branch starts with its pool.
+        Some((mixed, branch)) => {
+            let branches = [("0", "b0"), ("1.0", "b1a"), ("1.1", "b1b"), ("2.0", "b2a"), ("2.1", "b2b"), ("3.1", "b3b")];
+            let (_, branch) = branches.into_iter().find(|(theirs, _)| *theirs == branch)?;
+            format!("{}.{branch}", capital(mixed))
+        }
+        None if layer == "conv3d_0c_1x1" => "logits".to_owned(),
+        None => capital(layer),
+    };
+    Some(format!("{layer}.{module}.{part}"))
+}
+
+/// Gives the tensors of an I3D this network's names, and says the epsilon of its norms where the file tells it; other files stay as they
+/// are.
 ///
-/// Where the first convolution has its name here, after a prefix or not, names decide. Elsewhere the order of attributes does, with all
-/// shapes checked: 57 convolutions, each followed by its norm's mean, variance, offset and perhaps factor (without it, ones), in the
+/// Where the first convolution has its name here or in hassony2's port, in a TorchScript archive perhaps after a prefix, names decide.
+/// Elsewhere the order of an archive's attributes does, with all shapes checked: 57 convolutions, each followed by its norm's mean, variance, offset and perhaps factor (without it, ones), in the
 /// order of [`MIXED`] and its branches; and, anywhere, one convolution with a bias and no norm, which gives the logits.
-pub(crate) fn name_modules(file: &mut TorchFile<'_>) -> std::result::Result<(), String> {
-    let Some(order) = file.script() else { return Ok(()) };
+pub(crate) fn name_modules(file: &mut TorchFile<'_>) -> std::result::Result<Option<f64>, String> {
     let shape = |name: &str| file.info(name).map_or_else(Vec::new, |(_, shape)| shape.to_vec());
+    let Some(script) = file.script() else {
+        if shape(HASSONY2.0).len() != 5 {
+            return Ok(None);
+        }
+        let names = file.names().filter_map(|name| Some((name.to_owned(), from_hassony2(name)?))).collect();
+        return file.rename(names).map(|()| Some(HASSONY2.1));
+    };
+    let order = &script.order;
     if !order.iter().any(|name| shape(name).len() == 5) {
-        return Ok(());
+        return Ok(None);
     }
-    if let Some(prefix) = order.iter().find_map(|name| name.strip_suffix(FIRST_TENSOR)).filter(|p| p.is_empty() || p.ends_with('.')) {
-        let names = order.iter().filter_map(|name| Some((name.clone(), name.strip_prefix(prefix)?.to_owned()))).collect();
-        return file.rename(names);
+    let epsilon = match script.epsilons[..] {
+        [] => None,
+        [one] => Some(one),
+        [one, other, ..] => return Err(format!("batch normalisations have epsilons {one:e} and {other:e}, expected one for all of I3D")),
+    };
+    let prefix =
+        |first: &str| order.iter().find_map(|name| name.strip_suffix(first)).filter(|prefix| prefix.is_empty() || prefix.ends_with('.'));
+    let renamed = |prefix: &str, new: fn(&str) -> Option<String>| {
+        order.iter().filter_map(|name| Some((name.clone(), new(name.strip_prefix(prefix)?)?))).collect()
+    };
+    let by_name = prefix(FIRST_TENSOR).map(|prefix| renamed(prefix, |name| Some(name.to_owned())));
+    if let Some(names) = by_name.or_else(|| prefix(HASSONY2.0).map(|prefix| renamed(prefix, from_hassony2))) {
+        return file.rename(names).map(|()| epsilon);
     }
     let mut found: Vec<Found> = Vec::new();
     for name in order {
@@ -418,7 +473,7 @@ pub(crate) fn name_modules(file: &mut TorchFile<'_>) -> std::result::Result<(), 
     for (name, len) in ones {
         file.add_ones(name, len);
     }
-    Ok(())
+    Ok(epsilon)
 }
 
 /// y = γ (w∗x − μ) / √(σ² + ε) + β, folded in `f64` to w' = s·w and b' = β − s·μ.
@@ -660,13 +715,35 @@ mod tests {
         format!("layers.{i}.{module}.{part}")
     }
 
+    /// `mixed_3b.branch_1.0.batch3d.weight`; written out, as hassony2's classes have it.
+    fn hassony2(_: usize, name: &str) -> String {
+        let branches = [
+            ("b0", "branch_0"),
+            ("b1a", "branch_1.0"),
+            ("b1b", "branch_1.1"),
+            ("b2a", "branch_2.0"),
+            ("b2b", "branch_2.1"),
+            ("b3b", "branch_3.1"),
+        ];
+        let name =
+            name.replace(".bn.", ".batch3d.").replace("logits", "conv3d_0c_1x1").replace("Conv3d_", "conv3d_").replace("Mixed_", "mixed_");
+        branches.iter().fold(name, |name, (ours, theirs)| name.replace(&format!(".{ours}."), &format!(".{theirs}.")))
+    }
+
+    /// The text of a scripted norm.
+    const NORM: &str = "class BatchNorm3d(Module):\n  __buffers__ = [\"running_mean\", \"running_var\", ]\n  eps : Final[float] = 0.001\n";
+
     /// An archive and a configuration beside it.
-    fn archive(dir: &Path, list: &Listed, epsilon: &str) -> std::path::PathBuf {
+    fn archive_of(dir: &Path, list: &Listed, program: &str, epsilon: &str) -> std::path::PathBuf {
         let config = format!(r#"{{"model_type": "i3d", "width": 0.125, "num_classes": 10, "side": 64{epsilon}}}"#);
         std::fs::write(dir.join("config.json"), config).unwrap();
         let path = dir.join("i3d_torchscript.pt");
-        std::fs::write(&path, script_file(list)).unwrap();
+        std::fs::write(&path, script_file(list, program)).unwrap();
         path
+    }
+
+    fn archive(dir: &Path, list: &Listed) -> std::path::PathBuf {
+        archive_of(dir, list, NORM, "")
     }
 
     fn logits(network: &I3d) -> Vec<f32> {
@@ -677,13 +754,15 @@ mod tests {
     fn torchscript_archives_are_the_same_network() {
         let dir = tempfile::tempdir().unwrap();
         let as_graph = loaded(I3dConfig { bn_epsilon: 1e-3, ..SMALL });
-        for list in [listed(|_, name| name.to_owned()), listed(|_, name| format!("net.i3d.{name}")), listed(foreign)] {
-            let path = archive(dir.path(), &list, "");
+        let own = |_: usize, name: &str| name.to_owned();
+        let after = |prefix: &'static str, name: fn(usize, &str) -> String| move |i: usize, of: &str| format!("{prefix}{}", name(i, of));
+        for list in [listed(own), listed(after("net.i3d.", own)), listed(hassony2), listed(after("model.", hassony2)), listed(foreign)] {
+            let path = archive(dir.path(), &list);
             let network = I3d::load_on(&path, &Device::Cpu).unwrap();
             assert_eq!((network.name().as_str(), network.digest()), ("i3d/w0.125/eps1e-3", as_graph.digest()), "{}", list[0].0);
             assert_eq!(logits(&network), logits(&as_graph), "{}", list[0].0);
         }
-        let path = archive(dir.path(), &listed(foreign), r#", "bn_epsilon": 1e-5"#);
+        let path = archive_of(dir.path(), &listed(foreign), "", r#", "bn_epsilon": 1e-5"#);
         assert_eq!(logits(&I3d::load_on(&path, &Device::Cpu).unwrap()), logits(&loaded(SMALL)));
         let found = convert_weights(&path).unwrap();
         assert_eq!((found.form, found.network, found.tensors), ("TorchScript archive", "I3D", 57 * 5 + 2));
@@ -691,13 +770,59 @@ mod tests {
         // TensorFlow's norms have no factor, so that a port may leave out what is 1 everywhere.
         let mut list = listed(foreign);
         list.iter_mut().filter(|(name, ..)| name.ends_with("gamma")).for_each(|(_, _, values)| values.fill(1.0));
-        let with = I3d::load_on(&archive(dir.path(), &list, ""), &Device::Cpu).unwrap();
+        let with = I3d::load_on(&archive(dir.path(), &list), &Device::Cpu).unwrap();
         list.retain(|(name, ..)| !name.ends_with("gamma"));
-        let path = archive(dir.path(), &list, "");
+        let path = archive(dir.path(), &list);
         assert_eq!(logits(&I3d::load_on(&path, &Device::Cpu).unwrap()), logits(&with));
         let converted = dir.path().join("converted.safetensors");
         std::fs::write(&converted, convert_weights(&path).unwrap().bytes).unwrap();
         assert_eq!(logits(&I3d::load_on(&converted, &Device::Cpu).unwrap()), logits(&with));
+    }
+
+    /// Of a program, from its text; of a state dict, from whose names it has.
+    #[test]
+    fn epsilons_are_the_files_own() {
+        let dir = tempfile::tempdir().unwrap();
+        let name = |path: &Path| I3d::load_on(path, &Device::Cpu).map(|network| network.name()).map_err(|e| e.to_string());
+        let traced = "class BatchNorm3d(Module):\n    _0 = torch.batch_norm(argument_1, weight, bias, running_mean, running_var, False, \
+                      0.10000000000000001, 1.0000000000000001e-05, True)\n";
+        let pytorch = NORM.replace("0.001", "1.0000000000000001e-05");
+        let layer_norm = "class LayerNorm(Module):\n  __buffers__ = []\n  eps : Final[float] = 9.9999999999999995e-07\n";
+        let of = |program: &str, epsilon: &str| name(&archive_of(dir.path(), &listed(hassony2), program, epsilon));
+        for (program, expected) in [
+            (NORM, "i3d/w0.125/eps1e-3"),
+            (&pytorch, "i3d/w0.125/eps1e-5"),
+            (traced, "i3d/w0.125/eps1e-5"),
+            (&[layer_norm, NORM, layer_norm, NORM].concat(), "i3d/w0.125/eps1e-3"),
+        ] {
+            assert_eq!(of(program, "").unwrap(), expected, "{program}");
+        }
+        assert_eq!(of("", r#", "bn_epsilon": 1e-3"#).unwrap(), "i3d/w0.125/eps1e-3");
+        assert_eq!(of(NORM, r#", "bn_epsilon": 1e-3"#).unwrap(), "i3d/w0.125/eps1e-3");
+        for (program, epsilon, expected) in [
+            (layer_norm, "", "i3d_torchscript.pt: the program's text does not say the epsilon of its batch normalisations, expected"),
+            (NORM, r#", "bn_epsilon": 1e-5"#, "config.json: bn_epsilon is 1e-5, but the program of"),
+            (&[NORM, traced].concat(), "", "batch normalisations have epsilons 1e-3 and 1e-5, expected one for all"),
+        ] {
+            let message = of(program, epsilon).unwrap_err();
+            assert!(message.contains(expected), "{message}");
+        }
+
+        let dict = |name: fn(usize, &str) -> String, epsilon: &str| {
+            archive_of(dir.path(), &listed(foreign), NORM, epsilon);
+            let path = dir.path().join("state.pt");
+            let tensors = listed(name).into_iter().map(|(name, shape, values)| (name, (shape, values))).collect();
+            std::fs::write(&path, legacy_file(&tensors)).unwrap();
+            path
+        };
+        assert_eq!(name(&dict(|_, name| name.to_owned(), "")).unwrap(), "i3d/w0.125/eps1e-5");
+        assert_eq!(name(&dict(hassony2, r#", "bn_epsilon": 1e-5"#)).unwrap(), "i3d/w0.125/eps1e-5");
+        let path = dict(hassony2, "");
+        assert_eq!(name(&path).unwrap(), "i3d/w0.125/eps1e-3");
+        let found = convert_weights(&path).unwrap();
+        assert_eq!((found.form, found.network, found.tensors), ("torch state dict", "I3D", 57 * 5 + 2));
+        let as_graph = loaded(I3dConfig { bn_epsilon: 1e-3, ..SMALL });
+        assert_eq!(logits(&I3d::load_on(&path, &Device::Cpu).unwrap()), logits(&as_graph));
     }
 
     #[test]
@@ -706,7 +831,7 @@ mod tests {
         let refuse = |change: &dyn Fn(&mut Listed), expected: &str| {
             let mut list = listed(foreign);
             change(&mut list);
-            let message = I3d::load_on(&archive(dir.path(), &list, ""), &Device::Cpu).unwrap_err().to_string();
+            let message = I3d::load_on(&archive(dir.path(), &list), &Device::Cpu).unwrap_err().to_string();
             assert!(message.contains("i3d_torchscript.pt: ") && message.contains(expected), "{message}");
         };
         let remove = |list: &mut Listed, start: &str| list.retain(|(name, ..)| !name.starts_with(start));
@@ -734,7 +859,7 @@ mod tests {
         );
         refuse(&|list| list.push(("fc.weight".into(), vec![1, 1], vec![1.0])), "I3D has no place for fc.weight of shape [1, 1]");
         // The rest is checked as of any file.
-        let path = archive(dir.path(), &listed(foreign), "");
+        let path = archive(dir.path(), &listed(foreign));
         std::fs::write(dir.path().join("config.json"), r#"{"model_type": "i3d", "width": 0.125, "num_classes": 11, "side": 64}"#).unwrap();
         let message = I3d::load_on(&path, &Device::Cpu).unwrap_err().to_string();
         assert!(message.contains("logits.conv3d.weight should be F32[11, 128, 1, 1, 1]"), "{message}");

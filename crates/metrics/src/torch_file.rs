@@ -7,7 +7,7 @@
 //!   then for each key an `i64` number of elements and the elements;
 //! - *zip* (since 1.6): stored entries `<name>/data.pkl` and `<name>/data/<key>`. With `<name>/code/` or `<name>/constants.pkl` it is a
 //!   TorchScript archive (`torch.jit.save`): its `data.pkl` holds modules in place of a dict. Their tensors are named by the path of
-//!   attributes, as in the program's state dict; the program is neither read nor run.
+//!   attributes, as in the program's state dict. The program is not run; of its text the epsilons of batch normalisations are read.
 //!
 //! Sizes are little-endian. Tensors are strided views of storages; the FID Inception's convolutions lie in
 //! TensorFlow's order, so strides matter. Source: PyTorch, `torch/serialization.py`.
@@ -46,6 +46,9 @@ const LEGACY_VERSION: i64 = 1001;
 const MOST_MODULES: usize = 1 << 16;
 const LONGEST_PATH: usize = 255;
 
+/// Bytes of a TorchScript program's text that are looked at; that of a network is some hundred thousand.
+const LONGEST_TEXT: u64 = 16 << 20;
+
 /// How a zip file starts.
 pub(crate) const ZIP_MAGIC: [u8; 4] = *b"PK\x03\x04";
 
@@ -56,17 +59,25 @@ pub(crate) const ZIP_MAGIC: [u8; 4] = *b"PK\x03\x04";
 pub struct TorchFile<'a> {
     path: PathBuf,
     tensors: Tensors,
-    /// Names in the order of the modules' attributes, of a TorchScript archive.
-    script: Option<Vec<String>>,
+    script: Option<Script>,
     /// Lengths of vectors of ones that the file leaves out.
     ones: BTreeMap<String, [usize; 1]>,
     storages: Storages<'a>,
 }
 
+/// What a TorchScript archive says beyond its tensors.
+#[derive(Debug)]
+pub(crate) struct Script {
+    /// Names of the tensors in the order of the modules' attributes.
+    pub(crate) order: Vec<String>,
+    /// Epsilons of batch normalisations that the program's text states, each once.
+    pub(crate) epsilons: Vec<f64>,
+}
+
 /// What is read of a file before any element is.
 struct Contents<'a> {
     tensors: Tensors,
-    script: Option<Vec<String>>,
+    script: Option<Script>,
     storages: Storages<'a>,
     /// Where the elements end too early, if they do.
     cut: Option<String>,
@@ -166,9 +177,9 @@ impl<'a> TorchFile<'a> {
         self.tensors.get(name).map(|slot| (slot.kind.name(), slot.shape.as_slice())).or_else(ones)
     }
 
-    /// Names in the order of the modules' attributes, of a TorchScript archive.
-    pub(crate) fn script(&self) -> Option<&[String]> {
-        self.script.as_deref()
+    /// What a TorchScript archive says beyond its tensors; `None` of other files.
+    pub(crate) fn script(&self) -> Option<&Script> {
+        self.script.as_ref()
     }
 
     /// Gives tensors other names, old before new.
@@ -301,7 +312,8 @@ fn zipped(bytes: &[u8]) -> Parsed<Contents<'_>> {
     let (object, tensors, script) = if is_script {
         let object = Pickle::read_as(Form::Script, &mut rest)?;
         let (tensors, order) = modules(&object)?;
-        (object, tensors, Some(order))
+        let epsilons = epsilons(&program(&mut archive, &names)?);
+        (object, tensors, Some(Script { order, epsilons }))
     } else {
         let object = Pickle::read(&mut rest)?;
         let tensors = state_dict(&object)?;
@@ -343,6 +355,45 @@ fn zip_entry(archive: &mut ZipArchive<Cursor<&[u8]>>, index: usize, limit: usize
     let mut bytes = Vec::with_capacity(entry.size() as usize);
     entry.read_to_end(&mut bytes).map_err(|e| e.to_string())?;
     Ok(bytes)
+}
+
+/// The text of a TorchScript archive's program.
+fn program(archive: &mut ZipArchive<Cursor<&[u8]>>, names: &[String]) -> Parsed<String> {
+    let mut text = Vec::new();
+    for (index, _) in names.iter().enumerate().filter(|(_, name)| name.contains("/code/") && name.ends_with(".py")) {
+        let left = LONGEST_TEXT - text.len() as u64;
+        // The only entries that torch.jit.save compresses.
+        let entry = archive.by_index(index).map_err(|e| e.to_string())?;
+        entry.take(left + 1).read_to_end(&mut text).map_err(|e| e.to_string())?;
+        if text.len() as u64 > LONGEST_TEXT {
+            return Err(format!("a program of more than {LONGEST_TEXT} bytes of text"));
+        }
+        text.push(b'\n');
+    }
+    String::from_utf8(text).map_err(|_| "a program that is not UTF-8".into())
+}
+
+/// Epsilons of the batch normalisations in a program's text, each once, in the order in which they come.
+///
+/// `torch.jit.script` writes a constant into the class that has running means, `eps : Final[float] = 0.001`; `torch.jit.trace` writes
+/// the number into the call, as the eighth argument of `torch.batch_norm`.
+fn epsilons(program: &str) -> Vec<f64> {
+    let mut found: Vec<f64> = Vec::new();
+    let mut is_norm = false;
+    for line in program.lines().map(str::trim_start) {
+        if line.starts_with("class ") {
+            is_norm = false;
+        }
+        is_norm |= line.starts_with("__buffers__") && line.contains("\"running_var\"");
+        let constant = line.strip_prefix("eps : Final[float] = ").filter(|_| is_norm);
+        let call = line.split_once("torch.batch_norm(").and_then(|(_, arguments)| arguments.split(',').nth(7));
+        for epsilon in [constant, call].into_iter().flatten().filter_map(|number| number.trim().parse().ok()) {
+            if !found.contains(&epsilon) {
+                found.push(epsilon);
+            }
+        }
+    }
+    found
 }
 
 /// Entries with text keys of the dict at a pickle's root.
@@ -491,8 +542,8 @@ pub(crate) mod tests {
         object
     }
 
-    /// A TorchScript archive with these tensors, in the order of its modules' attributes.
-    pub(crate) fn script_file(tensors: &[(String, Vec<usize>, Vec<f32>)]) -> Vec<u8> {
+    /// A TorchScript archive with these tensors, in the order of its modules' attributes, and a program's text.
+    pub(crate) fn script_file(tensors: &[(String, Vec<usize>, Vec<f32>)], program: &str) -> Vec<u8> {
         let places: Vec<_> = tensors.iter().enumerate().map(|(i, (name, shape, _))| (name.as_str(), i, shape.as_slice())).collect();
         let object = [b"\x80\x02".to_vec(), module(&places), b".".to_vec()].concat();
         let elements = |(i, (_, _, values)): (usize, &(_, _, Vec<f32>))| {
@@ -502,7 +553,7 @@ pub(crate) mod tests {
         let mut entries: Vec<(&str, &[u8], _)> =
             storages.iter().map(|(name, bytes)| (name.as_str(), &bytes[..], CompressionMethod::Stored)).collect();
         entries.push(("made/data.pkl", &object, CompressionMethod::Stored));
-        entries.push(("made/code/__torch__/made.py", b"class Module(Module):\n", CompressionMethod::Deflated));
+        entries.push(("made/code/__torch__/made.py", program.as_bytes(), CompressionMethod::Deflated));
         entries.push(("made/constants.pkl", b"\x80\x02).", CompressionMethod::Stored));
         zip(&entries)
     }
@@ -609,14 +660,17 @@ pub(crate) mod tests {
         }
     }
 
-    /// What `torch.jit.save` wrote, without the program's text; names and their order are those of the program's state dict.
+    /// What `torch.jit.save` wrote; names and their order are those of the program's state dict.
     #[test]
     fn modules_of_a_program_are_read_as_names_and_tensors() {
+        let traced = bytes("torch_traced.pt");
+        assert_eq!(open(&traced).unwrap().script().unwrap().epsilons, [1e-5]);
         let bytes = bytes("torch_script.pt");
         let file = open(&bytes).unwrap();
         let unit = ["conv3d.weight", "bn.weight", "bn.bias", "bn.running_mean", "bn.running_var", "bn.num_batches_tracked"];
         let names: Vec<String> = ["a", "seq.0"].iter().flat_map(|at| unit.map(|part| format!("{at}.{part}"))).collect();
-        assert_eq!(file.script(), Some(&names[..]));
+        let script = file.script().unwrap();
+        assert_eq!((&script.order, &script.epsilons[..]), (&names, &[1e-3][..]));
         let tensors = all(&file).unwrap();
         assert_eq!(tensors.len(), names.len());
         // The first was made as 0, 1, 2, …, the second as its opposite.
@@ -674,7 +728,7 @@ pub(crate) mod tests {
             }
         }
         assert_eq!(last, 4);
-        for name in ["torch_legacy.pth", "torch_zip.pth", "torch_script.pt"] {
+        for name in ["torch_legacy.pth", "torch_zip.pth", "torch_script.pt", "torch_traced.pt"] {
             let bytes = bytes(name);
             for length in 0..bytes.len() {
                 assert!(open(&bytes[..length]).is_err(), "{name}: {length} of {} bytes", bytes.len());
@@ -685,7 +739,7 @@ pub(crate) mod tests {
     /// Any single damaged byte gives an error or other numbers, never a panic or a huge allocation.
     #[test]
     fn damaged_files_do_not_panic() {
-        for name in ["torch_legacy.pth", "torch_zip.pth", "torch_script.pt"] {
+        for name in ["torch_legacy.pth", "torch_zip.pth", "torch_script.pt", "torch_traced.pt"] {
             let bytes = bytes(name);
             let mut refused = 0;
             for at in 0..bytes.len() {
@@ -725,7 +779,9 @@ pub(crate) mod tests {
         let script: [(&str, &[u8], _); 2] = [("m/data.pkl", b"\x80\x02}.", stored), ("m/code/__torch__.py", b"", stored)];
         refuse(&zip(&script), "a TorchScript archive that holds something other than a module");
         let deep = vec![("a.".repeat(200) + "weight", vec![1], vec![1.0])];
-        refuse(&script_file(&deep), "a path of more than 255 bytes");
+        refuse(&script_file(&deep, ""), "a path of more than 255 bytes");
+        let short = vec![("weight".to_owned(), vec![1], vec![1.0])];
+        refuse(&script_file(&short, &"#".repeat(LONGEST_TEXT as usize + 1)), "a program of more than 16777216 bytes of text");
         refuse(&zip(&[("mu.npy", b"x", stored)]), "without a data.pkl");
         let zeros = [b"\x80\x02}.".as_slice(), &[0; 4096]].concat();
         refuse(&zip(&[("m/data.pkl", &zeros, CompressionMethod::Deflated)]), "a compressed entry");

@@ -31,7 +31,8 @@ const ADVICE: &str = "use pt_inception-2015-12-05-6726825d.pth of pytorch-fid, w
 /// A weights file, with tensors read on demand.
 pub(crate) enum WeightsFile<'a> {
     Safetensors(SafeTensors<'a>, HashMap<String, String>),
-    Torch(TorchFile<'a>),
+    /// With the epsilon of an I3D's batch normalisations, where the file or the names in it tell.
+    Torch(TorchFile<'a>, Option<f64>),
 }
 
 impl<'a> WeightsFile<'a> {
@@ -39,11 +40,11 @@ impl<'a> WeightsFile<'a> {
     pub(crate) fn open(bytes: &'a [u8], path: &Path) -> Result<Self> {
         if TorchFile::is_meant(bytes) {
             let named = |mut file: TorchFile<'a>| {
-                crate::i3d::name_modules(&mut file).map_err(|message| Error::TorchFile { path: path.to_owned(), message })?;
-                Ok(file)
+                let epsilon = crate::i3d::name_modules(&mut file).map_err(|message| Error::TorchFile { path: path.to_owned(), message })?;
+                Ok(Self::Torch(file, epsilon))
             };
             return match TorchFile::open(bytes, path).and_then(named) {
-                Ok(file) => Ok(Self::Torch(file)),
+                Ok(file) => Ok(file),
                 // A truncated download may well be of the right file.
                 Err(Error::TorchFile { path, message }) if !message.starts_with("truncated") => {
                     Err(Error::TorchFile { path, message: format!("{message}; {ADVICE}") })
@@ -61,7 +62,7 @@ impl<'a> WeightsFile<'a> {
     pub(crate) fn metadata(&self) -> Option<&HashMap<String, String>> {
         match self {
             Self::Safetensors(_, metadata) => Some(metadata),
-            Self::Torch(_) => None,
+            Self::Torch(..) => None,
         }
     }
 
@@ -69,21 +70,29 @@ impl<'a> WeightsFile<'a> {
     fn form(&self) -> &'static str {
         match self {
             Self::Safetensors(..) => "safetensors",
-            Self::Torch(_) if self.is_script() => "TorchScript archive",
-            Self::Torch(_) => "torch state dict",
+            Self::Torch(..) if self.is_script() => "TorchScript archive",
+            Self::Torch(..) => "torch state dict",
         }
     }
 
     /// Whether the tensors are those of a TorchScript program.
     pub(crate) fn is_script(&self) -> bool {
-        matches!(self, Self::Torch(file) if file.script().is_some())
+        matches!(self, Self::Torch(file, _) if file.script().is_some())
+    }
+
+    /// Epsilon of an I3D's batch normalisations, where a torch file or the names in it tell.
+    pub(crate) fn epsilon(&self) -> Option<f64> {
+        match self {
+            Self::Torch(_, epsilon) => *epsilon,
+            Self::Safetensors(..) => None,
+        }
     }
 
     /// Names of all tensors, sorted.
     pub(crate) fn names(&self) -> Vec<&str> {
         let mut names: Vec<&str> = match self {
             Self::Safetensors(tensors, _) => tensors.names(),
-            Self::Torch(file) => file.names().collect(),
+            Self::Torch(file, _) => file.names().collect(),
         };
         names.sort_unstable();
         names
@@ -93,7 +102,7 @@ impl<'a> WeightsFile<'a> {
     pub(crate) fn info(&self, key: &str) -> Option<(String, Vec<usize>)> {
         match self {
             Self::Safetensors(tensors, _) => tensors.tensor(key).ok().map(|view| (format!("{:?}", view.dtype()), view.shape().to_vec())),
-            Self::Torch(file) => file.info(key).map(|(dtype, shape)| (dtype.to_owned(), shape.to_vec())),
+            Self::Torch(file, _) => file.info(key).map(|(dtype, shape)| (dtype.to_owned(), shape.to_vec())),
         }
     }
 
@@ -104,7 +113,7 @@ impl<'a> WeightsFile<'a> {
                 let (words, _) = view.data().as_chunks::<4>();
                 words.iter().map(|w| f32::from_le_bytes(*w)).collect()
             }),
-            Self::Torch(file) => match file.tensor(key)?.map(|tensor| tensor.values) {
+            Self::Torch(file, _) => match file.tensor(key)?.map(|tensor| tensor.values) {
                 Some(TorchValues::Float(values)) => Some(values),
                 Some(TorchValues::Integer(_)) | None => None,
             },
