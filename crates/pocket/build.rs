@@ -1,7 +1,8 @@
 //! Packs the files that travel with the program.
 //!
 //! Of a weight of 16 bits the low byte is noise and the high one is not, so each kind lies together before it is deflated: an
-//! eighth less than as they are.
+//! eighth less than as they are. A checkpoint that took a part from another one, perhaps changing a tensor of it, is packed as its
+//! difference from that.
 
 #![allow(clippy::print_stdout, reason = "a build script talks to cargo on stdout")]
 
@@ -23,20 +24,39 @@ fn main() -> Result<()> {
     }
     paths.sort_unstable();
     let mut list = String::from("&[\n");
+    let mut weights: Vec<(usize, Vec<u8>)> = Vec::new();
     for (i, path) in paths.iter().enumerate() {
         println!("cargo::rerun-if-changed={}", root.join(path).display());
-        let mut content = std::fs::read(root.join(path))?;
+        let content = std::fs::read(root.join(path))?;
+        let (mut packed, mut like) = (pack(path, &content)?, None);
         if path.ends_with(".safetensors") {
-            content = content.iter().step_by(2).chain(content.iter().skip(1).step_by(2)).copied().collect();
+            for (other, of) in weights.iter().filter(|(_, of)| of.len() == content.len()) {
+                let difference: Vec<u8> = content.iter().zip(of).map(|(a, b)| a ^ b).collect();
+                let difference = pack(path, &difference)?;
+                if difference.len() < packed.len() {
+                    (packed, like) = (difference, Some(*other));
+                }
+            }
+            weights.push((i, content));
         }
-        let mut packed = flate2::write::ZlibEncoder::new(Vec::new(), flate2::Compression::best());
-        packed.write_all(&content)?;
-        std::fs::write(out.join(format!("{i}.zlib")), packed.finish()?)?;
-        writeln!(list, "File {{ path: {path:?}, packed: include_bytes!(concat!(env!(\"OUT_DIR\"), \"/{i}.zlib\")) }},")
+        std::fs::write(out.join(format!("{i}.zlib")), packed)?;
+        writeln!(list, "File {{ path: {path:?}, like: {like:?}, packed: include_bytes!(concat!(env!(\"OUT_DIR\"), \"/{i}.zlib\")) }},")
             .map_err(Error::other)?;
     }
     list.push_str("]\n");
     std::fs::write(out.join("files.rs"), list)
+}
+
+/// Deflates a file's bytes; of weights first those at even places.
+fn pack(path: &str, content: &[u8]) -> Result<Vec<u8>> {
+    let mut packed = flate2::write::ZlibEncoder::new(Vec::new(), flate2::Compression::best());
+    if path.ends_with(".safetensors") {
+        let split: Vec<u8> = content.iter().step_by(2).chain(content.iter().skip(1).step_by(2)).copied().collect();
+        packed.write_all(&split)?;
+    } else {
+        packed.write_all(content)?;
+    }
+    packed.finish()
 }
 
 /// Adds the files of a folder and those below it, but for pictures and logs of training.
