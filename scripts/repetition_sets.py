@@ -2,10 +2,11 @@
 """Scores the sets that a repetition score has to tell apart, where the truth is known: exact renders, generations of the training size,
 renders tiled two by two, and direct inference at 4x and 16x.
 
-    python scripts/repetition_sets.py RUN [--images 64] [--reference 256] [--work DIR] [--scalebench BIN]
+    python scripts/repetition_sets.py RUN [--base RUN] [--images 64] [--reference 256] [--work DIR] [--scalebench BIN]
 
-RUN is a run of `experiments/superres.yaml` on the pocket model. Prints a Markdown table: each set against renders of the same size in
-other placements, as the protocol `pocket-texture` has it. Needs pillow.
+RUN is a run of `experiments/superres.yaml` on the pocket model; generations of the training size may come from another one, with more of
+them. Sets have at most so many images. Prints a Markdown table: each set against renders of the same size in other placements, as the
+protocol `pocket-texture` has it. Needs pillow.
 """
 
 import argparse
@@ -22,6 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
+    parser.add_argument("--base", type=Path)
     parser.add_argument("--images", type=int, default=64)
     parser.add_argument("--reference", type=int, default=256)
     parser.add_argument("--work", type=Path)
@@ -51,6 +53,8 @@ def main():
     cells = args.run / "cells/pocket"
     n = args.images
     of = {name: cells / name / "images" for name in ("1x-direct-inf", "4x-direct-inf", "16x-direct-inf")}
+    if args.base:
+        of["1x-direct-inf"] = args.base / "cells/pocket/1x-direct-inf/images"
     sets = [
         ("exact renders, 128 px", first(renders("train", 128, n), n, "a"), 128), ("exact renders, 256 px", first(renders("train", 256, n), n, "b"), 256),
         ("generations of the training size", first(of["1x-direct-inf"], n, "c"), 64), ("direct inference, 4×", first(of["4x-direct-inf"], n, "d"), 128),

@@ -19,10 +19,29 @@ fn main() {
     if std::env::var("CARGO_CFG_TARGET_OS").is_ok_and(|os| os == "linux") {
         // Symbols are a third of the program. Not `strip` in the profile: that is part of every crate's identity.
         println!("cargo::rustc-link-arg-bins=-Wl,--strip-all");
+        if leaves_unwinding_out() {
+            discard_unwinding_tables();
+        }
         if links_with_lld() {
             // polars is compiled without optimisation and repeats itself: functions of equal code become one.
             println!("cargo::rustc-link-arg-bins=-Wl,--icf=all");
         }
+    }
+}
+
+/// Whether the profile is `dist`, which has `panic = "abort"`: cargo tells a build script neither, but the folder is the profile's.
+fn leaves_unwinding_out() -> bool {
+    let folder = std::env::var_os("OUT_DIR").unwrap_or_default();
+    // target/dist/build/scalebench-0123456789abcdef/out
+    Path::new(&folder).ancestors().nth(3).is_some_and(|profile| profile.ends_with("dist"))
+}
+
+/// The standard library is compiled with tables that say how to unwind it, two megabytes with those of C code; nothing reads them here.
+fn discard_unwinding_tables() {
+    let sections = "*(.eh_frame) *(.eh_frame.*) *(.gcc_except_table) *(.gcc_except_table.*)";
+    let file = Path::new(&std::env::var_os("OUT_DIR").unwrap_or_default()).join("discard.ld");
+    if std::fs::write(&file, format!("SECTIONS {{ /DISCARD/ : {{ {sections} }} }}\nINSERT AFTER .text;\n")).is_ok() {
+        println!("cargo::rustc-link-arg-bins=-Wl,-T,{}", file.display());
     }
 }
 

@@ -11,6 +11,7 @@ use std::ops::Range;
 
 use faer::linalg::matmul::matmul;
 use faer::{Accum, Mat, MatMut, MatRef, Par};
+use rayon::prelude::*;
 
 use scalebench_kernels::inner_products;
 
@@ -85,21 +86,36 @@ impl<'a> Source<'a> {
         }
     }
 
-    fn read(self, i: usize, row: &mut [f64]) {
+    /// The columns from `first` on of row `i`, as many as `row` holds.
+    fn read(self, i: usize, first: usize, row: &mut [f64]) {
         match self {
-            Self::Features(set) => row.iter_mut().zip(&set.data[i * set.dim..]).for_each(|(to, from)| *to = f64::from(*from)),
-            Self::Matrix(matrix) => row.iter_mut().enumerate().for_each(|(j, to)| *to = matrix[(i, j)]),
+            Self::Features(set) => row.iter_mut().zip(&set.data[i * set.dim + first..]).for_each(|(to, from)| *to = f64::from(*from)),
+            Self::Matrix(matrix) => row.iter_mut().enumerate().for_each(|(j, to)| *to = matrix[(i, first + j)]),
         }
     }
 
-    /// Column sums and the number of rows.
-    fn add_to(self, sums: &mut [f64], row: &mut [f64]) {
+    /// Adds the sums of the columns from `first` on.
+    fn add_to(self, sums: &mut [f64], first: usize) {
+        let mut row = vec![0.0; sums.len()];
         for i in 0..self.len() {
-            self.read(i, row);
+            self.read(i, first, &mut row);
             sums.iter_mut().zip(row.iter()).for_each(|(sum, v)| *sum += v);
         }
     }
+
+    /// `of(row)` of every row, in order.
+    fn each_row<V: Send>(self, dim: usize, of: impl Fn(&[f64]) -> V + Sync) -> Vec<V> {
+        let start = || vec![0.0; dim];
+        let one = |row: &mut Vec<f64>, i: usize| {
+            self.read(i, 0, row);
+            of(row)
+        };
+        (0..self.len()).into_par_iter().map_init(start, one).collect()
+    }
 }
+
+/// Columns whose sums a thread makes at a time.
+const COLUMNS: usize = 256;
 
 /// Rows less a common centre c, `(len, dim)` row-major.
 pub(crate) struct Rows<T> {
@@ -114,21 +130,17 @@ pub(crate) struct Rows<T> {
 }
 
 impl<T: Real> Rows<T> {
-    /// Both sets, centred on the mean of all their rows.
+    /// Both sets, centred on the mean of all their rows. Every sum has one order, whatever the number of threads.
     pub(crate) fn pair(x: Source<'_>, y: Source<'_>) -> [Self; 2] {
-        let dim = x.dim();
-        let (mut centre, mut row) = (vec![0.0; dim], vec![0.0; dim]);
-        x.add_to(&mut centre, &mut row);
-        y.add_to(&mut centre, &mut row);
+        let mut centre = vec![0.0; x.dim()];
         let count = (x.len() + y.len()).max(1) as f64;
-        centre.iter_mut().for_each(|v| *v /= count);
-        let mut largest = 0f64;
-        for source in [x, y] {
-            for i in 0..source.len() {
-                source.read(i, &mut row);
-                largest = row.iter().zip(&centre).fold(largest, |largest, (v, c)| largest.max((v - c).abs()));
-            }
-        }
+        centre.par_chunks_mut(COLUMNS).enumerate().for_each(|(i, sums)| {
+            x.add_to(sums, i * COLUMNS);
+            y.add_to(sums, i * COLUMNS);
+            sums.iter_mut().for_each(|v| *v /= count);
+        });
+        let farthest = |row: &[f64]| row.iter().zip(&centre).fold(0f64, |largest, (v, c)| largest.max((v - c).abs()));
+        let largest = [x, y].into_iter().flat_map(|source| source.each_row(centre.len(), farthest)).fold(0f64, f64::max);
         // A power of two loses nothing, and no square leaves the range of f32.
         let scale = if largest > 0.0 { (-largest.log2().ceil()).exp2() } else { 1.0 };
         [x, y].map(|source| Self::new(source, &centre, scale))
@@ -138,21 +150,19 @@ impl<T: Real> Rows<T> {
         let (n, dim) = (source.len(), centre.len());
         let unit = 1.0 / (scale * scale);
         let half = centre.iter().map(|c| c * c).sum::<f64>() / 2.0;
-        let (mut values, mut norms, mut offsets) = (Vec::with_capacity(n * dim), Vec::with_capacity(n), Vec::with_capacity(n));
-        let mut row = vec![0.0; dim];
-        for i in 0..n {
-            source.read(i, &mut row);
+        let mut values = vec![T::rounded(0.0); n * dim];
+        let fill = |row: &mut Vec<f64>, (i, values): (usize, &mut [T])| {
+            source.read(i, 0, row);
             let (mut norm, mut offset) = (0.0, 0.0);
-            values.extend(row.iter().zip(centre).map(|(v, c)| {
-                let stored = T::rounded((v - c) * scale);
-                let value: f64 = stored.into();
+            for ((stored, v), c) in values.iter_mut().zip(row.iter()).zip(centre) {
+                *stored = T::rounded((v - c) * scale);
+                let value: f64 = (*stored).into();
                 norm += value * value;
                 offset += c * value;
-                stored
-            }));
-            norms.push(norm * unit);
-            offsets.push(offset / scale + half);
-        }
+            }
+            (norm * unit, offset / scale + half)
+        };
+        let (norms, offsets) = values.par_chunks_mut(dim.max(1)).enumerate().map_init(|| vec![0.0; dim], fill).unzip();
         Self { dim, values, norms, offsets, unit }
     }
 
