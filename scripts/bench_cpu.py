@@ -62,20 +62,20 @@ PRESET_16 = {
 }
 PRESET_16_WEAK = {"down_blocks.2.*": 3, "down_blocks.3.*": 4, "mid_block.*": 4, "up_blocks.0.*": 4, "up_blocks.1.*": 3}
 
-# name: (what, configuration, latent side, dtype, method, dilations by pass, must, aim)
+# name: (what, configuration, latent side, dtype, method, dilations by pass, must, aim), the bounds those of Zen 4.
 ROWS = {
-    "unet-f32": ("SD 1.5 U-Net f32, batch 2, 64x64 latents", "sd15", 64, "f32", None, [{}], 1.2, 2.0),
-    "unet-bf16": ("SD 1.5 U-Net bf16, batch 2, 64x64 latents", "sd15", 64, "bf16", None, [{}], 1.0, 1.5),
-    "redilated": ("SD 1.5 U-Net f32, batch 2, 128x128 latents, re-dilated (4x preset)", "sd15", 128, "f32", "scalecrafter", [PRESET_4], 1.3, 2.0),
+    "unet-f32": ("SD 1.5 U-Net f32, batch 2, 64x64 latents", "sd15", 64, "f32", None, [{}], 1.6, 1.8),
+    "unet-bf16": ("SD 1.5 U-Net bf16, batch 2, 64x64 latents", "sd15", 64, "bf16", None, [{}], 1.45, 1.6),
+    "redilated": ("SD 1.5 U-Net f32, batch 2, 128x128 latents, re-dilated (4x preset)", "sd15", 128, "f32", "scalecrafter", [PRESET_4], 1.6, 1.9),
     "guided": ("guided step with noise-damped guidance, pocket U-Net, 64x64 latents (16x preset)", "pocket", 64, "f32", "scalecrafter",
-               [PRESET_16, PRESET_16_WEAK], 1.6, 2.5),
-    "vae": ("SD 1.5 VAE decode, 512x512", "vae", 64, "f32", None, None, 1.0, 1.5),
-    "inception": ("FID Inception features, 32 images of 299x299", "inception", 299, "f32", None, None, 1.2, 2.0),
+               [PRESET_16, PRESET_16_WEAK], 3.0, 4.0),
+    "vae": ("SD 1.5 VAE decode, 512x512", "vae", 64, "f32", None, None, 1.6, 2.0),
+    "inception": ("FID Inception features, 32 images of 299x299", "inception", 299, "f32", None, None, 1.5, 1.8),
     "unet-128": ("SD 1.5 U-Net f32, batch 2, 128x128 latents", "sd15", 128, "f32", None, [{}], None, None),
     "unet-128-bf16": ("SD 1.5 U-Net bf16, batch 2, 128x128 latents", "sd15", 128, "bf16", None, [{}], None, None),
     "redilated-bf16": ("SD 1.5 U-Net bf16, batch 2, 128x128 latents, re-dilated (4x preset)", "sd15", 128, "bf16", "scalecrafter", [PRESET_4],
                        None, None),
-    "sdxl-bf16": ("SDXL U-Net bf16, batch 2, 64x64 latents", "sdxl", 64, "bf16", None, [{}], None, None),
+    "sdxl-bf16": ("SDXL U-Net bf16, batch 2, 64x64 latents", "sdxl", 64, "bf16", None, [{}], 1.3, 1.5),
 }
 
 
