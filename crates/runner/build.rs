@@ -41,7 +41,8 @@ fn discard_unwinding_tables() {
     let sections = "*(.eh_frame) *(.eh_frame.*) *(.gcc_except_table) *(.gcc_except_table.*)";
     let file = Path::new(&std::env::var_os("OUT_DIR").unwrap_or_default()).join("discard.ld");
     if std::fs::write(&file, format!("SECTIONS {{ /DISCARD/ : {{ {sections} }} }}\nINSERT AFTER .text;\n")).is_ok() {
-        println!("cargo::rustc-link-arg-bins=-Wl,-T,{}", file.display());
+        // Not behind `-Wl,`, where a comma in the path would part it.
+        println!("cargo::rustc-link-arg-bins=-T{}", file.display());
     }
 }
 
