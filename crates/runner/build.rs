@@ -61,7 +61,7 @@ fn links_with_lld() -> bool {
 
 /// The commit that is checked out, if this is a clone and git is there. A repository further up is another project's.
 fn checked_out() -> Option<String> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let root = Path::new(&std::env::var_os("CARGO_MANIFEST_DIR")?).join("../..");
     if !root.join(".git").exists() {
         return None;
     }

@@ -7,14 +7,15 @@ use crate::journey::KeptMaps;
 use crate::site::SiteTable;
 use crate::step::{Region, Step, Windows, Words};
 use crate::text::Embedding;
+use crate::unet::MapSum;
 use candle_core::Tensor;
 use std::collections::HashMap;
 
 /// The maps of the stage that is made, and those of earlier ones by name.
 #[derive(Default)]
 pub(super) struct KeptAttention {
-    /// Sum `(images, pixels, tokens)` and how many were added.
-    sum: Option<(Tensor, usize)>,
+    /// Of each step, `(images, pixels, tokens)`.
+    steps: MapSum,
     /// `(images, tokens, rows, columns)`.
     kept: HashMap<String, Tensor>,
     /// Of the texts that windows were told.
@@ -24,19 +25,15 @@ pub(super) struct KeptAttention {
 impl KeptAttention {
     /// Adds the maps of one step, `(images, pixels, tokens)`.
     pub(super) fn add(&mut self, maps: Tensor) -> Result<()> {
-        self.sum = Some(match self.sum.take() {
-            None => (maps, 1),
-            Some((sum, n)) => ((sum + maps)?, n + 1),
-        });
-        Ok(())
+        self.steps.add(maps)
     }
 
     /// Ends a stage of `latent` (height, width): its mean maps `(images, tokens, rows, columns)`, kept.
     pub(super) fn keep(&mut self, keeps: &KeptMaps, sites: &SiteTable, latent: (usize, usize)) -> Result<Option<Tensor>> {
-        let Some((sum, n)) = self.sum.take() else { return Ok(None) };
+        let Some(mean) = std::mem::take(&mut self.steps).mean()? else { return Ok(None) };
         let (rows, columns) = keeps.sites.first().map_or(latent, |&site| sites.attentions[site].size(latent));
-        let (images, _, tokens) = sum.dims3()?;
-        let maps = (sum / n as f64)?.transpose(1, 2)?.contiguous()?.reshape((images, tokens, rows, columns))?;
+        let (images, _, tokens) = mean.dims3()?;
+        let maps = mean.transpose(1, 2)?.contiguous()?.reshape((images, tokens, rows, columns))?;
         self.kept.insert(keeps.name.clone(), maps.clone());
         Ok(Some(maps))
     }

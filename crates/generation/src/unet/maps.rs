@@ -1,4 +1,5 @@
-//! Maps of cross-attentions on their way from one pass to later ones.
+//! Maps of cross-attentions: on their way from one pass to later ones ([`MapTape`]), and how an image's pixels attend to its prompt
+//! ([`PromptMaps`]).
 
 use crate::error::Result;
 use crate::step::{Conditioning, Maps};
@@ -72,6 +73,58 @@ impl MapTape {
         let Some((map, share)) = &self.lent else { return Ok(found) };
         let other = kernels::mapped_values(&resized(map, found.dims()[1])?, v)?;
         Ok(((found * (1.0 - share))? + (other * *share)?)?)
+    }
+}
+
+/// Maps of one shape, added up as they come.
+#[derive(Debug, Default)]
+pub(crate) struct MapSum(Option<(Tensor, usize)>);
+
+impl MapSum {
+    pub(crate) fn add(&mut self, map: Tensor) -> Result<()> {
+        self.0 = Some(match self.0.take() {
+            None => (map, 1),
+            Some((sum, n)) => ((sum + map)?, n + 1),
+        });
+        Ok(())
+    }
+
+    /// None if none came.
+    pub(crate) fn mean(self) -> Result<Option<Tensor>> {
+        self.0.map(|(sum, n)| Ok((sum / n as f64)?)).transpose()
+    }
+}
+
+/// Cross-attention maps beside chosen self-attentions, `(batch, pixels, tokens)`, on the CPU. All are of one size.
+pub(crate) struct PromptMaps<'a> {
+    /// Indices of the self-attentions.
+    sites: &'a [usize],
+    seen: Mutex<MapSum>,
+}
+
+impl<'a> PromptMaps<'a> {
+    pub(super) fn of(sites: &'a [usize]) -> Self {
+        Self { sites, seen: Mutex::default() }
+    }
+
+    /// Whether nothing is kept.
+    pub(super) fn is_idle(&self) -> bool {
+        self.sites.is_empty()
+    }
+
+    /// Keeps the map of `site`, if it is one that is kept.
+    pub(super) fn see(&self, site: usize, map: impl FnOnce() -> Result<Tensor>) -> Result<()> {
+        if !self.sites.contains(&site) {
+            return Ok(());
+        }
+        let map = map()?;
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner).add(map)
+    }
+
+    /// Rows `from..from + n` of the mean over what was kept.
+    pub(super) fn mean(self, from: usize, n: usize) -> Result<Option<Tensor>> {
+        let mean = self.seen.into_inner().unwrap_or_else(PoisonError::into_inner).mean()?;
+        mean.map(|mean| Ok(mean.narrow(0, from, n)?)).transpose()
     }
 }
 

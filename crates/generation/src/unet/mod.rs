@@ -9,8 +9,8 @@ mod transformer;
 mod windows;
 
 pub(crate) use conv::SiteConv;
-pub(crate) use maps::MapStore;
-use maps::MapTape;
+pub(crate) use maps::{MapStore, MapSum};
+use maps::{MapTape, PromptMaps};
 use resnet::ResnetBlock;
 use temporal::{Adapter, Frames, MotionConfig, TemporalConv, TemporalTransformer};
 use transformer::Transformer;
@@ -272,38 +272,6 @@ pub(crate) struct Context<'a> {
     prompt: &'a PromptMaps<'a>,
 }
 
-/// Cross-attention maps, `(batch, pixels, tokens)`, on the CPU, summed over the sites that are kept.
-pub(crate) struct PromptMaps<'a> {
-    /// Indices of the self-attentions beside them.
-    sites: &'a [usize],
-    sum: Mutex<Option<Tensor>>,
-}
-
-impl<'a> PromptMaps<'a> {
-    fn of(sites: &'a [usize]) -> Self {
-        Self { sites, sum: Mutex::new(None) }
-    }
-
-    /// Adds the map of `site`, if it is one that is kept.
-    pub(crate) fn see(&self, site: usize, map: impl FnOnce() -> Result<Tensor>) -> Result<()> {
-        if self.sites.contains(&site) {
-            let map = map()?;
-            let mut sum = self.sum.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-            *sum = Some(match sum.take() {
-                None => map,
-                Some(sum) => (sum + map)?,
-            });
-        }
-        Ok(())
-    }
-
-    /// Rows `from..from + n` of the mean.
-    fn mean(self, from: usize, n: usize) -> Result<Option<Tensor>> {
-        let sum = self.sum.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
-        sum.map(|sum| Ok((sum.narrow(0, from, n)? / self.sites.len() as f64)?)).transpose()
-    }
-}
-
 /// What a self-attention lends to the same one of another pass.
 #[derive(Debug, Clone)]
 pub(crate) struct Lent {
@@ -392,7 +360,7 @@ impl Context<'_> {
     fn over_pixels(&self, x: &Tensor, layers: impl Fn(&Tensor, &Context<'_>) -> Result<Tensor>) -> Result<Tensor> {
         let batch = x.dim(0)?;
         let at_once = (self.strip * batch / x.elem_count().max(1)).max(1);
-        let is_alone = matches!(self.tape, Tape::Off) && self.maps.is_idle() && self.prompt.sites.is_empty();
+        let is_alone = matches!(self.tape, Tape::Off) && self.maps.is_idle() && self.prompt.is_idle();
         if self.frames == 1 || at_once >= batch || !is_alone {
             return layers(x, self);
         }
