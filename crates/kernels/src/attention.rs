@@ -5,7 +5,7 @@
 //! [`product`](crate::product) makes best: few numbers broadcast against whole panels. That holds for heads of 8 channels as for
 //! those of 512.
 
-use crate::product::{Left, PANEL, Precision, Product, Right};
+use crate::product::{Left, PANEL, Precision, Product, Right, pairs_pay};
 use crate::share::tasks_of;
 use crate::simd::{dispatch, exp2_simd};
 use crate::view::{SharedMut, Unwritten, with_slice};
@@ -54,7 +54,7 @@ thread_local! {
 /// channels as the projections leave them; returns `(batch, n, heads · d)`. Memory beyond the
 /// operands is one tile per thread, whatever `n` and `m` (the running softmax of Milakov and
 /// Gimelshein, 2018). With [`Precision::Bf16`], heads of more than 32 channels round queries, keys, values and
-/// probabilities; smaller ones gain little by it and stay `f32`.
+/// probabilities where the CPU's products of pairs pay; smaller ones gain little by it and stay `f32`.
 ///
 /// ```
 /// use candle_core::Device;
@@ -68,6 +68,12 @@ thread_local! {
 /// # Ok::<(), candle_core::Error>(())
 /// ```
 pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize, scale: f64, precision: Precision) -> Result<Tensor> {
+    let narrow = q.dims().last().is_some_and(|width| *width <= 32 * heads);
+    attention_in(if narrow || !pairs_pay() { Precision::F32 } else { precision }, q, k, v, heads, scale)
+}
+
+/// As [`attention`], in this precision.
+fn attention_in(precision: Precision, q: &Tensor, k: &Tensor, v: &Tensor, heads: usize, scale: f64) -> Result<Tensor> {
     let (batch, n, width) = q.dims3()?;
     let (kb, m, kw) = k.dims3()?;
     if heads == 0 || width % heads != 0 || (kb, kw) != (batch, width) || v.dims() != k.dims() || m == 0 {
@@ -78,7 +84,6 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize, scale: f64, p
         return crate::gpu::attention(q, k, v, heads, scale);
     }
     let d = width / heads;
-    let precision = if d > 32 { precision } else { Precision::F32 };
     // Scores are logarithms to the base of 2.
     let factor = (scale * std::f64::consts::LOG2_E) as f32;
     let context = with_slice(k, |k| with_slice(v, |v| Ok(Context::new(k, v, (batch, m, heads, d), factor, precision))))?;
@@ -583,7 +588,7 @@ mod tests {
         for (n, m, heads, d) in [(130, 513, 1, 40), (64, 77, 3, 160), (49, 1, 2, 64)] {
             let (q, k, v) = (random((2, n, heads * d), 0.7), random((2, m, heads * d), 0.3), random((2, m, heads * d), 0.9));
             let scale = 1.0 / (d as f64).sqrt();
-            let got = attention(&q, &k, &v, heads, scale, Precision::Bf16).unwrap();
+            let got = attention_in(Precision::Bf16, &q, &k, &v, heads, scale).unwrap();
             let want = direct(&q, &k, &v, heads, scale);
             let error = (got - want).unwrap().abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap();
             assert!((1e-5..0.05).contains(&error), "{n} {m} {heads} {d}: {error:e}");

@@ -3,10 +3,10 @@
 //! The input is copied once, as words, with its zeros around it; then each tile of the output gathers
 //! what a few taps see, a part that stays in a second-level cache, and multiplies it, until all taps are
 //! through. A dilation only moves where the gather reads, so a dilated convolution costs what a plain
-//! one costs: the phase images of the algebra are never built. Large `f32` maps under 3×3 kernels take
-//! Winograd's way from there.
+//! one costs: the phase images of the algebra are never built. Large maps under 3×3 kernels take Winograd's
+//! way from there: `f32`, and rounded ones where products of pairs do not pay.
 
-use crate::product::{DEPTH, PANEL, Precision, Product, Right};
+use crate::product::{DEPTH, PANEL, Precision, Product, Right, pairs_pay};
 use crate::share::tasks_of;
 use crate::simd::dispatch;
 use crate::view::{SharedMut, Unwritten, with_optional, with_slice};
@@ -79,6 +79,18 @@ thread_local! {
 ///
 /// Example: [this crate](crate).
 pub fn conv2d(x: &Tensor, weight: &ConvWeight, bias: Option<&Tensor>, geometry: ConvGeometry, activation: Activation) -> Result<Tensor> {
+    convolve(x, weight, bias, geometry, activation, pairs_pay())
+}
+
+/// As [`conv2d`]; `pairs`: whether products of pairs pay.
+fn convolve(
+    x: &Tensor,
+    weight: &ConvWeight,
+    bias: Option<&Tensor>,
+    geometry: ConvGeometry,
+    activation: Activation,
+    pairs: bool,
+) -> Result<Tensor> {
     let (batch, c_in, h, w) = x.dims4()?;
     let (c_out, w_in, kh, kw) = weight.dims;
     let ConvGeometry { stride, padding: (ph, pw), dilation } = geometry;
@@ -100,8 +112,10 @@ pub fn conv2d(x: &Tensor, weight: &ConvWeight, bias: Option<&Tensor>, geometry: 
     if let Some(weight) = &weight.on_gpu {
         return crate::gpu::conv2d(x, weight, bias, geometry, activation, (oh, ow));
     }
-    let channels = weight.precision.words(c_in);
-    let tiled = winograd::pays(weight, geometry, (oh, ow));
+    let tiled = (weight.precision == Precision::F32 || !pairs) && winograd::pays(weight.dims, geometry, (oh, ow));
+    // Transforms are sums of `f32`, whatever the weight was rounded to.
+    let layout = if tiled { Precision::F32 } else { weight.precision };
+    let channels = layout.words(c_in);
     let side = winograd::SIDE * dilation;
     // A line holds every `phases`-th column, then those behind them, and so on: what a tap sees is contiguous.
     let phases = if tiled { side } else { stride };
@@ -131,6 +145,7 @@ pub fn conv2d(x: &Tensor, weight: &ConvWeight, bias: Option<&Tensor>, geometry: 
                         geometry,
                         activation,
                         direct,
+                        layout,
                         images: first..batch.min(first + images),
                         rows: start..oh.min(start + rows),
                         size: (h, w),
@@ -157,6 +172,8 @@ pub(crate) struct Band<'a> {
     pub(crate) activation: Activation,
     /// The input serves as it is: 1×1 kernels in `f32`.
     direct: bool,
+    /// Of the padded input.
+    layout: Precision,
     pub(crate) images: Range<usize>,
     pub(crate) rows: Range<usize>,
     /// Of the input and of the output, (height, width).
@@ -221,8 +238,7 @@ impl Band<'_> {
         let &Self { input, phases, line, plane, size: (h, w), ref images, ref rows, .. } = self;
         let ConvGeometry { stride, padding: (ph, pw), .. } = self.geometry;
         let (_, c_in, ..) = self.weight.dims;
-        let precision = self.weight.precision;
-        let channels = precision.words(c_in);
+        let channels = self.layout.words(c_in);
         let per_word = c_in.div_ceil(channels.max(1));
         let len = images.len() * channels * plane + CHUNK;
         let mut padded = Unwritten::new(len);
@@ -239,9 +255,10 @@ impl Band<'_> {
                 || {
                     for (y, to) in to.chunks_exact_mut(line).enumerate() {
                         let Some(y) = (rows.start * stride + y).checked_sub(ph).filter(|y| *y < h) else { continue };
-                        let write = |to: &mut [u32]| match precision {
-                            Precision::F32 => words::bits(&low[y * w..][..w], to),
-                            Precision::Bf16 => words::joined(&low[y * w..][..w], high.get(y * w..(y + 1) * w).unwrap_or(&[]), to),
+                        let write = |to: &mut [u32]| match (self.layout, self.weight.precision) {
+                            (Precision::F32, Precision::F32) => words::bits(&low[y * w..][..w], to),
+                            (Precision::F32, Precision::Bf16) => words::rounded(&low[y * w..][..w], to),
+                            (Precision::Bf16, _) => words::joined(&low[y * w..][..w], high.get(y * w..(y + 1) * w).unwrap_or(&[]), to),
                         };
                         if phases == 1 {
                             write(&mut to[pw..][..w]);
@@ -276,7 +293,7 @@ impl Band<'_> {
         let (depth, width) = (self.weight.row(), pixels.len());
         let segments = self.segments(pixels.clone());
         let shifts = self.shifts();
-        let image_words = self.weight.precision.words(self.weight.dims.1) * self.plane;
+        let image_words = self.layout.words(self.weight.dims.1) * self.plane;
         let source = &padded[image * image_words..];
         scratch.columns.resize(PANELS * PANEL_STRIDE, 0);
         let size = channels.len() * width;
@@ -522,14 +539,16 @@ mod tests {
     #[test]
     fn bf16_rounds_the_operands_alone() {
         let rounded = |t: &Tensor| t.to_dtype(candle_core::DType::BF16).unwrap().to_dtype(candle_core::DType::F32).unwrap();
-        for (c_in, c_out, size, stride, dilation) in [(3, 5, (9, 14), 1, 1), (64, 200, (16, 16), 1, 2), (33, 7, (40, 31), 2, 1)] {
+        let cases = [(3, 5, (9, 14), 1, 1), (64, 200, (16, 16), 1, 2), (33, 7, (40, 31), 2, 1), (33, 40, (45, 49), 1, 2)];
+        for ((c_in, c_out, size, stride, dilation), pairs) in cases.into_iter().flat_map(|case| [(case, true), (case, false)]) {
             let (x, k) = (ramp(&[2, c_in, size.0, size.1], 0.37), ramp(&[c_out, c_in, 3, 3], 0.71));
             let g = ConvGeometry { stride, padding: (dilation, dilation), dilation };
             let weight = ConvWeight::new(&k, Precision::Bf16).unwrap();
             let back = (weight.tensor().unwrap() - rounded(&k)).unwrap().abs().unwrap().max_all().unwrap();
             assert_eq!(back.to_scalar::<f32>().unwrap(), 0.0);
             let b = ramp(&[2, c_out], 1.3);
-            let got: Vec<f32> = conv2d(&x, &weight, Some(&b), g, Activation::Identity).unwrap().flatten_all().unwrap().to_vec1().unwrap();
+            let got = convolve(&x, &weight, Some(&b), g, Activation::Identity, pairs).unwrap();
+            let got: Vec<f32> = got.flatten_all().unwrap().to_vec1().unwrap();
             let zeros = Tensor::zeros(c_out, candle_core::DType::F32, &Device::Cpu).unwrap();
             let want = direct(&rounded(&x), &rounded(&k), &zeros, g);
             let bias: Vec<f32> = b.flatten_all().unwrap().to_vec1().unwrap();
@@ -548,7 +567,7 @@ mod tests {
             let g = ConvGeometry { stride: 1, padding: (padding, padding), dilation };
             let weight = ConvWeight::new(&k, Precision::F32).unwrap();
             let y = conv2d(&x, &weight, Some(&b), g, Activation::Identity).unwrap();
-            assert!(winograd::pays(&weight, g, (y.dims()[2], y.dims()[3])));
+            assert!(winograd::pays(weight.dims, g, (y.dims()[2], y.dims()[3])));
             let got: Vec<f32> = y.flatten_all().unwrap().to_vec1().unwrap();
             let want = direct(&x, &k, &b, g);
             let rms = (want.iter().map(|w| w * w).sum::<f64>() / want.len() as f64).sqrt();

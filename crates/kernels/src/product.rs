@@ -3,6 +3,15 @@
 //! A word is an `f32`, or two `bf16` numbers that are neighbours in the summed dimension. Both kinds
 //! move through caches and registers alike; only the innermost instruction differs, a fused
 //! multiply-add or a `bf16` dot product (`vdpbf16ps`) that does twice the work. Sums are `f32`.
+//!
+//! Not every CPU that has the dot product is quick at it ([`pairs_pay`]). Where it does not pay, words of pairs
+//! are taken apart, a part that stays in the caches at a time, and multiplied as `f32`: the operands are rounded all the same.
+
+use crate::simd::dispatch;
+use crate::words;
+use std::cell::RefCell;
+#[cfg(target_arch = "x86_64")]
+use std::sync::LazyLock;
 
 /// What operands of products are rounded to; everything else stays `f32`.
 ///
@@ -71,15 +80,61 @@ impl Product {
     /// The operands must hold `(m, depth)` and `(depth, n)` words, the last panel in full; `out` must be
     /// writable for `(m, n)`, initialised if `accumulate`, and disjoint from the operands.
     pub(crate) unsafe fn run(self, precision: Precision) {
-        #[cfg(target_arch = "x86_64")]
-        if precision == Precision::Bf16 && avx512_bf16::available() {
-            // SAFETY: the CPU has the instructions; the rest is the caller's promise.
-            return unsafe { avx512_bf16::run(self) };
-        }
-        let arch = pulp::Arch::new();
         match precision {
-            Precision::F32 => arch.dispatch(Portable::<false>(self)),
-            Precision::Bf16 => arch.dispatch(Portable::<true>(self)),
+            Precision::F32 => pulp::Arch::new().dispatch(MultiplyAdd(self)),
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: the CPU has the instructions; the rest is the caller's promise.
+            Precision::Bf16 if pairs_pay() => unsafe { avx512_bf16::run(self) },
+            // SAFETY: the caller's promise.
+            Precision::Bf16 => APART.with_borrow_mut(|scratch| unsafe { self.apart(scratch) }),
+        }
+    }
+
+    /// As [`run`](Self::run), of words of pairs, by products of `f32`.
+    ///
+    /// # Safety
+    /// As there.
+    unsafe fn apart(self, Apart { left, right }: &mut Apart) {
+        const WORDS: usize = DEPTH / 2;
+        right.resize(DEPTH * PANEL, 0);
+        left.resize(self.m * DEPTH, 0);
+        for start in (0..self.depth).step_by(WORDS) {
+            let words = WORDS.min(self.depth - start);
+            dispatch(
+                #[inline(always)]
+                || {
+                    for i in 0..self.m {
+                        // SAFETY: the caller's promise.
+                        let row = unsafe { std::slice::from_raw_parts(self.left.ptr.add(i * self.left.row + start), words) };
+                        part(row, &mut left[i * DEPTH..][..2 * words]);
+                    }
+                },
+            );
+            for j in (0..self.n).step_by(PANEL) {
+                dispatch(
+                    #[inline(always)]
+                    || {
+                        // SAFETY: as above.
+                        let panel = unsafe {
+                            let first = self.right.ptr.add(j / PANEL * self.right.panel + start * PANEL);
+                            std::slice::from_raw_parts(first, words * PANEL)
+                        };
+                        part(panel, &mut right[..2 * words * PANEL]);
+                    },
+                );
+                let product = Product {
+                    n: PANEL.min(self.n - j),
+                    depth: 2 * words,
+                    left: Left { ptr: left.as_ptr(), row: DEPTH },
+                    right: Right { ptr: right.as_ptr(), panel: DEPTH * PANEL },
+                    // SAFETY: column `j` is one of the output's.
+                    out: unsafe { self.out.add(j) },
+                    accumulate: self.accumulate || start > 0,
+                    ..self
+                };
+                // SAFETY: the buffers hold what the product names; the output is the caller's promise.
+                unsafe { product.run(Precision::F32) };
+            }
         }
     }
 
@@ -121,6 +176,43 @@ impl Product {
             }
         }
     }
+}
+
+/// Operands of products of pairs, in `f32`.
+#[derive(Default)]
+struct Apart {
+    /// `(m, DEPTH)`
+    left: Vec<u32>,
+    /// `(DEPTH, PANEL)`
+    right: Vec<u32>,
+}
+
+thread_local! {
+    static APART: RefCell<Apart> = RefCell::default();
+}
+
+/// The first numbers of all words, then the second ones: the order in which they are summed is as good as any.
+#[inline(always)]
+fn part(from: &[u32], to: &mut [u32]) {
+    let n = from.len();
+    let (first, second) = to.split_at_mut(n);
+    let second = &mut second[..n];
+    for i in 0..n {
+        let [low, high] = words::apart(from[i]);
+        (first[i], second[i]) = (low.to_bits(), high.to_bits());
+    }
+}
+
+/// Whether products of pairs of `bf16` numbers are made as such, twice as fast as those of `f32`. Intel's cores start a
+/// 512-bit dot product every other cycle, two of the multiply-adds every cycle: there `f32` is twice as fast.
+pub(crate) fn pairs_pay() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    {
+        static PAY: LazyLock<bool> = LazyLock::new(|| avx512_bf16::available() && !avx512_bf16::by_intel());
+        *PAY
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    false
 }
 
 /// The instructions of one register tile.
@@ -204,6 +296,11 @@ mod avx512_bf16 {
         is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bf16")
     }
 
+    pub(super) fn by_intel() -> bool {
+        let vendor = std::arch::x86_64::__cpuid(0);
+        [vendor.ebx, vendor.edx, vendor.ecx].map(u32::to_le_bytes).as_flattened() == b"GenuineIntel"
+    }
+
     /// # Safety
     /// As [`Product::run`], on a CPU where [`available`].
     #[target_feature(enable = "avx512f,avx512bf16")]
@@ -256,28 +353,27 @@ mod avx512_bf16 {
     }
 }
 
-/// Fused multiply-adds of whatever vectors the CPU has. A pair of `bf16` numbers is taken apart first: a
-/// `bf16` is the upper half of an `f32`.
-struct Portable<const PAIRS: bool>(Product);
+/// Fused multiply-adds of whatever vectors the CPU has.
+struct MultiplyAdd(Product);
 
-impl<const PAIRS: bool> pulp::WithSimd for Portable<PAIRS> {
+impl pulp::WithSimd for MultiplyAdd {
     type Output = ();
 
     #[inline(always)]
     fn with_simd<S: pulp::Simd>(self, simd: S) {
         // SAFETY: `Product::run`'s caller made the promise.
-        unsafe { self.0.tiles(Fma::<S, PAIRS>(simd)) }
+        unsafe { self.0.tiles(Fma(simd)) }
     }
 }
 
 #[derive(Clone, Copy)]
-struct Fma<S, const PAIRS: bool>(S);
+struct Fma<S>(S);
 
-impl<S: pulp::Simd, const PAIRS: bool> Kernel for Fma<S, PAIRS> {
+impl<S: pulp::Simd> Kernel for Fma<S> {
     type Vector = S::f32s;
     const LANES: usize = size_of::<S::f32s>() / size_of::<f32>();
     // AVX2 has 16 registers, AVX-512 and NEON 32.
-    const VECTORS: usize = if PAIRS || Self::LANES == 8 { 2 } else { 4 };
+    const VECTORS: usize = if Self::LANES == 8 { 2 } else { 4 };
 
     #[inline(always)]
     fn zero(self) -> S::f32s {
@@ -303,15 +399,7 @@ impl<S: pulp::Simd, const PAIRS: bool> Kernel for Fma<S, PAIRS> {
 
     #[inline(always)]
     fn dot(self, word: u32, b: S::f32s, acc: S::f32s) -> S::f32s {
-        let simd = self.0;
-        if !PAIRS {
-            return simd.mul_add_f32s(simd.splat_f32s(f32::from_bits(word)), b, acc);
-        }
-        let words = simd.transmute_u32s_f32s(b);
-        let low = simd.transmute_f32s_u32s(simd.wrapping_dyn_shl_u32s(words, simd.splat_u32s(16)));
-        let high = simd.transmute_f32s_u32s(simd.and_u32s(words, simd.splat_u32s(0xffff_0000)));
-        let acc = simd.mul_add_f32s(simd.splat_f32s(f32::from_bits(word << 16)), low, acc);
-        simd.mul_add_f32s(simd.splat_f32s(f32::from_bits(word & 0xffff_0000)), high, acc)
+        self.0.mul_add_f32s(self.0.splat_f32s(f32::from_bits(word)), b, acc)
     }
 }
 
@@ -353,16 +441,17 @@ mod tests {
                     unsafe {
                         match (kernel, precision) {
                             ("chosen", _) => product.run(precision),
-                            ("scalar", Precision::F32) => product.tiles(Fma::<_, false>(pulp::Scalar)),
-                            ("scalar", Precision::Bf16) => product.tiles(Fma::<_, true>(pulp::Scalar)),
-                            // What machines without `bf16` run, on this one's vectors.
-                            (_, Precision::F32) => pulp::Arch::new().dispatch(Portable::<false>(product)),
-                            (_, Precision::Bf16) => pulp::Arch::new().dispatch(Portable::<true>(product)),
+                            ("scalar", Precision::F32) => product.tiles(Fma(pulp::Scalar)),
+                            #[cfg(target_arch = "x86_64")]
+                            ("pairs", Precision::Bf16) if avx512_bf16::available() => avx512_bf16::run(product),
+                            // What machines run whose dot products do not pay.
+                            ("apart", Precision::Bf16) => product.apart(&mut Apart::default()),
+                            _ => product.run(precision),
                         }
                     }
                     out
                 };
-                for (accumulate, kernel) in [false, true].into_iter().flat_map(|a| ["chosen", "scalar", "portable"].map(|k| (a, k))) {
+                for (accumulate, kernel) in [false, true].into_iter().flat_map(|a| ["chosen", "scalar", "pairs", "apart"].map(|k| (a, k))) {
                     let out = run(accumulate, kernel);
                     for i in 0..m {
                         for j in 0..n {

@@ -80,14 +80,11 @@ impl ConvWeight {
         }
         let (taps, row) = (kh * kw, self.row());
         let mut values = Vec::with_capacity(c_out * c_in * taps);
-        for words in self.words.chunks_exact(row) {
+        for kernels in self.words.chunks_exact(row) {
             for c in 0..c_in {
                 values.extend((0..taps).map(|t| match self.precision {
-                    Precision::F32 => f32::from_bits(words[c * taps + t]),
-                    Precision::Bf16 => {
-                        let word = words[c / 2 * taps + t];
-                        f32::from_bits(if c % 2 == 0 { word << 16 } else { word & 0xffff_0000 })
-                    }
+                    Precision::F32 => f32::from_bits(kernels[c * taps + t]),
+                    Precision::Bf16 => words::apart(kernels[c / 2 * taps + t])[c % 2],
                 }));
             }
         }

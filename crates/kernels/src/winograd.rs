@@ -12,6 +12,7 @@ use crate::product::{Left, PANEL, Precision, Product, Right};
 use crate::simd::dispatch;
 use crate::view::{SharedMut, Unwritten};
 use crate::weight::ConvWeight;
+use crate::words;
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 use std::cell::RefCell;
@@ -54,12 +55,10 @@ thread_local! {
 }
 
 /// Whether a convolution goes this way to an output of this size.
-pub(crate) fn pays(weight: &ConvWeight, geometry: ConvGeometry, (oh, ow): (usize, usize)) -> bool {
-    let (c_out, c_in, kh, kw) = weight.dims;
+pub(crate) fn pays((c_out, c_in, kh, kw): (usize, usize, usize, usize), geometry: ConvGeometry, (oh, ow): (usize, usize)) -> bool {
     // Tiles that reach over the edge cost what whole ones cost.
     let tiles = |n: usize| (0..geometry.dilation).map(|p| tiles_of(n, p, geometry.dilation)).sum::<usize>();
-    weight.precision == Precision::F32
-        && (kh, kw, geometry.stride) == (3, 3, 1)
+    (kh, kw, geometry.stride) == (3, 3, 1)
         && c_in >= 16
         && c_out >= 16
         && oh * ow >= LEAST_OUTPUTS
@@ -79,17 +78,22 @@ fn transform_weight(weight: &ConvWeight, outputs: Range<usize>) -> Vec<f32> {
     let mut transformed = Unwritten::<f32>::new(len);
     let to = transformed.shared();
     (0..n).into_par_iter().for_each(|c| {
-        let taps = weight.kernels(outputs.start + c);
+        let kernels = weight.kernels(outputs.start + c);
         dispatch(
             #[inline(always)]
             || {
                 for block in 0..blocks {
                     // Channels that there are not are zeros.
                     let mut g = [[0f32; DEPTH]; 9];
-                    let some = &taps[block * DEPTH * 9..taps.len().min((block + 1) * DEPTH * 9)];
+                    let words = weight.precision.words(DEPTH) * 9;
+                    let some = &kernels[block * words..kernels.len().min((block + 1) * words)];
                     for i in 0..some.len() / 9 {
                         for t in 0..9 {
-                            g[t][i] = f32::from_bits(some[9 * i + t]);
+                            let word = some[9 * i + t];
+                            match weight.precision {
+                                Precision::F32 => g[t][i] = f32::from_bits(word),
+                                Precision::Bf16 => [g[t][2 * i], g[t][2 * i + 1]] = words::apart(word),
+                            }
                         }
                     }
                     let mut columns = [[[0f32; DEPTH]; REACH]; 3];

@@ -17,6 +17,12 @@ pub(crate) fn pair(low: f32, high: f32) -> u32 {
     u32::from(bf16(low)) | u32::from(bf16(high)) << 16
 }
 
+/// The numbers of one word, those of [`pair`].
+#[inline(always)]
+pub(crate) fn apart(word: u32) -> [f32; 2] {
+    [f32::from_bits(word << 16), f32::from_bits(word & 0xffff_0000)]
+}
+
 // Index loops below: the closures of iterator chains are functions of their own, which need not be compiled along
 // with the wide instructions of `dispatch`.
 
@@ -58,6 +64,15 @@ pub(crate) fn bits(from: &[f32], to: &mut [u32]) {
     }
 }
 
+/// The bits of the nearest `bf16` to each number of `from`, as an `f32`.
+#[inline(always)]
+pub(crate) fn rounded(from: &[f32], to: &mut [u32]) {
+    let to = &mut to[..from.len()];
+    for i in 0..from.len() {
+        to[i] = u32::from(bf16(from[i])) << 16;
+    }
+}
+
 /// Rows of `from` `(rows, k)` as words `(rows, words of k)`, for a left operand.
 pub(crate) fn rows(from: &[f32], k: usize, precision: Precision, to: &mut [u32]) {
     dispatch(
@@ -96,5 +111,6 @@ mod tests {
         assert!(value(bf16(f32::NAN)).is_nan() && value(bf16(f32::from_bits(0x7f80_0001))).is_nan());
         assert_eq!(value(bf16(f32::INFINITY)), f32::INFINITY);
         assert_eq!((pair(1.0, -2.0), pair(0.0, 0.0)), (0xc000_3f80, 0));
+        assert_eq!(apart(pair(1.0, -2.0)), [1.0, -2.0]);
     }
 }
