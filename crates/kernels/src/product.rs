@@ -97,7 +97,9 @@ impl Product {
     unsafe fn apart(self, Apart { left, right }: &mut Apart) {
         const WORDS: usize = DEPTH / 2;
         right.resize(DEPTH * PANEL, 0);
-        left.resize(self.m * DEPTH, 0);
+        if left.len() < self.m * DEPTH {
+            left.resize(self.m * DEPTH, 0);
+        }
         for start in (0..self.depth).step_by(WORDS) {
             let words = WORDS.min(self.depth - start);
             dispatch(
